@@ -1,0 +1,1 @@
+"""Discrete Conservative Q-Learning and Behaviour Cloning by hand, beside their exact solutions."""

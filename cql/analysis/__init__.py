@@ -1,0 +1,1 @@
+"""What a run is worth: rollouts and exact evaluation, audit, statistics, pictures."""

@@ -1,0 +1,216 @@
+"""What the policies of a run are worth: seeded rollouts through Gymnasium, the exact expectation, support in the data."""
+
+import gymnasium
+import numpy as np
+
+import envs
+from cql.collect import environment_of
+from cql.dataset import OfflineDataset
+from cql.diagnostics import greedy_policies, state_inputs
+from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation
+from cql.policy import Policy
+from cql.population import Member, all_members
+from cql.runs import RunFolder
+
+DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000
+
+
+def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAULT_SEED) -> dict:
+    """Evaluates every member of a run and the two references; the result is the content of ``evaluation.json``.
+
+    Args:
+        episodes: rollouts of each member; rollout i starts from environment seed ``seed + i`` for every member.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+        ConfigError: the data set names an environment that cannot be made.
+    """
+    config = run.config()
+    datasets = dict(zip(config.data_seeds, run.datasets(config)))
+    environment = environment_of(datasets[config.data_seed])
+    members = all_members(config)
+    policies = [Policy.load(run.policy_path(member.name)) for member in members]
+    model = exact_model(environment)
+    rollouts = Rollouts(environment, episodes, seed) if environment is not None else None
+    support = {seed: Support(dataset) for seed, dataset in datasets.items()}
+    exact = _exact_members(model, environment, policies, config.gamma)
+    entries = []
+    for member, policy, known in zip(members, policies, exact):
+        data = support[member.data_seed]
+        rollout = None
+        if rollouts is not None:
+            rollout = rollouts.judge(policy, data)
+        entries.append({**vars(member), "rollout": rollout,
+                        "action_mismatch_rate": data.mismatch_rate(policy),
+                        "exact": known, "value_estimate": _value_estimate(policy, datasets[member.data_seed])})
+    return {"environment": datasets[config.data_seed].metadata.get("environment"),
+            "rollout_episodes": episodes, "rollout_seed": seed,
+            "references": _references(model, environment, config), "members": entries}
+
+
+def exact_model(environment: gymnasium.Env | None) -> TabularMDP | None:
+    """The environment's transition table, where it has one."""
+    if environment is None or not hasattr(environment.unwrapped, "P"):
+        return None
+    return TabularMDP.from_env(environment)
+
+
+class Support:
+    """Which actions a data set holds in which state, and how often."""
+
+    def __init__(self, dataset: OfflineDataset):
+        self.dataset = dataset
+        self.observations, self.rows = np.unique(dataset.observations, axis=0, return_inverse=True)
+        self.rows = self.rows.reshape(-1)
+        self.counts = np.zeros((len(self.observations), dataset.num_actions), dtype=np.int64)
+        np.add.at(self.counts, (self.rows, dataset.actions), 1)
+        self._row_of = {observation.tobytes(): row for row, observation in enumerate(self.observations)}
+
+    def mismatch_rate(self, policy: Policy) -> float:
+        """Over the transitions of the data: how often the greedy action differs from the logged one."""
+        greedy = policy.act(self.observations)[self.rows]
+        return float((greedy != self.dataset.actions).mean())
+
+    def supported(self, observation, action: int) -> bool:
+        """Whether the data hold this action in this state; a state the data never visit supports none."""
+        row = self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
+        return row is not None and self.counts[row, action] > 0
+
+
+class Rollouts:
+    """Seeded episodes of greedy policies; policies that act alike everywhere are rolled out once."""
+
+    def __init__(self, environment: gymnasium.Env, episodes: int, seed: int):
+        self.environment, self.episodes, self.seed = environment, episodes, seed
+        finite = hasattr(environment.unwrapped, "P")
+        self.inputs = state_inputs(environment).numpy() if finite else None
+        self._known = {}
+
+    def judge(self, policy: Policy, support: Support) -> dict:
+        """The ``rollout`` entry of one member."""
+        if self.inputs is None:
+            visited, returns, ends = self._roll(policy.act)
+        else:
+            actions = policy.act(self.inputs)
+            key = actions.tobytes()
+            if key not in self._known:
+                table = {observation.tobytes(): int(action) for observation, action in zip(self.inputs, actions)}
+                dtype = self.inputs.dtype
+                self._known[key] = self._roll(lambda seen: table[np.asarray(seen, dtype=dtype).tobytes()])
+            visited, returns, ends = self._known[key]
+        unsupported = sum(not support.supported(observation, action) for observation, action in visited)
+        return {"episodes": self.episodes, "return_mean": float(returns.mean()),
+                "return_std": float(returns.std(ddof=1)) if self.episodes > 1 else None,
+                "hazard_rate": ends["hazard"] / self.episodes if "hazard" in ends else None,
+                "goal_rate": ends["goal"] / self.episodes if "goal" in ends else None,
+                "action_mismatch_rate": support.mismatch_rate(policy),
+                "unsupported_action_rate": unsupported / len(visited)}
+
+    def _roll(self, act):
+        """All (observation, action) met, returns ``[episodes]``, and how many episodes ended where (if that is known)."""
+        grid = self.environment.unwrapped
+        masks = {name: getattr(grid, name + "s") for name in ("hazard", "goal") if hasattr(grid, name + "s")}
+        visited, returns, ends = [], np.zeros(self.episodes), dict.fromkeys(masks, 0)
+        for episode in range(self.episodes):
+            observation, _ = self.environment.reset(seed=self.seed + episode)
+            done = False
+            while not done:
+                action = act(observation)
+                visited.append((observation, action))
+                observation, reward, terminated, truncated, _ = self.environment.step(action)
+                returns[episode] += reward
+                done = terminated or truncated
+            for name, mask in masks.items():
+                ends[name] += int(mask[grid.state])
+        return visited, returns, ends
+
+
+def _exact_members(model, environment, policies: list[Policy], gamma: float) -> list[dict | None]:
+    if model is None or not policies:
+        return [None] * len(policies)
+    inputs = state_inputs(environment).numpy()
+    tables = greedy_policies(np.stack([policy.act(inputs) for policy in policies]), model.num_actions)  # [N, S, A]
+    result = evaluate_policies(model, tables, horizon=environment.spec.max_episode_steps)
+    values = _start_value(model, tables, gamma)
+    return [_exact_entry(result, n) | {"discounted_value": values[n]} for n in range(len(policies))]
+
+
+def _start_value(model: TabularMDP, tables: np.ndarray, gamma: float) -> list[float | None]:
+    """True infinite-horizon discounted value at the start, ``[N]``; None at gamma 1 where an episode may never end."""
+    start = np.zeros(model.num_states)
+    if isinstance(model.start, int):
+        start[model.start] = 1.0
+    else:
+        start = model.start
+    try:
+        values, _ = policy_evaluation(model, tables, gamma)
+    except ValueError:
+        if gamma < 1:
+            raise
+        return [None] * len(tables)
+    return (values @ start).tolist()
+
+
+def _exact_entry(result, n: int) -> dict:
+    return {"return": float(result.returns[n]),
+            "hazard_probability": None if result.hazard_probability is None else float(result.hazard_probability[n]),
+            "goal_probability": None if result.goal_probability is None else float(result.goal_probability[n])}
+
+
+def _references(model, environment, config) -> dict:
+    """Exact worth of the optimal policy over the episode, and of the behaviour policy with its own probabilities."""
+    if model is None:
+        return {"optimal": {"exact": None}, "behavior": {"exact": None}}
+    horizon = environment.spec.max_episode_steps
+    optimal = backward_induction(model, horizon).evaluation
+    behavior = None
+    if isinstance(environment.unwrapped, envs.SafetyCriticalGridWorld) and config.dataset is None:
+        policy = envs.safe_behavior_policy(environment, config.epsilon)
+        behavior = _exact_entry(evaluate_policies(model, policy[None], horizon=horizon), 0)
+    return {"optimal": {"exact": {"return": optimal.returns, "hazard_probability": optimal.hazard_probability,
+                                  "goal_probability": optimal.goal_probability}},
+            "behavior": {"exact": behavior}}
+
+
+def _value_estimate(policy: Policy, dataset: OfflineDataset) -> float | None:
+    """``max_a Q(s0, a)``, averaged over the first observations of the data's episodes; None for BC."""
+    if policy.algorithm == "bc":
+        return None
+    first = dataset.observations[np.flatnonzero(np.diff(dataset.episode_ids, prepend=dataset.episode_ids[0] - 1))]
+    return float(policy.q_values(first).max(-1).mean(dtype=np.float64))
+
+
+def table(evaluation: dict) -> str:
+    """The evaluation as text: a row a member, exact beside rollout, references below."""
+    has_exact = evaluation["references"]["optimal"]["exact"] is not None
+    columns = ["policy", "alpha", "seed", "data", "return", "hazard", "goal", "true V", "V estimate", "rollout return",
+               "hazard", "goal", "mismatch", "unsupported"]
+    rows = []
+    for entry in evaluation["members"]:
+        exact, rollout = entry["exact"] or {}, entry["rollout"] or {}
+        spread = rollout.get("return_std")
+        rows.append([entry["algorithm"].upper(), _number(entry["alpha"], "g"), str(entry["seed"]), str(entry["data_seed"]),
+                     _number(exact.get("return"), ".2f"), _number(exact.get("hazard_probability"), ".3f"),
+                     _number(exact.get("goal_probability"), ".3f"), _number(exact.get("discounted_value"), ".2f"),
+                     _number(entry["value_estimate"], ".2f"),
+                     _number(rollout.get("return_mean"), ".2f") + (f" ± {spread:.1f}" if spread is not None else ""),
+                     _number(rollout.get("hazard_rate"), ".3f"), _number(rollout.get("goal_rate"), ".3f"),
+                     _number(entry["action_mismatch_rate"], ".3f"), _number(rollout.get("unsupported_action_rate"), ".3f")])
+    for name, reference in evaluation["references"].items():
+        exact = reference["exact"]
+        if exact is not None:
+            rows.append([name, "", "", "", _number(exact["return"], ".2f"), _number(exact["hazard_probability"], ".3f"),
+                         _number(exact["goal_probability"], ".3f"), *[""] * 7])
+    widths = [max(len(row[n]) for row in [columns, *rows]) for n in range(len(columns))]
+    lines = ["  ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths)))
+             for row in [columns, *rows]]
+    left = sum(widths[:4]) + 2 * 4
+    heading = " " * left + "exact".ljust(sum(widths[4:8]) + 2 * 4) + " " * (widths[8] + 2) + (
+        f"rollouts ({evaluation['rollout_episodes']} episodes)" if any(e["rollout"] for e in evaluation["members"]) else "")
+    notes = [] if has_exact else ["No environment with a known model: nothing exact can be said, and without an environment "
+                                  "no rollouts either."]
+    return "\n".join([heading.rstrip(), *(line.rstrip() for line in lines), *notes])
+
+
+def _number(value, form: str) -> str:
+    return "–" if value is None else format(value, form)

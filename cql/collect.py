@@ -1,0 +1,212 @@
+"""Environments from settings, and a policy rolled in one to make the data set."""
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+import envs
+from cql.config import Config, ConfigError
+from cql.dataset import DatasetError, OfflineDataset
+
+DEFAULT_MAX_EPISODE_STEPS = 80
+WIDEST_DEFAULT_MAP = 20  # columns that 80 steps are meant for
+MAX_MAP_FILE = 1_000_000  # bytes
+
+
+def environment_spec(config: Config) -> dict:
+    """What ``make_environment`` needs, as JSON: ``{"id", "arguments", "max_episode_steps"}``.
+
+    Raises:
+        ConfigError: unknown map, unreadable map file, or a wide map without --max-episode-steps.
+    """
+    arguments = {}
+    steps = config.max_episode_steps or DEFAULT_MAX_EPISODE_STEPS
+    if config.env.rpartition(":")[2] == envs.ENV_ID:
+        desc = _map_rows(config.map)
+        if max(map(len, desc), default=0) > WIDEST_DEFAULT_MAP and config.max_episode_steps is None:
+            raise ConfigError(f"a map of {max(map(len, desc))} columns needs --max-episode-steps: "
+                              f"{DEFAULT_MAX_EPISODE_STEPS} may not cross it.")
+        arguments = {"desc": list(desc), "slip_probability": config.slip, "observation": config.observation}
+        if config.map in envs.MAPS:
+            arguments["map_name"] = config.map
+    return {"id": config.env, "arguments": arguments, "max_episode_steps": steps}
+
+
+def make_environment(spec: dict) -> gymnasium.Env:
+    """The environment of a spec. Raises ConfigError, one sentence, if Gymnasium or the map refuses it."""
+    try:
+        return gymnasium.make(spec["id"], max_episode_steps=spec["max_episode_steps"], disable_env_checker=True,
+                              **spec["arguments"])
+    except (ValueError, TypeError, KeyError, ImportError, gymnasium.error.Error) as error:
+        raise ConfigError(f"the environment {spec.get('id')} cannot be made: {str(error).splitlines()[0]}") from None
+
+
+def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
+    """The environment that a data set names in its metadata; None if it names none.
+
+    Raises:
+        ConfigError: it names one that cannot be made, or whose spaces are not the data set's.
+    """
+    spec = dataset.metadata.get("environment")
+    if spec is None:
+        return None
+    if not isinstance(spec, dict) or not {"id", "arguments", "max_episode_steps"} <= spec.keys() or not isinstance(
+            spec["arguments"], dict) or not isinstance(spec["id"], str):
+        raise ConfigError("the data set's metadata name an environment in no known form.")
+    environment = make_environment(spec)
+    space = environment.observation_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        fits = dataset.discrete and dataset.num_states == space.n
+    else:
+        fits = not dataset.discrete and space.shape == dataset.observations.shape[1:]
+    if not fits or not isinstance(environment.action_space, gymnasium.spaces.Discrete) or (
+            environment.action_space.n != dataset.num_actions):
+        raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: {space} and "
+                          f"{environment.action_space} there.")
+    return environment
+
+
+def _map_rows(name: str) -> tuple[str, ...]:
+    if name in envs.MAPS:
+        return envs.MAPS[name]
+    if name.startswith("random:"):
+        try:
+            size, _, seed = name.removeprefix("random:").partition(":")
+            return tuple(envs.generate_random_map(int(size), seed=int(seed or 0)))
+        except ValueError as error:
+            raise ConfigError(f"--map {name} is not random:SIZE[:SEED] ({error}).") from None
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"--map {name} is neither a known map ({', '.join(envs.MAPS)}), random:SIZE[:SEED], nor a file.")
+    try:
+        if path.stat().st_size > MAX_MAP_FILE:
+            raise ConfigError(f"--map {name} is larger than {MAX_MAP_FILE} bytes.")
+        return tuple(line.strip() for line in path.read_text("ascii").split("\n") if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--map {name} cannot be read as text ({error}).") from None
+
+
+def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
+    """The data sets of a run: generated, one per data seed, or the one of ``--dataset``.
+
+    Args:
+        given: the settings the user named (``cql.config.given``): they must not contradict what a data set says of itself.
+    """
+    if config.dataset is None:
+        environment = make_environment(environment_spec(config))
+        return [generate_offline_episodes(environment, config.episodes, config.epsilon, seed) for seed in config.data_seeds]
+    for name in ("episodes", "epsilon"):
+        if name in given:
+            raise ConfigError(f"--{name} says how to generate data: it does not go with --dataset.")
+    dataset = OfflineDataset.load(config.dataset)
+    named = dataset.metadata.get("environment")
+    if named is None:
+        if given.keys() & {"env", "map", "slip", "observation", "max_episode_steps"}:
+            return [replace(dataset, metadata={**dataset.metadata, "environment": environment_spec(config)})]
+        return [dataset]
+    _refuse_contradictions(named, environment_spec(config), given)
+    return [dataset]
+
+
+def _refuse_contradictions(named: dict, asked: dict, given: dict) -> None:
+    if not isinstance(named, dict) or not isinstance(named.get("arguments"), dict):
+        raise DatasetError("the data set's metadata name an environment in no known form.")
+    for flag, mine, theirs in (
+            ("env", asked["id"], named.get("id")),
+            ("map", asked["arguments"].get("desc"), named["arguments"].get("desc")),
+            ("slip", asked["arguments"].get("slip_probability"), named["arguments"].get("slip_probability")),
+            ("observation", asked["arguments"].get("observation"), named["arguments"].get("observation")),
+            ("max_episode_steps", asked["max_episode_steps"], named.get("max_episode_steps"))):
+        if flag in given and mine != theirs:
+            raise ConfigError(f"--{flag.replace('_', '-')} contradicts the data set, which was made with "
+                              f"{'another map' if flag == 'map' else theirs}.")
+
+
+def generate_offline_episodes(env: gymnasium.Env, n_episodes: int = 500, epsilon: float = 0.22,
+                              seed: int = 42) -> OfflineDataset:
+    """Rolls ``envs.safe_behavior_policy`` for whole episodes and logs every step with its exact propensity.
+
+    Args:
+        env: a SafetyCriticalGridWorld with a step limit, as ``gymnasium.make`` gives it.
+        n_episodes: at least 1.
+        epsilon: the behaviour policy's share of random safe moves.
+        seed: of the environment and of the policy's own draws, as two independent streams.
+
+    Raises:
+        DatasetError: the environment has no such behaviour policy, or no step limit.
+    """
+    grid = env.unwrapped
+    if not isinstance(grid, envs.SafetyCriticalGridWorld):
+        raise DatasetError(f"the behaviour policy knows SafetyCriticalGridWorld only, not {type(grid).__name__}: "
+                           "give the data with --dataset.")
+    if n_episodes < 1:
+        raise DatasetError(f"a data set needs at least one episode, not {n_episodes}.")
+    if env.spec is None or not env.spec.max_episode_steps:
+        raise DatasetError("the environment has no step limit: make it with gymnasium.make.")
+    policy = envs.safe_behavior_policy(env, epsilon)  # [S, A]
+    cumulative = policy.cumsum(-1)
+    # Gymnasium seeds the environment with default_rng(seed): the same seed here would tie each slip to an action
+    random = np.random.default_rng([seed, 1])
+    rows = []
+    for episode in range(n_episodes):
+        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        done = False
+        while not done:
+            state = grid.state
+            action = _draw(policy[state], cumulative[state], random.random())
+            following, reward, terminated, truncated, _ = env.step(action)
+            # TimeLimit sets both flags when an episode ends on its last step: then it ended
+            rows.append((observation, action, reward, following, terminated, truncated and not terminated, episode,
+                         policy[state, action]))
+            observation, done = following, terminated or truncated
+    observations, actions, rewards, next_observations, *rest = (np.array(column) for column in zip(*rows))
+    return OfflineDataset.from_arrays(observations, actions, rewards, next_observations, *rest,
+                                      metadata=_metadata(env, n_episodes, epsilon, seed))
+
+
+def _draw(probabilities: np.ndarray, cumulative: np.ndarray, uniform: float) -> int:
+    action = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return min(action, int(np.flatnonzero(probabilities)[-1]))
+
+
+def _metadata(env: gymnasium.Env, episodes: int, epsilon: float, seed: int) -> dict:
+    grid, spec = env.unwrapped, env.spec
+    metadata = {"environment": {"id": spec.id, "arguments": _jsonable(spec.kwargs),
+                                "max_episode_steps": spec.max_episode_steps},
+                "observation_space": str(env.observation_space), "action_space": str(env.action_space),
+                "num_actions": grid.num_actions, "episodes": episodes, "epsilon": epsilon, "seed": seed,
+                "versions": {name: version(name) for name in ("gymnasium", "numpy")}}
+    if isinstance(env.observation_space, gymnasium.spaces.Discrete):
+        metadata["num_states"] = grid.num_states
+    return metadata
+
+
+def _jsonable(arguments: dict) -> dict:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()
+            if value is not None and name != "render_mode"}
+
+
+def summary(dataset: OfflineDataset) -> str:
+    """What a data set holds, in a few lines: sizes, returns, how episodes end, what was tried."""
+    returns = dataset.episode_returns()
+    episodes = len(returns)
+    lines = [f"transitions {len(dataset):,}   episodes {episodes:,}   "
+             f"return {returns.mean():.1f} ± {returns.std(ddof=1) if episodes > 1 else 0:.1f}"]
+    spec = dataset.metadata.get("environment", {})
+    if spec.get("id", "").rpartition(":")[2] == envs.ENV_ID:
+        ended = dataset.rewards[dataset.terminations]
+        lines.append(f"hazard rate {(ended < 0).sum() / episodes:.3f}   goal rate {(ended > 0).sum() / episodes:.3f}   "
+                     f"truncated {dataset.truncations.sum() / episodes:.3f}")
+    else:
+        lines.append(f"terminated {dataset.terminations.sum() / episodes:.3f}   "
+                     f"truncated {dataset.truncations.sum() / episodes:.3f}")
+    compressed = dataset.compress()
+    pairs = len(np.unique(np.column_stack([compressed.observations.reshape(len(compressed), -1).astype(np.float64),
+                                           compressed.actions]), axis=0))
+    states = len(np.unique(compressed.observations, axis=0))
+    lines.append(f"visited states {states:,}   visited state-action pairs {pairs:,} of {states * dataset.num_actions:,}   "
+                 f"distinct transitions {len(compressed):,}")
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""Every setting of a run, once: a field is the flag, its default and its documentation."""
+
+import argparse
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+
+from cql.losses import TD_LOSSES
+
+ENVIRONMENT = "SafetyCriticalGridWorld-v0"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence."""
+
+
+def _option(default, text, group, parse=None, **extra):
+    return field(default=default, metadata={"help": text, "group": group, "parse": parse or type(default), **extra})
+
+
+def batch_size(text: str) -> int | str:
+    return text if text == "full" else int(text)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run. Raises ConfigError, one sentence, for values that cannot be used."""
+
+    # --- environment and data
+    env: str = _option(ENVIRONMENT, "Gymnasium id of the environment", "environment and data")
+    map: str = _option("islands", "islands, blocks, random:SIZE[:SEED], or a text file", "environment and data")
+    slip: float = _option(0.05, "probability that the executed move is drawn uniformly", "environment and data")
+    observation: str = _option("index", "what the agent sees: index or coordinates", "environment and data",
+                               choices=("index", "coordinates"))
+    max_episode_steps: int | None = _option(None, "steps after which an episode is truncated (default 80; must be given for "
+                                            "maps wider than 20)", "environment and data", parse=int, metavar="N")
+    episodes: int = _option(500, "episodes of the behaviour policy in each data set", "environment and data")
+    epsilon: float = _option(0.22, "the behaviour policy's share of random safe moves", "environment and data")
+    data_seed: int = _option(42, "seed of the first data set; further draws count up", "environment and data")
+    num_datasets: int = _option(1, "number of data draws", "environment and data")
+    dataset: str | None = _option(None, "train on this .npz of plain arrays instead of generating data",
+                                  "environment and data", parse=str, metavar="FILE")
+    # --- algorithm
+    alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; each is a member of the population",
+                                       "algorithm", parse=float, nargs="+", metavar="A")
+    td_loss: str = _option("mse", "error of the TD residual; half_mse is the paper's and doubles the meaning of alpha",
+                           "algorithm", choices=TD_LOSSES)
+    double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", "algorithm")
+    gamma: float = _option(0.99, "discount factor", "algorithm")
+    hidden: tuple[int, ...] = _option((256, 256), "widths of the hidden layers; 0 is the linear network (the table Q[s, a])",
+                                      "algorithm", parse=int, nargs="+", metavar="N")
+    # --- optimisation
+    seed: int = _option(42, "first training seed: initial weights and minibatches", "optimisation")
+    num_seeds: int = _option(1, "number of training seeds", "optimisation")
+    bc_steps: int = _option(25_000, "updates of Behaviour Cloning; 0 leaves it out", "optimisation")
+    steps: int = _option(80_000, "updates of CQL; 0 leaves it out", "optimisation")
+    batch_size: int | str = _option(64, "transitions per update, or full: the exact gradient of the whole data set",
+                                    "optimisation", parse=batch_size, metavar="N|full")
+    lr: float = _option(3e-4, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
+    target_interval: int = _option(500, "updates between copies to the target network", "optimisation")
+    slice_size: int = _option(64, "members trained at once; part of what makes a run repeatable", "optimisation")
+    # --- run
+    device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
+    log_every: int = _option(1000, "updates between log entries (the only device synchronisation)", "run")
+    checkpoint_every: int = _option(10_000, "updates between checkpoints", "run")
+
+    def __post_init__(self):
+        for name in ("alpha", "hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.hidden == (0,):
+            object.__setattr__(self, "hidden", ())
+        _check(self)
+
+    @property
+    def full_batch(self) -> bool:
+        return self.batch_size == "full"
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.num_seeds))
+
+    @property
+    def data_seeds(self) -> list[int]:
+        return list(range(self.data_seed, self.data_seed + self.num_datasets))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the config is no JSON ({error}).") from None
+        if not isinstance(values, dict):
+            raise ConfigError("the config is no JSON object.")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
+        if unknown or missing:
+            raise ConfigError(f"the config has unknown entries {unknown} and lacks {missing}.")
+        for name, value in values.items():
+            if not _has_type_of(value, fields[name].default, name):
+                raise ConfigError(f"the config's {name} is {value!r}, which is of the wrong kind.")
+        return cls(**values)
+
+
+def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | None = None) -> None:
+    """One flag per field, of the named groups only where given. Flags that are not given leave no trace in the result,
+    so that ``from_arguments`` and ``given`` tell them from defaults."""
+    sections = {}
+    for f in dataclasses.fields(Config):
+        group = f.metadata["group"]
+        if groups is not None and group not in groups:
+            continue
+        if group not in sections:
+            sections[group] = parser.add_argument_group(group)
+        shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        text = f.metadata["help"] + ("" if f.default is None or f.default is False else f" (default {shown})")
+        kind = {"action": "store_true"} if f.default is False else {
+            "type": f.metadata["parse"], **{k: f.metadata[k] for k in ("nargs", "choices", "metavar") if k in f.metadata}}
+        sections[group].add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
+
+
+def given(arguments: argparse.Namespace) -> dict:
+    """The settings that were given on the command line, by name."""
+    names = {f.name for f in dataclasses.fields(Config)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def from_arguments(arguments: argparse.Namespace) -> Config:
+    return Config(**given(arguments))
+
+
+def _has_type_of(value, default, name: str) -> bool:
+    if default is None:
+        return value is None or _has_type_of(value, "" if name == "dataset" else 0, "")
+    if name == "batch_size" and value == "full":
+        return True
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_has_type_of(v, 0.0 if name == "alpha" else 0, "") for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _check(c: Config) -> None:
+    def require(condition: bool, sentence: str) -> None:
+        if not condition:
+            raise ConfigError(sentence)
+
+    def flag(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    for name in ("map", "observation", "slip", "epsilon", "gamma", "lr"):
+        value = getattr(c, name)
+        require(not isinstance(value, float) or math.isfinite(value), f"{flag(name)} must be a finite number, not {value}.")
+    require(len(c.alpha) > 0, "--alpha needs at least one value.")
+    for alpha in c.alpha:
+        require(math.isfinite(alpha) and alpha >= 0, f"--alpha must be finite and not negative, not {alpha}.")
+    require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
+    require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
+    require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")
+    require(0 <= c.slip <= 1, f"--slip must lie in [0, 1], not {c.slip}.")
+    require(0 <= c.epsilon <= 1, f"--epsilon must lie in [0, 1], not {c.epsilon}.")
+    require(0 <= c.gamma <= 1, f"--gamma must lie in [0, 1], not {c.gamma}.")
+    require(c.lr > 0, f"--lr must be positive, not {c.lr}.")
+    for name in ("episodes", "num_datasets", "num_seeds", "target_interval", "slice_size", "log_every", "checkpoint_every",
+                 "max_episode_steps"):
+        require(getattr(c, name) is None or getattr(c, name) >= 1, f"{flag(name)} must be at least 1, not {getattr(c, name)}.")
+    for name in ("bc_steps", "steps"):
+        require(getattr(c, name) >= 0, f"{flag(name)} must not be negative, but is {getattr(c, name)}.")
+    require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")
+    for name in ("seed", "data_seed"):
+        require(0 <= getattr(c, name) < 2**31, f"{flag(name)} must lie between 0 and {2**31 - 1}.")
+    require(all(width >= 1 for width in c.hidden), "--hidden takes widths of at least 1, or a single 0 for the linear network.")
+    require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
+    if c.dataset is not None:
+        require(c.num_datasets == 1, "--dataset is one data set: it does not go with --num-datasets above 1.")

@@ -1,0 +1,307 @@
+"""The fixed data set: plain arrays, validated once, one ``.npz`` file, no pickle.
+
+Axes: ``D`` transitions. ``terminations`` and ``truncations`` never hold at once: a step that ends an episode on its last
+allowed step is a termination.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cql.files import write_whole
+
+FORMAT = 1
+ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box observations
+    "observations": None,
+    "actions": np.int32,
+    "rewards": np.float32,
+    "next_observations": None,
+    "terminations": np.bool_,
+    "truncations": np.bool_,
+    "episode_ids": np.int32,
+    "behavior_probabilities": np.float64,
+}
+REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class OfflineDataset:
+    """Logged transitions of whole or partial episodes.
+
+    Args:
+        observations, next_observations: ``[D]`` int32 state indices (Discrete) or ``[D, n]`` float32 (Box).
+        actions: ``[D]`` int32, 0 … ``num_actions`` − 1.
+        rewards: ``[D]`` float32, finite.
+        terminations, truncations: ``[D]`` bool, never both.
+        episode_ids: ``[D]`` int32; the transitions of an episode are consecutive.
+        behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's, or None.
+        metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it.
+
+    Raises:
+        DatasetError: on construction, if any of the above does not hold.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    episode_ids: np.ndarray
+    behavior_probabilities: np.ndarray | None = None
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        _validate(self)
+
+    @classmethod
+    def from_arrays(cls, observations, actions, rewards, next_observations, terminations, truncations=None,
+                    episode_ids=None, behavior_probabilities=None, metadata=None) -> "OfflineDataset":
+        """A data set from plain arrays of any integer or float kind.
+
+        Without ``truncations`` nothing was truncated; without ``episode_ids`` an episode ends where either flag is set.
+        ``num_actions`` and ``num_states`` are taken from the metadata, else from the largest value that occurs.
+        """
+        observations, next_observations = _observations(observations, "observations"), _observations(
+            next_observations, "next_observations")
+        actions = _integers(actions, "actions")
+        terminations = _flags(terminations, "terminations")
+        truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
+        if episode_ids is None:
+            if truncations.shape != terminations.shape:
+                raise DatasetError(f"truncations has {truncations.size} entries, terminations {terminations.size}.")
+            ends = terminations | truncations
+            episode_ids = np.concatenate([[0], np.cumsum(ends[:-1])]) if ends.size else np.zeros(0)
+        metadata = dict(metadata or {})
+        if actions.size:
+            metadata.setdefault("num_actions", int(actions.max()) + 1)
+        if observations.ndim == 1 and observations.size and next_observations.size:
+            metadata.setdefault("num_states", int(max(observations.max(), next_observations.max())) + 1)
+        return cls(observations, actions, _numbers(rewards, "rewards", np.float32), next_observations, terminations,
+                   truncations, _integers(episode_ids, "episode_ids"),
+                   None if behavior_probabilities is None else _numbers(
+                       behavior_probabilities, "behavior_probabilities", np.float64), metadata)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether observations are state indices."""
+        return self.observations.ndim == 1
+
+    @property
+    def num_actions(self) -> int:
+        return self.metadata["num_actions"]
+
+    @property
+    def num_states(self) -> int:
+        """Number of states of a Discrete observation space; an AttributeError-free 0 is never returned for Box."""
+        if not self.discrete:
+            raise DatasetError("this data set has vector observations, so its states cannot be counted.")
+        return self.metadata["num_states"]
+
+    # ------------------------------------------------------------------------------------------------ disk
+
+    def save(self, path) -> None:
+        """Writes one ``.npz``, whole or not at all; equal data sets give equal bytes."""
+        write_whole(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for name in (*ARRAYS, "metadata"):
+                array = self._metadata_array() if name == "metadata" else getattr(self, name)
+                if array is not None:
+                    member = io.BytesIO()
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+                    # a fixed date, so that the bytes depend on the contents alone
+                    archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getbuffer())
+        return buffer.getvalue()
+
+    def _metadata_array(self) -> np.ndarray:
+        return np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
+
+    @classmethod
+    def load(cls, path) -> "OfflineDataset":
+        """Reads an ``.npz`` with arrays under the names above; ``metadata`` may be missing.
+
+        Raises:
+            DatasetError: the file is missing, cut short, of another kind, or its contents are not valid.
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                missing = [name for name in REQUIRED if name not in archive]
+                if missing:
+                    raise DatasetError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+                arrays = {name: archive[name] for name in ARRAYS if name in archive}
+                metadata = json.loads(str(archive["metadata"])) if "metadata" in archive else {}
+        except DatasetError:
+            raise
+        except FileNotFoundError:
+            raise DatasetError(f"there is no data set at {path}.") from None
+        except Exception as error:  # NumPy and zipfile raise many kinds on a damaged archive
+            raise DatasetError(f"{path} cannot be read as a data set ({_first_line(error)}).") from None
+        if not isinstance(metadata, dict):
+            raise DatasetError(f"{path}: its metadata are not a JSON object.")
+        if metadata.pop("format", FORMAT) != FORMAT:
+            raise DatasetError(f"{path} is of a format that this version does not know.")
+        try:
+            return cls.from_arrays(**arrays, metadata=metadata)
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from None
+
+    # ------------------------------------------------------------------------------------------------ views
+
+    def compress(self) -> "CompressedDataset":
+        """The distinct (s, a, r, s', terminated, truncated) and how often each occurs."""
+        columns = [_ids(self.observations), _ids(self.actions), _ids(self.rewards), _ids(self.next_observations),
+                   _ids(self.terminations), _ids(self.truncations)]
+        first, counts = _distinct(columns)
+        return CompressedDataset(self.observations[first], self.actions[first], self.rewards[first],
+                                 self.next_observations[first], self.terminations[first], self.truncations[first], counts)
+
+    def episode_returns(self) -> np.ndarray:
+        """Undiscounted return of every episode ``[E]``, float64."""
+        _, episode = np.unique(self.episode_ids, return_inverse=True)
+        return np.bincount(episode, weights=self.rewards.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class CompressedDataset:
+    """The distinct transitions ``[N]`` of a data set with their ``counts [N]`` (int64, summing to D)."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """``counts / D``, float64: what turns a sum over distinct transitions into the mean over the data set."""
+        return self.counts / self.counts.sum()
+
+
+def state_action_counts(dataset: OfflineDataset) -> np.ndarray:
+    """How often each (state, action) occurs, ``[S, A]`` int64 (Discrete observations only)."""
+    pairs = dataset.observations.astype(np.int64) * dataset.num_actions + dataset.actions
+    counts = np.bincount(pairs, minlength=dataset.num_states * dataset.num_actions)
+    return counts.reshape(dataset.num_states, dataset.num_actions)
+
+
+def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the distinct values (or rows) of a column; returns the numbers ``[D]`` and how many there are."""
+    if column.dtype == np.bool_:
+        return column.astype(np.int64), 2
+    if column.ndim == 1 and np.issubdtype(column.dtype, np.integer):  # already numbered
+        low = int(column.min()) if column.size else 0
+        return column.astype(np.int64) - low, int(column.max()) - low + 1 if column.size else 1
+    values, ids = np.unique(column, axis=0 if column.ndim > 1 else None, return_inverse=True)
+    return ids.reshape(-1), len(values)
+
+
+def _distinct(columns: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """First occurrence and count of each distinct combination, ordered by the columns."""
+    key, size = columns[0]
+    for ids, cardinality in columns[1:]:
+        if size * cardinality >= 2**62:  # renumber before the key would overflow
+            values, key = np.unique(key, return_inverse=True)
+            size = len(values)
+        key, size = key * cardinality + ids, size * cardinality
+    _, first, counts = np.unique(key, return_index=True, return_counts=True)
+    return first, counts
+
+
+def _observations(array, name: str) -> np.ndarray:
+    array = np.asarray(array)
+    if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
+        return _integers(array, name)
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
+        raise DatasetError(f"{name} is one number per transition but no integer: give [D] integers or [D, n] vectors.")
+    if array.ndim > 2:
+        raise DatasetError(f"{name} has {array.ndim} axes: flatten each observation to one vector.")
+    return _numbers(array, name, np.float32)
+
+
+def _integers(array, name: str) -> np.ndarray:
+    array = np.asarray(array)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        if not np.issubdtype(array.dtype, np.floating) or not np.array_equal(array, np.floor(array)):
+            raise DatasetError(f"{name} must be integers.")
+    if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
+        raise DatasetError(f"{name} must lie between 0 and {np.iinfo(np.int32).max}.")
+    return array.astype(np.int32)
+
+
+def _numbers(array, name: str, dtype) -> np.ndarray:
+    array = np.asarray(array)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
+        raise DatasetError(f"{name} must be numbers.")
+    return array.astype(dtype)
+
+
+def _flags(array, name: str) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.number) and np.isin(array, (0, 1)).all()):
+        raise DatasetError(f"{name} must be true or false (0 or 1).")
+    return array.astype(np.bool_)
+
+
+def _validate(data: OfflineDataset) -> None:
+    if len(data.observations) == 0:
+        raise DatasetError("the data set has no transitions.")
+    for name, dtype in ARRAYS.items():
+        array = getattr(data, name)
+        if array is None:
+            continue
+        if len(array) != len(data.observations):
+            raise DatasetError(f"{name} has {len(array)} entries, observations has {len(data.observations)}.")
+        if dtype is not None and (array.ndim != 1 or array.dtype != dtype):
+            raise DatasetError(f"{name} must be one {np.dtype(dtype).name} per transition, not {array.dtype} {array.shape}.")
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise DatasetError(f"{name} holds NaN or infinite numbers.")
+    if data.observations.shape != data.next_observations.shape or data.observations.dtype != data.next_observations.dtype:
+        raise DatasetError("observations and next_observations differ in shape or kind.")
+    if not data.discrete and data.observations.shape[1] == 0:
+        raise DatasetError("observations are vectors of length 0.")
+    both = np.flatnonzero(data.terminations & data.truncations)
+    if both.size:
+        raise DatasetError(f"transition {both[0]} is both terminated and truncated; store truncated and not terminated.")
+    _validate_range(data, "actions", data.metadata.get("num_actions"))
+    if data.discrete:
+        for name in ("observations", "next_observations"):
+            _validate_range(data, name, data.metadata.get("num_states"))
+    probabilities = data.behavior_probabilities
+    if probabilities is not None and not ((probabilities > 0) & (probabilities <= 1)).all():
+        raise DatasetError("behavior_probabilities must lie in (0, 1]: each logged action was possible.")
+    starts = np.flatnonzero(np.diff(data.episode_ids)) + 1
+    ids = data.episode_ids[np.concatenate([[0], starts])]
+    if len(np.unique(ids)) != len(ids):
+        raise DatasetError("the transitions of an episode must stand together: an episode_id comes back later.")
+
+
+def _validate_range(data: OfflineDataset, name: str, size) -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= np.iinfo(np.int32).max:
+        raise DatasetError(f"the metadata do not say how many {'actions' if name == 'actions' else 'states'} there are.")
+    values = getattr(data, name)
+    if values.min() < 0 or values.max() >= size:
+        raise DatasetError(f"{name} go from {values.min()} to {values.max()}, outside 0 … {size - 1}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

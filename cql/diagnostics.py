@@ -1,0 +1,110 @@
+"""What is measured of a population while it trains; the names are those of ``cql.metrics.METRICS``."""
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from cql.dataset import OfflineDataset
+from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.networks import PopulationMLP
+from cql.sampling import Transitions
+
+MAX_ROWS = 16_384  # distinct observations looked at; beyond, so many evenly spaced ones stand for all
+
+
+class Diagnostics:
+    """Fixed inputs and weights of the measurements: made once a run, used at every log entry.
+
+    Args:
+        transitions: the draws on the device.
+        datasets: the same draws as arrays.
+        environment: a Gymnasium environment whose exact model is known, or None: then nothing exact is reported.
+    """
+
+    def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], environment: gymnasium.Env | None):
+        device = transitions.actions.device
+        logged = torch.unique(transitions.rows.long())
+        logged = logged[:: -(-len(logged) // MAX_ROWS)]  # [R] rows of the observation table
+        self.inputs = transitions.observations[logged]  # [R] or [R, n]
+        counts, starts = [], []
+        for dataset in datasets:
+            rows = table_rows(transitions, dataset.observations, logged)  # [D], −1 where not looked at
+            seen = rows >= 0
+            pairs = rows[seen] * transitions.num_actions + dataset.actions[seen]
+            counts.append(np.bincount(pairs, minlength=len(logged) * transitions.num_actions))
+            first = np.flatnonzero(np.diff(dataset.episode_ids, prepend=-1))
+            starts.append(np.bincount(rows[first][rows[first] >= 0], minlength=len(logged)))
+        counts = np.stack(counts).reshape(len(datasets), len(logged), transitions.num_actions).astype(np.float64)
+        starts = np.stack(starts).astype(np.float64)
+
+        def tensor(array):
+            return torch.from_numpy(array).to(device, torch.float32)
+
+        self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [draws, R, A]
+        self.start_weights = tensor(starts / np.maximum(starts.sum(1, keepdims=True), 1))  # [draws, R]
+        self.mdp = self.horizon = self.states = None
+        if environment is not None:
+            self.mdp, self.horizon = TabularMDP.from_env(environment), environment.spec.max_episode_steps
+            self.states = state_inputs(environment).to(device)  # [S] or [S, n]
+
+    @torch.no_grad()
+    def measure(self, network: PopulationMLP, parameters: Tensor, draws: Tensor, algorithm: str) -> dict[str, list[float]]:
+        """Every measurement of every member, ``name -> [M]``. Synchronises with the device."""
+        layers = network.layers(parameters)
+        outputs = population_outputs(network, layers, self.inputs, len(draws))  # [M, R, A]
+        weights = self.weights[draws]  # [M, R, A]
+        state_weights, logged = weights.sum(-1), weights > 0  # [M, R], [M, R, A]
+        visited = logged.any(-1)  # [M, R]
+        best, greedy = outputs.max(-1)  # [M, R]
+        found = {}
+        if algorithm == "cql":
+            found["q/data_mean"] = (weights * outputs).sum((-1, -2))
+            found["q/max_mean"] = (state_weights * best).sum(-1)
+            found["q/max"] = torch.where(visited, best, -torch.inf).amax(-1)
+            found["q/start"] = (self.start_weights[draws] * best).sum(-1)
+        unlogged = torch.where(logged, 0.0, outputs.softmax(-1)).sum(-1)
+        found["policy/unlogged_mass"] = (state_weights * unlogged).sum(-1)
+        agreed = weights.gather(-1, greedy[..., None]).squeeze(-1)
+        found["policy/action_mismatch_rate"] = 1 - agreed.sum(-1)
+        found = {name: values.double().tolist() for name, values in found.items()}
+        if self.mdp is not None:
+            found |= self._exact(population_outputs(network, layers, self.states, len(draws)).argmax(-1).cpu().numpy())
+        return found
+
+    def _exact(self, actions: np.ndarray) -> dict[str, list[float]]:
+        result = evaluate_policies(self.mdp, greedy_policies(actions, self.mdp.num_actions), horizon=self.horizon)
+        found = {"exact/return": result.returns, "exact/hazard_probability": result.hazard_probability,
+                 "exact/goal_probability": result.goal_probability}
+        return {name: values.tolist() for name, values in found.items() if values is not None}
+
+
+def table_rows(transitions: Transitions, observations: np.ndarray, logged: Tensor) -> np.ndarray:
+    """Position of each observation among the table rows ``logged``, −1 if it is none of them: ``[D, …] -> [D]`` int64."""
+    if transitions.discrete:
+        rows = observations.astype(np.int64)
+    else:
+        table = transitions.observations.cpu().numpy()
+        _, rows = np.unique(np.concatenate([table, observations]), axis=0, return_inverse=True)
+        rows = rows.reshape(-1)[len(table) :]  # the table is itself sorted and distinct: its ranks are its row numbers
+    position = np.full(len(transitions.observations), -1)
+    position[logged.cpu().numpy()] = np.arange(len(logged))
+    return position[rows]
+
+
+def state_inputs(environment: gymnasium.Env) -> Tensor:
+    """The observation of every state of a finite environment, ``[S]`` int64 or ``[S, n]`` float32."""
+    grid = environment.unwrapped
+    if hasattr(grid, "observe"):
+        return torch.from_numpy(np.asarray(grid.observe(np.arange(grid.num_states))))
+    return torch.arange(int(environment.observation_space.n))
+
+
+def population_outputs(network: PopulationMLP, layers, inputs: Tensor, members: int) -> Tensor:
+    """The network of every member at the same inputs, ``[rows, …] -> [M, rows, A]``."""
+    return network.forward(layers, inputs.expand(members, *inputs.shape))[-1]
+
+
+def greedy_policies(actions: np.ndarray, num_actions: int) -> np.ndarray:
+    """Deterministic policies as probabilities, ``[N, S] int -> [N, S, A]``."""
+    return (actions[..., None] == np.arange(num_actions)).astype(np.float64)

@@ -1,0 +1,121 @@
+"""What is logged, under which names, and the two files it goes to: ``metrics.csv`` and TensorBoard events.
+
+Both grow as the run goes and are cut back to the checkpoint on resume. Events are written directly, without a writer
+thread per member, so that a population of hundreds costs hundreds of small appends and the file ends where it says.
+"""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams
+
+from cql.population import Member
+
+METRICS = {  # name -> (algorithms, meaning); means over the interval for losses, the moment's value for the rest
+    "losses/td": ("cql", "mean over updates and batch of the TD error, (Q(s,a) - y)^2 by default"),
+    "losses/conservative_gap": ("cql", "mean over updates and batch of logsumexp_a' Q(s,a') - Q(s,a)"),
+    "losses/total": ("cql", "losses/td + alpha * losses/conservative_gap: what is minimised"),
+    "losses/cross_entropy": ("bc", "mean over updates and batch of -log softmax(logits)[a]: what BC minimises"),
+    "q/data_mean": ("cql", "mean over the data of Q(s,a)"),
+    "q/max_mean": ("cql", "mean over the data of max_a Q(s,a)"),
+    "q/max": ("cql", "largest max_a Q(s,a) at a logged state"),
+    "q/start": ("cql", "mean over first observations of episodes of max_a Q(s,a): the value it promises"),
+    "policy/unlogged_mass": ("cql bc", "mean over the data of the softmax mass on actions never logged in that state"),
+    "policy/action_mismatch_rate": ("cql bc", "share of transitions whose logged action is not the greedy one"),
+    "exact/return": ("cql bc", "exact undiscounted return of the greedy policy over the episode"),
+    "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
+    "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
+    "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
+}
+TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab
+HEADER = "step,member,metric,value\n"
+EVENT_FILE = "events.out.tfevents.0.glassbox-cql"  # one file a member, its name fixed, so that a resume finds it
+
+
+class MetricsLog:
+    """The log of one run folder."""
+
+    def __init__(self, folder: Path):
+        self.csv = folder / "metrics.csv"
+        self.tensorboard = folder / "tensorboard"
+        self.create()
+
+    def create(self) -> None:
+        if not self.csv.exists():
+            self.csv.write_text(HEADER)
+
+    def event_path(self, member: str) -> Path:
+        return self.tensorboard / member / EVENT_FILE
+
+    def write(self, step: int, members: list[Member], values: dict[str, list[float]]) -> None:
+        """Appends ``values[name][m]`` for every member at this update."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        for m, member in enumerate(members):
+            for name, column in values.items():
+                rows.writerow((step, member.name, name, repr(column[m])))
+            scalars = [Summary.Value(tag=name, simple_value=column[m]) for name, column in values.items()]
+            self._append(self.event_path(member.name),
+                         [Event(step=step, wall_time=time.time(), summary=Summary(value=scalars))])
+        with open(self.csv, "a") as file:
+            file.write(text.getvalue())
+
+    def start(self, members: list[Member], settings: dict) -> None:
+        """The first records of each member: file version, and its settings as one trial of the hyperparameters tab."""
+        for member in members:
+            trial = {**settings, "algorithm": member.algorithm, "seed": member.seed, "data_seed": member.data_seed}
+            if member.alpha is not None:
+                trial["alpha"] = member.alpha
+            records = hparams(trial, dict.fromkeys(TRIAL_METRICS, 0.0))  # experiment, start of session, end of session
+            self._append(self.event_path(member.name), [_first_event(), *(
+                Event(wall_time=time.time(), summary=record) for record in records)])
+
+    def image(self, folder: str, name: str, png: bytes, width: int, height: int) -> None:
+        """One picture under TensorBoard's images, in a run of its own."""
+        value = Summary.Value(tag=name, image=Summary.Image(height=height, width=width, colorspace=4,
+                                                            encoded_image_string=png))
+        path = self.event_path(folder)
+        self._append(path, [*([] if path.exists() else [_first_event()]), Event(wall_time=time.time(), summary=Summary(value=[value]))])
+
+    def sizes(self) -> dict[str, int]:
+        """Length in bytes of every file of the log, by its path relative to the run."""
+        root = self.csv.parent
+        return {str(path.relative_to(root)): path.stat().st_size
+                for path in [self.csv, *sorted(self.tensorboard.rglob(EVENT_FILE))]}
+
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Makes the log what it was when ``sizes`` was taken: later lines, events and files go."""
+        root = self.csv.parent
+        for name, length in self.sizes().items():
+            if name not in sizes:
+                (root / name).unlink()
+            elif length > sizes[name]:
+                with open(root / name, "r+b") as file:
+                    file.truncate(sizes[name])
+
+    def _append(self, path: Path, events: list[Event]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            writer = RecordWriter(file)
+            for event in events:
+                writer.write(event.SerializeToString())
+
+
+def _first_event() -> Event:
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def read_metrics(path: Path) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
+    """``metrics.csv`` as ``{(member, metric): (steps, values)}``."""
+    series = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            steps, values = series.setdefault((row["member"], row["metric"]), ([], []))
+            steps.append(int(row["step"]))
+            values.append(float(row["value"]))
+    return series

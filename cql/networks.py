@@ -1,0 +1,144 @@
+"""A population of multilayer perceptrons: every parameter tensor has a leading member axis ``M``.
+
+All parameters of all members lie in one flat buffer, layer after layer, so that the optimiser and the target copy are
+one operation each; ``PopulationMLP.layers`` gives the named views into it. The first layer reads a Discrete observation
+as a row of a table (no bias: it would only add the same vector to every row), a Box observation as a matrix product.
+With ``hidden=()`` on a Discrete observation the network *is* the table Q[s, a].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layer(NamedTuple):
+    weight: Tensor  # [M, inputs, outputs]
+    bias: Tensor | None  # [M, 1, outputs]; None for a table
+
+
+@dataclass(frozen=True)
+class PopulationMLP:
+    """Shapes of the network; it holds no parameters.
+
+    Args:
+        inputs: number of states (``discrete``) or length of the observation vector.
+        outputs: number of actions ``A``.
+        hidden: widths of the hidden layers, ReLU between; ``()`` is the linear network.
+        discrete: observations are state indices ``[M, B]`` instead of vectors ``[M, B, inputs]``.
+    """
+
+    inputs: int
+    outputs: int
+    hidden: tuple[int, ...]
+    discrete: bool
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """``(inputs, outputs)`` of each layer."""
+        widths = (self.inputs, *self.hidden, self.outputs)
+        return list(zip(widths[:-1], widths[1:]))
+
+    def _has_bias(self, layer: int) -> bool:
+        return not (self.discrete and layer == 0)
+
+    @property
+    def parameters_per_member(self) -> int:
+        return sum(i * o + o * self._has_bias(n) for n, (i, o) in enumerate(self.sizes))
+
+    def layers(self, flat: Tensor) -> list[Layer]:
+        """Views into the flat buffer ``[M * parameters_per_member]``, each layer's block contiguous over members."""
+        members, remainder = divmod(flat.numel(), self.parameters_per_member)
+        assert flat.ndim == 1 and remainder == 0, flat.shape
+        views, start = [], 0
+        for n, (i, o) in enumerate(self.sizes):
+            weight = flat[start : start + members * i * o].view(members, i, o)
+            start += members * i * o
+            bias = None
+            if self._has_bias(n):
+                bias = flat[start : start + members * o].view(members, 1, o)
+                start += members * o
+            views.append(Layer(weight, bias))
+        return views
+
+    def initial(self, seeds: list[int]) -> Tensor:
+        """Flat parameters of one member per seed, uniform in ±1/sqrt(inputs of the layer). Equal seeds, equal weights.
+
+        Drawn on the CPU, so that every device starts from the same numbers.
+        """
+        flat = torch.empty(len(seeds) * self.parameters_per_member)
+        layers = self.layers(flat)
+        for member, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in layers:
+                bound = 1 / math.sqrt(layer.weight.shape[1])
+                for tensor in layer:
+                    if tensor is not None:
+                        tensor[member].uniform_(-bound, bound, generator=generator)
+        return flat
+
+    def buffers(self, members: int, batch: int, like: Tensor) -> list[Tensor]:
+        """Room for the output of every layer at this batch size, to be passed as ``out`` again and again."""
+        return [like.new_empty(members, batch, o) for _, o in self.sizes]
+
+    def forward(self, layers: list[Layer], observations: Tensor, out: list[Tensor] | None = None) -> list[Tensor]:
+        """The outputs of every layer; the last one is Q (or the logits) ``[M, B, A]``.
+
+        Args:
+            layers: from ``layers``.
+            observations: ``[M, B]`` integers or ``[M, B, inputs]`` floats.
+            out: from ``buffers``; without it new tensors are made and autograd works.
+        """
+        out = out or [None] * len(layers)
+        outputs, hidden = [], observations
+        for n, (layer, buffer) in enumerate(zip(layers, out)):
+            if layer.bias is None:
+                hidden = _look_up(layer.weight, hidden, buffer)  # [M, B, o]
+            else:
+                hidden = torch.baddbmm(layer.bias, hidden, layer.weight, out=buffer)  # [M, B, o]
+            if n < len(layers) - 1:
+                hidden = hidden.relu_()
+            outputs.append(hidden)
+        return outputs
+
+    def backward(self, layers: list[Layer], observations: Tensor, outputs: list[Tensor], gradient: Tensor,
+                 out: list[Layer]) -> None:
+        """Writes the gradient of a scalar with respect to all parameters into ``out``, by hand.
+
+        Args:
+            layers, observations, outputs: as given to and returned by ``forward``; hidden outputs are overwritten.
+            gradient: of the scalar with respect to the last output ``[M, B, A]``.
+            out: views of the gradient buffer, from ``layers``.
+        """
+        for n in range(len(layers) - 1, -1, -1):
+            if layers[n].bias is None:
+                _add_rows(out[n].weight, observations, gradient)
+                continue
+            inputs = outputs[n - 1] if n else observations  # [M, B, i]
+            torch.bmm(inputs.transpose(1, 2), gradient, out=out[n].weight)
+            torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
+            if n:
+                active = inputs > 0  # the ReLU passed these
+                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs).mul_(active)
+
+
+def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
+    """Row numbers in the table of all members ``[M * S, o]``, as one vector ``[M * B]``."""
+    members, states, _ = table.shape
+    offsets = torch.arange(0, members * states, states, device=indices.device)
+    return (indices + offsets[:, None]).view(-1)
+
+
+def _look_up(table: Tensor, indices: Tensor, out: Tensor | None) -> Tensor:
+    members, _, width = table.shape
+    flat_out = None if out is None else out.view(-1, width)
+    rows = torch.index_select(table.reshape(-1, width), 0, _flat_rows(table, indices), out=flat_out)
+    return rows.view(members, -1, width)
+
+
+def _add_rows(table_gradient: Tensor, indices: Tensor, gradient: Tensor) -> None:
+    width = table_gradient.shape[-1]
+    table_gradient.zero_()
+    table_gradient.view(-1, width).index_add_(0, _flat_rows(table_gradient, indices), gradient.reshape(-1, width))

@@ -1,0 +1,127 @@
+"""A trained member, ready to act. The only place that drops the member axis."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cql.files import write_whole
+from cql.networks import Layer, PopulationMLP
+from cql.runs import RunError, archive_bytes, load_archive
+
+FORMAT = 1
+MAX_PARAMETERS = 2**31
+
+
+class Policy:
+    """One agent, loaded from ``policies/*.pt`` or made from its tensors; knows nothing of how it was trained.
+
+    Attributes:
+        algorithm: ``cql`` or ``bc``; alpha, seed, data_seed: which member it is (alpha None for BC).
+        network: shapes; layers: its parameters with a member axis of length 1.
+    """
+
+    def __init__(self, network: PopulationMLP, layers: list[Layer], algorithm: str, alpha: float | None, seed: int,
+                 data_seed: int):
+        self.network, self.layers = network, layers
+        self.algorithm, self.alpha, self.seed, self.data_seed = algorithm, alpha, seed, data_seed
+
+    @classmethod
+    def load(cls, path) -> "Policy":
+        """Raises RunError, one sentence, for a file that is missing, damaged or no policy."""
+        try:
+            return cls._from_contents(load_archive(path))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{path} is no policy of this project ({type(error).__name__}: {error}).") from None
+
+    def save(self, path) -> None:
+        """One ``.pt`` of tensors and plain values, written whole; equal policies give equal bytes."""
+        space = ({"type": "Discrete", "n": self.network.inputs} if self.network.discrete
+                 else {"type": "Box", "shape": [self.network.inputs]})
+        parameters = {}
+        for n, layer in enumerate(self.layers):
+            parameters[f"layers.{n}.weight"] = layer.weight[0].detach().cpu().clone()
+            if layer.bias is not None:
+                parameters[f"layers.{n}.bias"] = layer.bias[0, 0].detach().cpu().clone()
+        write_whole(path, archive_bytes({
+            "format": FORMAT, "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed,
+            "data_seed": self.data_seed, "observation_space": space, "num_actions": self.network.outputs,
+            "hidden": list(self.network.hidden), "parameters": parameters}))
+
+    @classmethod
+    def _from_contents(cls, contents: dict) -> "Policy":
+        if contents["format"] != FORMAT:
+            raise ValueError(f"format {contents['format']!r} is not known")
+        if contents["algorithm"] not in ("cql", "bc"):
+            raise ValueError(f"algorithm {contents['algorithm']!r} is not known")
+        space, hidden = contents["observation_space"], contents["hidden"]
+        discrete = space["type"] == "Discrete"
+        inputs = space["n"] if discrete else space["shape"][0]
+        for size in (inputs, contents["num_actions"], *hidden):
+            if not isinstance(size, int) or not 1 <= size < MAX_PARAMETERS:
+                raise ValueError(f"a size is {size!r}")
+        network = PopulationMLP(inputs, contents["num_actions"], tuple(hidden), discrete)
+        expected = _shapes(network)
+        parameters = contents["parameters"]
+        if parameters.keys() != expected.keys():
+            raise ValueError("its parameters do not fit its sizes")
+        for name, shape in expected.items():
+            tensor = parameters[name]
+            if tensor.shape != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} is not {list(shape)} finite float32")
+        layers = [Layer(parameters[f"layers.{n}.weight"][None],
+                        parameters[f"layers.{n}.bias"][None, None] if f"layers.{n}.bias" in expected else None)
+                  for n in range(len(network.sizes))]
+        return cls(network, layers, contents["algorithm"], contents["alpha"], contents["seed"], contents["data_seed"])
+
+    def act(self, observation):
+        """The greedy action, ties to the lowest: an int, or ``[B]`` int64 for a batch."""
+        outputs, single = self._outputs(observation)
+        actions = outputs.argmax(-1).numpy()
+        return int(actions[0]) if single else actions
+
+    def q_values(self, observation) -> np.ndarray:
+        """Q(s, .): ``[A]`` or ``[B, A]`` float32.
+
+        Raises:
+            ValueError: a BC policy, whose outputs are logits, or an observation of another kind.
+        """
+        if self.algorithm != "cql":
+            raise ValueError("a Behaviour Cloning policy has no Q-values.")
+        outputs, single = self._outputs(observation)
+        return outputs[0].numpy() if single else outputs.numpy()
+
+    def probabilities(self, observation) -> np.ndarray:
+        """softmax of the outputs, ``[A]`` or ``[B, A]``: for BC its estimate of the behaviour, for CQL the p of the
+        penalty; the policy itself acts greedily."""
+        outputs, single = self._outputs(observation)
+        p = outputs.softmax(-1)
+        return p[0].numpy() if single else p.numpy()
+
+    @torch.no_grad()
+    def _outputs(self, observation) -> tuple[Tensor, bool]:
+        observations, single = self._batched(np.asarray(observation))
+        return self.network.forward(self.layers, observations[None])[-1][0], single
+
+    def _batched(self, array: np.ndarray) -> tuple[Tensor, bool]:
+        if self.network.discrete:
+            if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1:
+                raise ValueError("an observation is one integer, a batch a vector of them.")
+            if array.size and not 0 <= array.min() <= array.max() < self.network.inputs:
+                raise ValueError(f"observations must lie in 0 … {self.network.inputs - 1}.")
+            return torch.from_numpy(np.atleast_1d(array).astype(np.int64)), array.ndim == 0
+        if array.ndim not in (1, 2) or array.shape[-1] != self.network.inputs:
+            raise ValueError(f"an observation is a vector of length {self.network.inputs}, a batch [B, {self.network.inputs}].")
+        if not np.isfinite(array).all():
+            raise ValueError("an observation holds NaN or infinite numbers.")
+        return torch.from_numpy(np.atleast_2d(array).astype(np.float32)), array.ndim == 1
+
+
+def _shapes(network: PopulationMLP) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for n, (i, o) in enumerate(network.sizes):
+        shapes[f"layers.{n}.weight"] = (i, o)
+        if n or not network.discrete:
+            shapes[f"layers.{n}.bias"] = (o,)
+    return shapes

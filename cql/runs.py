@@ -1,0 +1,229 @@
+"""The run folder: everything needed to read, judge, repeat or resume a run.
+
+    config.json  datasets/<data_seed>.npz  checkpoint.pt  metrics.csv  policies/*.pt  tensorboard/<member>/
+    evaluation.json  figures/*.png  manifest.json
+
+``python -m cql.runs verify RUN`` holds every file against the manifest.
+"""
+
+import argparse
+import datetime
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from cql.config import Config, ConfigError
+from cql.dataset import DatasetError, OfflineDataset
+from cql.files import write_whole
+
+MANIFEST = "manifest.json"
+PACKAGES = ("glassbox-cql", "torch", "numpy", "gymnasium", "tensorboard", "matplotlib")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used; the message is one sentence."""
+
+
+class RunFolder:
+    """Paths and whole-file reading and writing of one run."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, out: str | None, config: Config, datasets: list[OfflineDataset]) -> "RunFolder":
+        """A new folder with its config and data. Without ``out``, a fresh timestamped one under ``runs/``.
+
+        Raises:
+            RunError: the folder exists, or cannot be made or written.
+        """
+        try:
+            path = _fresh_folder(out)
+        except FileExistsError:
+            raise RunError(f"the run folder {out} exists already: give another --out, or --resume it.") from None
+        except OSError as error:
+            raise RunError(f"the run folder {out} cannot be made ({error.strerror}).") from None
+        run = cls(path)
+        for folder in ("datasets", "policies", "tensorboard", "figures"):
+            (path / folder).mkdir()
+        for data_seed, dataset in zip(config.data_seeds, datasets):
+            dataset.save(run.dataset_path(data_seed))
+        write_whole(path / "config.json", config.to_json().encode())
+        return run
+
+    @classmethod
+    def open(cls, path) -> "RunFolder":
+        """An existing run. Raises RunError if it is none."""
+        run = cls(path)
+        if not (run.path / "config.json").is_file():
+            raise RunError(f"{path} is no run folder: it has no config.json.")
+        return run
+
+    def config(self) -> Config:
+        try:
+            return Config.from_json((self.path / "config.json").read_text())
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.path}/config.json cannot be used: {error}") from None
+
+    def dataset_path(self, data_seed: int) -> Path:
+        return self.path / "datasets" / f"{data_seed}.npz"
+
+    def datasets(self, config: Config) -> list[OfflineDataset]:
+        """One per data seed, in order. Raises RunError if one is missing or damaged."""
+        try:
+            return [OfflineDataset.load(self.dataset_path(seed)) for seed in config.data_seeds]
+        except DatasetError as error:
+            raise RunError(str(error)) from None
+
+    def policy_path(self, name: str) -> Path:
+        return self.path / "policies" / f"{name}.pt"
+
+    def lock(self):
+        """An open file whose lock is held until it is closed: two processes never write one run.
+
+        Raises:
+            RunError: another process has it.
+        """
+        file = open(self.path / "config.json", "rb")  # no file of its own: a run holds nothing but its results
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise RunError(f"another process is writing {self.path}.") from None
+        return file
+
+    def write_json(self, name: str, value) -> None:
+        write_whole(self.path / name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str):
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} cannot be read ({error}).") from None
+
+    # ------------------------------------------------------------------------------------------- manifest
+
+    def files(self) -> list[str]:
+        """Every file of the run but the manifest, relative, sorted."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*")
+                      if path.is_file() and not path.name.endswith(".partial") and path.name != MANIFEST)
+
+    def write_manifest(self, **facts) -> None:
+        """SHA-256 of every file, versions, commit, times; ``facts`` (device, seconds) are kept from call to call."""
+        before = {}
+        if (self.path / MANIFEST).is_file():
+            before = {k: v for k, v in self.read_json(MANIFEST).items() if k not in ("files", "versions", "written")}
+        self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": _versions(), "commit": _commit(),
+                                   "files": {name: sha256(self.path / name) for name in self.files()}})
+
+    def verify(self) -> list[str]:
+        """What differs from the manifest, a line each; empty if the run is sound."""
+        recorded = self.read_json(MANIFEST).get("files")
+        if not isinstance(recorded, dict):
+            raise RunError(f"{self.path / MANIFEST} lists no files.")
+        present = set(self.files())
+        problems = [f"{name}: missing" for name in sorted(recorded.keys() - present)]
+        problems += [f"{name}: not in the manifest" for name in sorted(present - recorded.keys())]
+        problems += [f"{name}: contents differ from the manifest" for name in sorted(present & recorded.keys())
+                     if sha256(self.path / name) != recorded[name]]
+        return problems
+
+
+def archive_bytes(contents: dict) -> bytes:
+    """A ``.pt`` archive built in memory, so that equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    return buffer.getvalue()
+
+
+def load_archive(path) -> dict:
+    """Reads a ``.pt`` archive without unpickling anything but tensors and plain values.
+
+    Raises:
+        RunError: missing, damaged, or of another kind.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"there is no file {path}.") from None
+    except Exception as error:  # torch raises many kinds on a damaged archive
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise RunError(f"{path} cannot be read: it is damaged or no archive of tensors ({reason}).") from None
+    if not isinstance(contents, dict):
+        raise RunError(f"{path} holds no dictionary.")
+    return contents
+
+
+def sha256(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fresh_folder(out: str | None) -> Path:
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).mkdir()
+        return Path(out)
+    stamp, number = datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), 0
+    while True:  # two runs may start within a second
+        path = Path("runs") / (stamp + (f"-{number}" if number else ""))
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the code, with ``-dirty`` after it where files differ; None outside a checkout."""
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                                   cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cql.runs", description="Checks a run folder against its manifest.")
+    parser.add_argument("command", choices=["verify"])
+    parser.add_argument("run", metavar="RUN")
+    arguments = parser.parse_args(argv)
+    try:
+        run = RunFolder.open(arguments.run)
+        problems = run.verify()
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(problem)
+    print(f"{arguments.run}: {len(problems)} problem(s) in {len(run.files())} files" if problems
+          else f"{arguments.run}: sound, {len(run.files())} files")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

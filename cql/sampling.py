@@ -1,0 +1,109 @@
+"""Transitions on the device, and the minibatches drawn from them.
+
+The draw is a pure function of (training seed, update, position in the batch): no generator state, so a run resumes at
+any update, members that share a seed see the same uniform numbers whatever stands beside them, and every device draws
+the same. The mixing function is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"), used as a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cql.dataset import OfflineDataset
+
+
+class Batch(NamedTuple):
+    """One batch of every member; ``observations`` and ``next_observations`` are row numbers of ``Transitions.observations``."""
+
+    observations: Tensor  # [M, B] int64
+    actions: Tensor  # [M, B] int64
+    rewards: Tensor  # [M, B] float32
+    next_observations: Tensor  # [M, B] int64
+    terminations: Tensor  # [M, B] bool
+    weights: Tensor | None  # [M, B] float32 summing to one over B, or None for the plain mean
+
+
+class Transitions:
+    """The transitions of one or more data draws, stored once, shared by all members.
+
+    ``observations`` is the table of distinct observations ``[U]`` (Discrete: the states themselves) or ``[U, n]``; the
+    draws' transitions stand one draw after the other and name observations by their row.
+    """
+
+    def __init__(self, datasets: list[OfflineDataset], device: torch.device, compress: bool):
+        first = datasets[0]
+        self.discrete, self.num_actions = first.discrete, first.num_actions
+        parts = [dataset.compress() if compress else dataset for dataset in datasets]
+        lengths = [len(part) for part in parts]
+        table, rows, next_rows = _observation_table(parts, first.num_states if first.discrete else None)
+
+        def column(name, dtype):
+            return torch.from_numpy(np.concatenate([getattr(part, name) for part in parts])).to(device, dtype)
+
+        self.observations = torch.from_numpy(table).to(device)
+        self.rows = torch.from_numpy(rows.astype(np.int32)).to(device)
+        self.next_rows = torch.from_numpy(next_rows.astype(np.int32)).to(device)
+        self.actions = column("actions", torch.int32)
+        self.rewards = column("rewards", torch.float32)
+        self.terminations = column("terminations", torch.bool)
+        self.weights = None
+        if compress:
+            self.weights = torch.from_numpy(np.concatenate([part.weights for part in parts])).to(device, torch.float32)
+        self.lengths = torch.tensor(lengths, device=device)  # [draws]
+        self.offsets = self.lengths.cumsum(0) - self.lengths  # [draws]
+
+    def gather(self, index: Tensor, weights: Tensor | None = None) -> Batch:
+        """The transitions at ``index [M, B]``."""
+        return Batch(self.rows[index].long(), self.actions[index].long(), self.rewards[index],
+                     self.next_rows[index].long(), self.terminations[index], weights)
+
+    def minibatch_indices(self, draws: Tensor, uniforms: Tensor) -> Tensor:
+        """``offset + floor(u D)`` of each member's own draw: ``[M], [..., M, B] -> [..., M, B]``; u in units of 2^-32."""
+        return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
+
+    def full_batch(self, draws: Tensor) -> Batch:
+        """All distinct transitions of each member's draw ``[M, N]``; shorter draws are padded with weight 0."""
+        length = int(self.lengths[draws].max())
+        position = torch.arange(length, device=draws.device)  # [N]
+        inside = position < self.lengths[draws][:, None]  # [M, N]
+        index = self.offsets[draws][:, None] + torch.where(inside, position, 0)
+        return self.gather(index, torch.where(inside, self.weights[index], 0.0))
+
+
+def uniform_bits(seeds: Tensor, steps: Tensor, batch_size: int) -> Tensor:
+    """Uniform integers below 2^32: ``[M] seeds, [T] updates -> [T, M, batch_size]`` int64."""
+    position = torch.arange(batch_size, device=seeds.device)
+    counter = steps[:, None] * batch_size + position  # [T, B]: a different number for every draw of a seed
+    key = _splitmix64(seeds.long() + _GOLDEN)  # [M]
+    return (_splitmix64(key[:, None] + counter[:, None, :] * _GOLDEN) >> 32) & 0xFFFFFFFF
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+
+
+def _splitmix64(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64 tensors, whose products wrap as unsigned ones do."""
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & (2 ** (64 - bits) - 1)  # >> keeps the sign; the mask makes it the unsigned shift
+
+
+def _observation_table(parts, num_states: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    observations = np.concatenate([part.observations for part in parts])
+    next_observations = np.concatenate([part.next_observations for part in parts])
+    if num_states is not None:
+        return np.arange(num_states), observations, next_observations
+    table, rows = np.unique(np.concatenate([observations, next_observations]), axis=0, return_inverse=True)
+    rows = rows.reshape(-1)
+    return table, rows[: len(observations)], rows[len(observations) :]

@@ -1,0 +1,41 @@
+"""Judges the policies of a run: seeded rollouts, and the exact expectation where the model is known."""
+
+import argparse
+import sys
+
+from cql.analysis import evaluation, plots
+from cql.config import ConfigError
+from cql.dataset import DatasetError
+from cql.runs import RunError, RunFolder
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run folder of train.py")
+    parser.add_argument("--episodes", type=int, default=evaluation.DEFAULT_EPISODES, metavar="N",
+                        help="rollouts of each policy (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=evaluation.DEFAULT_SEED, metavar="N",
+                        help="environment seed of the first rollout; further ones count up (default %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        if arguments.episodes < 1 or arguments.seed < 0:
+            raise ConfigError("--episodes must be at least 1 and --seed not negative.")
+        run = RunFolder.open(arguments.run)
+        with run.lock():
+            result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
+            run.write_json("evaluation.json", result)
+            plots.draw_all(run)
+            run.write_manifest()
+    except (ConfigError, DatasetError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(evaluation.table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
