@@ -70,8 +70,8 @@ class OfflineDataset:
         Without ``truncations`` nothing was truncated; without ``episode_ids`` an episode ends where either flag is set.
         ``num_actions`` and ``num_states`` are taken from the metadata, else from the largest value that occurs.
         """
-        observations, next_observations = _observations(observations, "observations"), _observations(
-            next_observations, "next_observations")
+        observations = _observations(observations, "observations")
+        next_observations = _observations(next_observations, "next_observations")
         actions = _integers(actions, "actions")
         terminations = _flags(terminations, "terminations")
         truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
@@ -104,7 +104,7 @@ class OfflineDataset:
 
     @property
     def num_states(self) -> int:
-        """Number of states of a Discrete observation space; an AttributeError-free 0 is never returned for Box."""
+        """Size of the Discrete observation space. Raises DatasetError for vector observations."""
         if not self.discrete:
             raise DatasetError("this data set has vector observations, so its states cannot be counted.")
         return self.metadata["num_states"]
@@ -229,6 +229,8 @@ def _distinct(columns: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.nda
 
 def _observations(array, name: str) -> np.ndarray:
     array = np.asarray(array)
+    if array.ndim == 0 or len(array) == 0:
+        raise DatasetError("the data set has no transitions.")
     if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
         return _integers(array, name)
     if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
@@ -263,8 +265,6 @@ def _flags(array, name: str) -> np.ndarray:
 
 
 def _validate(data: OfflineDataset) -> None:
-    if len(data.observations) == 0:
-        raise DatasetError("the data set has no transitions.")
     for name, dtype in ARRAYS.items():
         array = getattr(data, name)
         if array is None:

@@ -39,6 +39,7 @@ def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma:
 
 def td_error(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
     """The loss of one TD residual ``Q(s,a) - y``, elementwise ``[M, B]``. ``huber`` has its knee at 1."""
+    _same_shape(q_taken, targets)
     residual = q_taken - targets
     if td_loss == "mse":
         return residual**2
@@ -51,6 +52,7 @@ def td_error(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
 
 def td_error_slope(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
     """``d td_error / d Q(s,a)``, elementwise ``[M, B]``."""
+    _same_shape(q_taken, targets)
     residual = q_taken - targets
     if td_loss == "mse":
         return 2 * residual

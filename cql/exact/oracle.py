@@ -39,7 +39,8 @@ from cql.exact.tabular import (
 )
 
 TD_LOSSES = ("mse", "half_mse", "huber")
-RIDGES = (1e-2, 1e-4, 1e-6, 1e-8, 0.0)       # quadratic terms added to Huber's loss in turn, each solution starting the next
+# Quadratic terms added to Huber's loss one after the other, each to a tolerance on V; each solution starts the next.
+HUBER_RIDGES = [(ridge, 1e-2) for ridge in 10.0 ** np.arange(2, -7, -1)] + [(0.0, 0.0)]
 CERTIFICATE = 1e-9         # a residual must be below this times (1 + alpha)
 
 
@@ -142,10 +143,10 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
     problem = _Problem(mdp, beta, half_square_alpha(alphas, td_loss), gamma, td_loss == "huber")
     value = np.zeros((alphas.size, mdp.num_states)) if initial_value is None else initial_value
     value = np.broadcast_to(value, (alphas.size, mdp.num_states))
-    q_logged, iterations = _solve_fixed_point(problem, value)
-    for problem.ridge in RIDGES[1:] if problem.huber else ():
-        q_logged, more = _solve_fixed_point(problem, problem.maxima(q_logged, mdp.num_states), q_logged)
-        iterations += more
+    q_logged, iterations = None, 0
+    for problem.ridge, tolerance in HUBER_RIDGES if problem.huber else [(None, 0.0)]:
+        q_logged, steps = _solve_fixed_point(problem, value, q_logged, tolerance)
+        value, iterations = problem.maxima(q_logged, mdp.num_states), iterations + steps
 
     q = np.full((alphas.size, *beta.shape), -np.inf)
     q[:, mdp.terminal] = 0
@@ -211,7 +212,7 @@ class _Problem:
 
     def __init__(self, mdp, beta, alpha, gamma, huber):
         self.mdp, self.alpha, self.gamma, self.huber = mdp, alpha, gamma, huber
-        self.ridge = RIDGES[0] if huber else None
+        self.ridge = None
         self.states = np.flatnonzero(beta.any(-1) & ~mdp.terminal)
         self.beta = beta[self.states]                                                                # [S', A]
         self.logged = self.beta > 0
@@ -263,38 +264,41 @@ class _Problem:
         return step.T * scale[:, None]
 
 
-def _solve_fixed_point(problem, values, guess=None, max_steps=20_000):
-    """Q [N, S', A] with V = max_a Q[V], by Newton steps with the contraction to fall back on; and the steps taken."""
+def _solve_fixed_point(problem, values, guess=None, tolerance=0.0, patience=8, max_steps=5000):
+    """Q [N, S', A] with V = max_a Q[V] to `tolerance`, or to rounding; and the steps taken.
+
+    Newton steps, like policy iteration, may pass through worse points on their way. So each member has `patience` steps
+    to come closer than its best point so far; if it does not, it goes back there and takes one step of the contraction,
+    which cannot fail to come closer.
+    """
     num_states = problem.mdp.num_states
     values = np.array(values, dtype=np.float64)
     values[:, np.setdiff1d(np.arange(num_states), problem.states)] = 0.0
-    members = np.arange(len(values))
+    members, step = np.arange(len(values)), 0
     q, y = problem.minimisers(values, guess, members)
-    final, finest, idle = q.copy(), np.full(len(values), np.inf), np.zeros(len(values), dtype=int)
-    step = 0
-    while members.size and step < max_steps:
-        step += 1
+    best_q, best_gap, best_step = q.copy(), np.full(len(values), np.inf), np.zeros(len(values), dtype=int)
+    while True:
         image = problem.maxima(q, num_states)                                                        # max_a Q[V]
-        gap = image - values
+        gap = image - values                                                                         # [n, S]
         size = np.abs(gap).max(-1)
-        finer = size < 0.999 * finest[members]
-        idle[members] = np.where(finer, 0, idle[members] + 1)
-        best = size < finest[members]
-        final[members[best]], finest[members[best]] = q[best], size[best]
-        # done at rounding level; a few idle steps mean that rounding is coarser than thought: the certificate decides
-        floor = 1e-14 * (1 + np.abs(image).max(-1) + problem.alpha[members])
-        going = (size > floor) & ((idle[members] < 4) | (size > 1e-9)) & (idle[members] < 200)
-        members, q, y, values, image, gap, size = (x[going] for x in (members, q, y, values, image, gap, size))
-        if not members.size:
-            break
-        trial = values + problem.newton_step(q, y, gap, members)
-        trial_q, trial_y = problem.minimisers(trial, q, members)
-        worse = np.abs(problem.maxima(trial_q, num_states) - trial).max(-1) > problem.gamma * size
-        if worse.any():
-            trial[worse] = image[worse]
-            trial_q[worse], trial_y[worse] = problem.minimisers(trial[worse], q[worse], members[worse])
-        values, q, y = trial, trial_q, trial_y
-    return final, step
+        closer = size < 0.99 * best_gap[members]
+        best_q[members[closer]], best_gap[members[closer]], best_step[members[closer]] = q[closer], size[closer], step
+        idle = step - best_step[members]
+        scale = 1 + np.abs(image).max(-1) + problem.alpha[members]
+        # four idle steps this close to a solution: rounding is coarser than 1e-14 here, and the certificate will tell
+        done = (best_gap[members] <= np.maximum(tolerance, 1e-14 * scale)) | (
+            (idle >= 4) & (best_gap[members] <= 1e-11 * scale))
+        if done.all() or step == max_steps:
+            return best_q, step
+        step += 1
+        members, q, y, values, gap, idle = (x[~done] for x in (members, q, y, values, gap, idle))
+        values = values + problem.newton_step(q, y, gap, members)
+        stuck = idle >= patience
+        if stuck.any():
+            q[stuck] = best_q[members[stuck]]
+            values[stuck] = problem.maxima(q[stuck], num_states)
+            best_gap[members[stuck]] = np.inf                                # from here on, the best is what comes of it
+        q, y = problem.minimisers(values, q, members)
 
 
 # ---------------------------------------------------------------------------------------- the convex problem of a state
@@ -343,8 +347,8 @@ def _minimise(q, y, probability, beta, alpha, ridge, max_steps=300):
         at = (y[rows], probability[rows], beta[rows], alpha[rows])
         here = q[rows]
         value, curvature, gradient, p, _ = _terms(here, *at, ridge)
-        scale = at[2] * (1 + np.abs(here) + np.abs(at[0]).max(-1)) + at[3][:, None] * (p + at[2])
-        going = (np.abs(gradient) > 2e-15 * scale).any(-1)
+        scale = at[2] * (1 + np.abs(here) + np.abs(at[0]).max(-1)) * (1 + (ridge or 0)) + at[3][:, None] * (p + at[2])
+        going = (np.abs(gradient) > 1e-14 * scale).any(-1)
         if not going.any():
             break
         rows, here, value, curvature, gradient, p, scale = (

@@ -1,0 +1,141 @@
+"""The network, its hand-written backward, and one update of a population against autograd and torch.optim.Adam."""
+
+import pytest
+import torch
+
+from cql import learner, losses
+from cql.networks import PopulationMLP
+from cql.sampling import Batch
+
+NETWORKS = [PopulationMLP(9, 4, hidden, discrete) for hidden in ((), (8,), (8, 6), (5, 5, 5)) for discrete in (True, False)]
+
+
+def inputs_for(network, members, rows, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    if network.discrete:
+        return torch.randint(0, network.inputs, (members, rows), generator=g)
+    return torch.randn(members, rows, network.inputs, generator=g)
+
+
+def batch_for(members, rows, actions=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Batch(None, torch.randint(0, actions, (members, rows), generator=g), None, None, None, None)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_backward_is_autograds(network):
+    flat = network.initial([1, 2, 3]).double()
+    x = inputs_for(network, 3, 7)
+    x = x if network.discrete else x.double()
+    direction = torch.randn(3, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    leaf = flat.clone().requires_grad_()
+    (network.forward(network.layers(leaf), x)[-1] * direction).sum().backward()
+    gradient = torch.full_like(flat, torch.nan)  # every entry must be written
+    layers = network.layers(flat)
+    network.backward(layers, x, network.forward(layers, x), direction, network.layers(gradient))
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_forward_equals_a_plain_module(network):
+    flat = network.initial([5, 6])
+    x = inputs_for(network, 2, 6)
+    outputs = network.forward(network.layers(flat), x)[-1]
+    buffered = network.forward(network.layers(flat), x, network.buffers(2, 6, flat))[-1]
+    assert torch.equal(outputs, buffered)
+    for m in range(2):
+        h = torch.nn.functional.one_hot(x[m], network.inputs).float() if network.discrete else x[m]
+        for n, layer in enumerate(network.layers(flat)):
+            h = h @ layer.weight[m] + (0 if layer.bias is None else layer.bias[m])
+            h = h.relu() if n < len(network.sizes) - 1 else h
+        torch.testing.assert_close(outputs[m], h)
+
+
+def test_hidden_nothing_is_the_table():
+    network = PopulationMLP(9, 4, (), discrete=True)
+    flat = network.initial([0])
+    assert network.parameters_per_member == 36
+    assert torch.equal(network.forward(network.layers(flat), torch.arange(9)[None])[-1][0], flat.view(9, 4))
+
+
+def test_equal_seeds_start_equal_whatever_stands_beside_them():
+    network = PopulationMLP(9, 4, (8, 8), discrete=True)
+    alone, among = network.layers(network.initial([7])), network.layers(network.initial([1, 7, 7, 2]))
+    for one, many in zip(alone, among):
+        for a, b in zip(one, many):
+            if a is not None:
+                assert torch.equal(a[0], b[1]) and torch.equal(b[1], b[2]) and not torch.equal(b[1], b[3])
+
+
+@pytest.mark.parametrize("td_loss", losses.TD_LOSSES)
+@pytest.mark.parametrize("network", NETWORKS[2:6], ids=str)
+def test_cql_update_equals_autograd_with_torch_adam(network, td_loss):
+    members, rows, seeds = 3, 16, [1, 2, 3]
+    alpha = torch.tensor([0.0, 1.0, 6.0])
+    state = learner.initial_state(network, seeds, torch.device("cpu"))
+    work = learner.workspace(network, state, rows)
+    leaf = state.parameters.clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=1e-2)
+    for update in range(5):
+        x, batch = inputs_for(network, members, rows, update), batch_for(members, rows, seed=update)
+        targets = torch.randn(members, rows, generator=torch.Generator().manual_seed(update)) * 5
+        learner.cql_update(network, state, x, batch, targets, alpha, td_loss, torch.tensor(1e-2), work)
+        adam.zero_grad()
+        q = network.forward(network.layers(leaf), x)[-1]
+        losses.cql_loss(q, batch.actions, targets, alpha, td_loss).total.sum().backward()
+        adam.step()
+        torch.testing.assert_close(state.parameters, leaf.detach(), rtol=1e-4, atol=1e-5)
+    assert state.updates.item() == 5
+
+
+def test_bc_update_equals_autograd_with_torch_adam():
+    network, x, batch = NETWORKS[4], inputs_for(NETWORKS[4], 2, 12), batch_for(2, 12)
+    state = learner.initial_state(network, [1, 2], torch.device("cpu"))
+    leaf = state.parameters.clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=1e-2)
+    work = learner.workspace(network, state, 12)
+    for _ in range(5):
+        learner.bc_update(network, state, x, batch, torch.tensor(1e-2), work)
+        adam.zero_grad()
+        losses.bc_loss(network.forward(network.layers(leaf), x)[-1], batch.actions).sum().backward()
+        adam.step()
+    torch.testing.assert_close(state.parameters, leaf.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_full_batch_rows_equal_the_written_out_batch():
+    """Each observation computed once, its gradient summed over its transitions: the same as computing it every time."""
+    network = PopulationMLP(5, 3, (6,), discrete=True)
+    observations = torch.tensor([[0, 1, 1, 4], [2, 2, 2, 0]])
+    actions = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
+    weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0]])
+    targets, alpha = torch.randn(2, 4), torch.tensor([1.0, 6.0])
+    full = Batch(observations, actions, None, None, None, weights)
+    flat = network.initial([1, 2])
+    leaf = flat.clone().requires_grad_()
+    q = network.forward(network.layers(leaf), observations)[-1]
+    losses.cql_loss(q, actions, targets, alpha, weights=weights).total.sum().backward()
+    layers, table = network.layers(flat), torch.arange(5).expand(2, 5)
+    outputs = network.forward(layers, table)
+    q = learner.transition_rows(outputs[-1], full)
+    gradient = learner.input_rows(losses.cql_gradient(q, actions, targets, alpha, weights=weights), outputs[-1], full)
+    mine = torch.empty_like(flat)
+    network.backward(layers, table, outputs, gradient, network.layers(mine))
+    torch.testing.assert_close(mine, leaf.grad)
+
+
+def test_values_of_the_target_network_by_hand():
+    network = PopulationMLP(2, 2, (), discrete=True)  # the table Q[s, a]
+    online, target = torch.tensor([1.0, 2.0, 4.0, 3.0]), torch.tensor([10.0, 20.0, 30.0, 40.0])
+    state = learner.State(online, target, None, None, None)
+    states = torch.tensor([[0, 1]])
+    assert learner.greedy_values(network, target, states).tolist() == [[20.0, 40.0]]
+    # double Q: the online network chooses action 1 in state 0 and action 0 in state 1, the target values them
+    assert learner.double_q_values(network, state, states).tolist() == [[20.0, 30.0]]
+
+
+def test_values_in_chunks_are_the_values_at_once(monkeypatch):
+    network = NETWORKS[4]
+    flat, states = network.initial([1, 2]), inputs_for(network, 2, 50)
+    whole = learner.greedy_values(network, flat, states)
+    monkeypatch.setattr(learner, "CHUNK", 16)
+    torch.testing.assert_close(learner.greedy_values(network, flat, states), whole)

@@ -1,0 +1,157 @@
+"""The page of losses, against numbers a person can redo and against autograd."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cql import losses
+
+LN2 = math.log(2)
+
+
+def tensor(values, dtype=torch.float64):
+    return torch.tensor(values, dtype=dtype)
+
+
+def test_td_target_by_hand():
+    # one member, three transitions: ordinary, terminated (its next value must not count), truncated (it must)
+    target = losses.td_target(tensor([[-1.0, 50.0, -1.0]]), torch.tensor([[False, True, False]]),
+                              tensor([[10.0, 999.0, 20.0]]), gamma=0.5)
+    assert target.tolist() == [[4.0, 50.0, 9.0]]
+
+
+def test_td_target_is_not_poisoned_by_a_masked_infinity():
+    target = losses.td_target(tensor([[1.0]]), torch.tensor([[True]]), tensor([[-math.inf]]), gamma=0.9)
+    assert target.item() == 1.0
+
+
+@pytest.mark.parametrize("name, expected", [("mse", (9 + 0.25) / 2), ("half_mse", (9 + 0.25) / 4),
+                                            ("huber", (2.5 + 0.125) / 2)])
+def test_td_losses_by_hand(name, expected):
+    # Q(s,a) = 3 and 0.5 against targets 0 and 0: residuals 3 and 1/2
+    q = tensor([[[3.0, 0.0], [0.0, 0.5]]])
+    terms = losses.cql_loss(q, torch.tensor([[0, 1]]), tensor([[0.0, 0.0]]), tensor([0.0]), name)
+    assert terms.td.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_cql_terms_by_hand():
+    # member 0: Q = (0, 0), logged 0: lse = ln 2, gap = ln 2. Member 1: Q = (ln 3, 0), logged 1: lse = ln 4, gap = ln 4.
+    q = tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
+    terms = losses.cql_loss(q, torch.tensor([[0], [1]]), tensor([[1.0], [2.0]]), tensor([6.0, 0.5]))
+    assert terms.td.tolist() == pytest.approx([1.0, 4.0])
+    assert terms.gap.tolist() == pytest.approx([LN2, 2 * LN2])
+    assert terms.total.tolist() == pytest.approx([1 + 6 * LN2, 4 + LN2])
+
+
+def test_gradient_by_hand():
+    # Q = (0, 0), logged 0, y = 1, alpha = 6: TD slope -2 on the logged action, penalty 6 * (1/2 - 1, 1/2)
+    gradient = losses.cql_gradient(tensor([[[0.0, 0.0]]]), torch.tensor([[0]]), tensor([[1.0]]), tensor([6.0]))
+    assert gradient.tolist() == [[[-5.0, 3.0]]]
+
+
+def test_weights_replace_the_mean():
+    q, actions = torch.randn(2, 3, 4, dtype=torch.float64), torch.tensor([[0, 1, 2], [3, 3, 0]])
+    targets, alpha = torch.randn(2, 3, dtype=torch.float64), tensor([1.0, 7.0])
+    counts = torch.tensor([[1, 2, 5], [4, 3, 1]])
+    repeat = [torch.arange(3).repeat_interleave(c) for c in counts]  # the same transitions, written out count times
+    long = torch.stack([q[m, repeat[m]] for m in range(2)]), torch.stack([actions[m, repeat[m]] for m in range(2)]), (
+        torch.stack([targets[m, repeat[m]] for m in range(2)]))
+    weighted = losses.cql_loss(q, actions, targets, alpha, weights=counts / 8.0)
+    for mine, theirs in zip(weighted, losses.cql_loss(*long, alpha)):
+        torch.testing.assert_close(mine, theirs)
+
+
+def random_case(seed, dtype):
+    g = torch.Generator().manual_seed(seed)
+    m, b, a = (int(torch.randint(1, high, (1,), generator=g)) for high in (5, 8, 6))
+    q = (torch.randn(m, b, a, generator=g, dtype=torch.float64) * 3).to(dtype)
+    actions = torch.randint(0, a, (m, b), generator=g)
+    # the scale of the residual is kept moderate, so that float32 is asked for its own precision and no more
+    targets = (q.gather(-1, actions[..., None])[..., 0] + torch.randn(m, b, generator=g, dtype=torch.float64)).to(dtype)
+    alpha = (torch.rand(m, generator=g, dtype=torch.float64) * 10).to(dtype)
+    weights = torch.rand(m, b, generator=g, dtype=torch.float64)
+    return q, actions, targets, alpha, (weights / weights.sum(-1, keepdim=True)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("td_loss", losses.TD_LOSSES)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), weighted=st.booleans())
+def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weighted):
+    q, actions, targets, alpha, weights = random_case(seed, dtype)
+    weights = weights if weighted else None
+    leaf = q.clone().requires_grad_()
+    losses.cql_loss(leaf, actions, targets, alpha, td_loss, weights).total.sum().backward()
+    closed = losses.cql_gradient(q, actions, targets, alpha, td_loss, weights)
+    assert (closed - leaf.grad).abs().max() <= tolerance * max(1, leaf.grad.abs().max().item())
+    leaf = q.clone().requires_grad_()
+    losses.bc_loss(leaf, actions, weights).sum().backward()
+    assert (losses.bc_gradient(q, actions, weights) - leaf.grad).abs().max() <= tolerance
+
+
+def test_alpha_zero_is_plain_q_learning():
+    q, actions, targets, alpha, _ = random_case(3, torch.float64)
+    terms = losses.cql_loss(q, actions, targets, torch.zeros_like(alpha))
+    residual = q.gather(-1, actions[..., None])[..., 0] - targets
+    torch.testing.assert_close(terms.total, (residual**2).mean(-1))
+    gradient = losses.cql_gradient(q, actions, targets, torch.zeros_like(alpha))
+    untaken = torch.ones_like(q, dtype=torch.bool).scatter(-1, actions[..., None], False)
+    assert (gradient[untaken] == 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_gap_is_cross_entropy_with_q_as_logits(seed):
+    q, actions, targets, alpha, _ = random_case(seed, torch.float64)
+    gap = losses.cql_loss(q, actions, targets, alpha).gap
+    torch.testing.assert_close(gap, losses.bc_loss(q, actions))
+    reference = torch.stack([torch.nn.functional.cross_entropy(q[m], actions[m]) for m in range(len(q))])
+    torch.testing.assert_close(gap, reference)
+    assert (gap >= -1e-12).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_minimum_of_bc_is_the_entropy_of_the_data(seed):
+    actions = torch.randint(0, 3, (1, 50), generator=torch.Generator().manual_seed(seed))
+    share = torch.bincount(actions[0], minlength=3).double() / 50
+    logits = share.clamp_min(1e-300).log().expand(1, 50, 3)
+    entropy = -(share * share.clamp_min(1e-300).log()).sum()
+    torch.testing.assert_close(losses.bc_loss(logits, actions), entropy[None])
+    assert losses.bc_gradient(logits, actions).sum(1).abs().max() < 1e-12
+
+
+def test_gap_survives_large_values():
+    q = tensor([[[1e4, -1e4, 0.0]]], torch.float32)
+    assert losses.conservative_gap(q, torch.tensor([[1]])).item() == pytest.approx(2e4)
+    assert torch.isfinite(losses.cql_gradient(q, torch.tensor([[1]]), tensor([[0.0]], torch.float32),
+                                              tensor([6.0], torch.float32))).all()
+
+
+def test_leading_axes_are_so_many_updates():
+    q, actions, targets, alpha, _ = random_case(5, torch.float64)
+    stacked = losses.cql_loss(torch.stack([q, 2 * q]), torch.stack([actions] * 2), torch.stack([targets] * 2), alpha)
+    for index, one in enumerate((q, 2 * q)):
+        for mine, theirs in zip(stacked, losses.cql_loss(one, actions, targets, alpha)):
+            torch.testing.assert_close(mine[index], theirs)
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: losses.td_target(torch.zeros(2, 3), torch.zeros(2, 1, dtype=torch.bool), torch.zeros(2, 3), 0.9),
+    lambda: losses.cql_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), torch.zeros(2), torch.zeros(2)),
+    lambda: losses.cql_loss(torch.zeros(2, 3, 4), torch.zeros(3).long(), torch.zeros(2, 3), torch.zeros(2)),
+    lambda: losses.cql_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), torch.zeros(2, 3), torch.zeros(1)),
+    lambda: losses.cql_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), torch.zeros(2, 3), torch.zeros(2),
+                            weights=torch.zeros(3)),
+])
+def test_shapes_that_would_broadcast_are_refused(wrong):
+    with pytest.raises(AssertionError):
+        wrong()
+
+
+def test_unknown_td_loss_is_refused():
+    with pytest.raises(ValueError, match="td_loss must be one of"):
+        losses.td_error(torch.zeros(1, 1), torch.zeros(1, 1), "mae")
