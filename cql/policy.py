@@ -113,9 +113,13 @@ class Policy:
             return torch.from_numpy(np.atleast_1d(array).astype(np.int64)), array.ndim == 0
         if array.ndim not in (1, 2) or array.shape[-1] != self.network.inputs:
             raise ValueError(f"an observation is a vector of length {self.network.inputs}, a batch [B, {self.network.inputs}].")
-        if not np.isfinite(array).all():
+        if array.dtype.kind not in "iuf":
+            raise ValueError("an observation must be numbers.")
+        with np.errstate(over="ignore"):
+            vectors = np.atleast_2d(array).astype(np.float32)
+        if not np.isfinite(vectors).all():
             raise ValueError("an observation holds NaN or infinite numbers.")
-        return torch.from_numpy(np.atleast_2d(array).astype(np.float32)), array.ndim == 1
+        return torch.from_numpy(vectors), array.ndim == 1
 
 
 def _shapes(network: PopulationMLP) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,275 @@
+"""The loop: members keep to themselves, cadences change nothing, runs repeat bit for bit and resume bit for bit."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train as command
+from cql import learner, training
+from cql.collect import datasets_for, environment_of
+from cql.config import Config
+from cql.metrics import METRICS, read_metrics
+from cql.policy import Policy
+from cql.population import all_members
+from cql.runs import RunError, RunFolder
+from cql.training import Interrupted, resolve_device, train
+
+SMALL = dict(episodes=30, hidden=(16,), bc_steps=60, steps=90, batch_size=16, target_interval=25, log_every=30,
+             checkpoint_every=40, lr=1e-2, device="cpu")
+
+
+def run_of(path, **changes) -> RunFolder:
+    config = Config(**{**SMALL, **changes})
+    datasets = datasets_for(config, {})
+    run = RunFolder.create(str(path), config, datasets)
+    train(run, config, datasets, environment_of(datasets[0]))
+    return run
+
+
+def parameters(run: RunFolder, name: str) -> list[torch.Tensor]:
+    return [t for layer in Policy.load(run.policy_path(name)).layers for t in layer if t is not None]
+
+
+def policy_bytes(run: RunFolder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run.path / "policies").iterdir())}
+
+
+@pytest.mark.parametrize("batch_size", [16, "full"])
+@pytest.mark.parametrize("observation", ["index", "coordinates"])
+def test_a_member_among_others_is_the_member_alone(tmp_path, batch_size, observation):
+    common = dict(batch_size=batch_size, observation=observation)
+    among = run_of(tmp_path / "among", alpha=(0.0, 6.0, 50.0), num_seeds=2, num_datasets=2, **common)
+    alone = run_of(tmp_path / "alone", alpha=(6.0,), seed=43, data_seed=43, **common)
+    for name in ("cql-a6-s43-d43", "bc-s43-d43"):
+        for a, b in zip(parameters(among, name), parameters(alone, name)):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_slices_change_nothing_beyond_rounding(tmp_path):
+    runs = [run_of(tmp_path / str(size), alpha=(0.0, 1.0, 6.0), num_seeds=2, slice_size=size) for size in (4, 64)]
+    for member in all_members(runs[0].config()):
+        for a, b in zip(*(parameters(run, member.name) for run in runs)):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_members_that_share_a_seed_are_paired(tmp_path):
+    """The same seed and data and alpha 0 twice: as a member of its own and beside another alpha, step for step equal."""
+    run = run_of(tmp_path / "r", alpha=(0.0, 1e-12), bc_steps=0)
+    for a, b in zip(parameters(run, "cql-a0-s42-d42"), parameters(run, "cql-a1e-12-s42-d42")):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_run_twice_is_bit_identical(tmp_path):
+    first, second = (run_of(tmp_path / name, alpha=(1.0, 6.0)) for name in "ab")
+    assert policy_bytes(first) == policy_bytes(second)
+    assert (first.path / "metrics.csv").read_bytes() == (second.path / "metrics.csv").read_bytes()
+    assert (first.path / "datasets/42.npz").read_bytes() == (second.path / "datasets/42.npz").read_bytes()
+    assert policy_bytes(run_of(tmp_path / "c", alpha=(1.0, 6.0), seed=43)).keys() != policy_bytes(first).keys()
+
+
+@pytest.mark.parametrize("change", [dict(log_every=7), dict(log_every=90), dict(checkpoint_every=11)])
+def test_cadences_change_no_result(tmp_path, change):
+    assert policy_bytes(run_of(tmp_path / "a")) == policy_bytes(run_of(tmp_path / "b", **change))
+
+
+@pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True)])
+def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
+    whole = policy_bytes(run_of(tmp_path / "a", **change))
+    monkeypatch.setattr(training, "BLOCK", 1)
+    assert policy_bytes(run_of(tmp_path / "b", **change)) == whole
+
+
+def test_bootstrap_table_is_the_values_computed_batch_by_batch(tmp_path, monkeypatch):
+    table = run_of(tmp_path / "a")
+    original = training.Population.__init__
+
+    def without_table(self, *arguments):
+        original(self, *arguments)
+        self.use_table = False
+
+    monkeypatch.setattr(training.Population, "__init__", without_table)
+    direct = run_of(tmp_path / "b")
+    for a, b in zip(parameters(table, "cql-a6-s42-d42"), parameters(direct, "cql-a6-s42-d42")):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_double_q_uses_the_online_choice(tmp_path):
+    """Against a loop written out with autograd, torch's Adam and no tables."""
+    from cql import losses
+    from cql.networks import PopulationMLP
+    from cql.sampling import Transitions, uniform_bits
+
+    for double_q in (False, True):
+        run = run_of(tmp_path / str(double_q), double_q=double_q, bc_steps=0)
+        config, data = run.config(), run.datasets(run.config())
+        transitions = Transitions(data, torch.device("cpu"), False)
+        network = PopulationMLP(225, 4, config.hidden, True)
+        leaf = network.initial([42]).requires_grad_()
+        adam, target = torch.optim.Adam([leaf], lr=config.lr), leaf.detach().clone()
+        rates = training.cosine_schedule(config.lr, config.steps)
+        for step in range(config.steps):
+            if step % config.target_interval == 0:
+                target = leaf.detach().clone()
+            index = transitions.minibatch_indices(torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([step]), 16)[0])
+            batch = transitions.gather(index)
+            with torch.no_grad():
+                following = network.forward(network.layers(target), batch.next_observations)[-1]
+                chooser = network.forward(network.layers(leaf), batch.next_observations)[-1] if double_q else following
+                y = losses.td_target(batch.rewards, batch.terminations, losses.taken(following, chooser.argmax(-1)), 0.99)
+            adam.param_groups[0]["lr"] = float(rates[step])
+            adam.zero_grad()
+            q = network.forward(network.layers(leaf), batch.observations)[-1]
+            losses.cql_loss(q, batch.actions, y, torch.tensor([6.0])).total.sum().backward()
+            adam.step()
+        mine = torch.cat([t.flatten() for t in parameters(run, "cql-a6-s42-d42")])
+        torch.testing.assert_close(mine, leaf.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
+    run = run_of(tmp_path / "r", alpha=(1.0, 6.0))
+    series = read_metrics(run.path / "metrics.csv")
+    for member in all_members(run.config()):
+        expected = {name for name, (algorithms, _) in METRICS.items() if member.algorithm in algorithms.split()}
+        assert {metric for name, metric in series if name == member.name} == expected
+        events = EventAccumulator(str(run.path / "tensorboard" / member.name))
+        events.Reload()
+        assert expected <= set(events.Tags()["scalars"])
+        for metric in expected:
+            steps, values = series[member.name, metric]
+            scalars = [s for s in events.Scalars(metric)]
+            assert [s.step for s in scalars] == steps == list(range(30, (60 if member.algorithm == "bc" else 90) + 1, 30))
+            np.testing.assert_allclose([s.value for s in scalars], values, rtol=1e-6)
+
+
+def test_logged_losses_are_those_of_the_updates(tmp_path):
+    """With one update a run, the log must hold the loss of the initial network on its first batch."""
+    from cql import losses
+    from cql.networks import PopulationMLP
+    from cql.sampling import Transitions, uniform_bits
+
+    run = run_of(tmp_path / "r", bc_steps=1, steps=1, log_every=1)
+    series = read_metrics(run.path / "metrics.csv")
+    transitions = Transitions(run.datasets(run.config()), torch.device("cpu"), False)
+    batch = transitions.gather(transitions.minibatch_indices(
+        torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([0]), 16)[0]))
+    network = PopulationMLP(225, 4, (16,), True)
+    layers = network.layers(network.initial([42]))
+    q, following = (network.forward(layers, rows)[-1] for rows in (batch.observations, batch.next_observations))
+    terms = losses.cql_loss(q, batch.actions, losses.td_target(batch.rewards, batch.terminations, following.amax(-1), 0.99),
+                            torch.tensor([6.0]))
+    for name, term in zip(("losses/td", "losses/conservative_gap", "losses/total"), terms):
+        assert series["cql-a6-s42-d42", name][1] == pytest.approx([term.item()], rel=1e-5)
+    assert series["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([terms.gap.item()], rel=1e-5)
+
+
+def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path):
+    run = run_of(tmp_path / "r", bc_steps=1, steps=0, log_every=1, batch_size="full")
+    data, policy = run.datasets(run.config())[0], None
+    from cql.networks import PopulationMLP
+    network = PopulationMLP(225, 4, (16,), True)
+    logits = network.forward(network.layers(network.initial([42])), torch.from_numpy(data.observations).long()[None])[-1]
+    from cql import losses
+    expected = losses.bc_loss(logits.double(), torch.from_numpy(data.actions).long()[None]).item()
+    assert read_metrics(run.path / "metrics.csv")["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([expected], rel=1e-5)
+
+
+def interrupt_after(monkeypatch, blocks: int):
+    """A SIGTERM to this very process in the middle of training, after so many blocks."""
+    original, seen = training.Population.block_of_updates, []
+
+    def counted(self, start, end):
+        original(self, start, end)
+        seen.append(end)
+        if len(seen) == blocks:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training.Population, "block_of_updates", counted)
+
+
+@pytest.mark.parametrize("batch_size", [16, "full"])
+@pytest.mark.parametrize("blocks", [1, 4, 9])
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, batch_size, blocks):
+    settings = dict(alpha=(1.0, 6.0), slice_size=1, batch_size=batch_size)
+    whole = run_of(tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, blocks)
+        with pytest.raises(Interrupted):
+            run_of(tmp_path / "cut", **settings)
+    cut = RunFolder.open(tmp_path / "cut")
+    config = cut.config()
+    data = cut.datasets(config)
+    train(cut, config, data, environment_of(data[0]), resume=True)
+    assert policy_bytes(cut) == policy_bytes(whole)
+    assert (cut.path / "metrics.csv").read_bytes() == (whole.path / "metrics.csv").read_bytes()
+    for member in all_members(config):
+        read = []
+        for run in (cut, whole):
+            events = EventAccumulator(str(run.path / "tensorboard" / member.name))
+            events.Reload()
+            read.append({tag: [(s.step, s.value) for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
+        assert read[0] == read[1]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    whole, cut = run_of(tmp_path / "whole"), run_of(tmp_path / "cut")
+    (cut.path / "checkpoint.pt").unlink()
+    config = cut.config()
+    train(cut, config, cut.datasets(config), None, resume=True)
+    assert policy_bytes(cut) == policy_bytes(whole)
+
+
+@pytest.mark.parametrize("edit, sentence", [
+    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"config": "0" * 64}, "belongs to another config"),
+    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"),
+])
+def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
+    run = run_of(tmp_path / "r")
+    torch.save(edit(torch.load(run.path / "checkpoint.pt", weights_only=True)), run.path / "checkpoint.pt")
+    config = run.config()
+    with pytest.raises(RunError, match=sentence):
+        train(run, config, run.datasets(config), None, resume=True)
+
+
+def test_cosine_schedule_by_hand():
+    np.testing.assert_allclose(training.cosine_schedule(1.0, 4), [1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2], atol=1e-7)
+
+
+def test_devices_that_are_not_there():
+    assert resolve_device("cpu").type == "cpu" and resolve_device("auto").type in ("cpu", "cuda")
+    for name in ("gpu", "meta", f"cuda:{torch.cuda.device_count()}"):
+        with pytest.raises(RunError, match="--device"):
+            resolve_device(name)
+
+
+def test_unlogged_mass_and_mismatch_by_hand(tmp_path):
+    """A table of zeros on two states, three actions: softmax is 1/3 everywhere, greedy is action 0."""
+    from cql.dataset import OfflineDataset
+    from cql.diagnostics import Diagnostics
+    from cql.networks import PopulationMLP
+    from cql.sampling import Transitions
+
+    data = OfflineDataset.from_arrays([0, 0, 0, 1], [0, 0, 1, 2], [0.0] * 4, [0, 0, 1, 1], [False] * 3 + [True])
+    transitions = Transitions([data], torch.device("cpu"), False)
+    network = PopulationMLP(2, 3, (), True)
+    q = torch.tensor([3.0, 3.0, 3.0, 7.0, 7.0, 7.0])
+    found = Diagnostics(transitions, [data], None).measure(network, q, torch.tensor([0]), "cql")
+    assert found["policy/unlogged_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
+    assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
+    assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])
+    assert found["q/start"] == pytest.approx([3.0])
+    assert json.dumps(found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(tmp_path):
+    runs = [run_of(tmp_path / name, alpha=(0.0, 6.0), device=name) for name in ("cpu", "cuda")]
+    for member in all_members(runs[0].config()):
+        for a, b in zip(*(parameters(run, member.name) for run in runs)):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+    again = run_of(tmp_path / "again", alpha=(0.0, 6.0), device="cuda")
+    assert policy_bytes(again) == policy_bytes(runs[1])
