@@ -48,17 +48,17 @@ class Config:
                            "algorithm", choices=TD_LOSSES)
     double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", "algorithm")
     gamma: float = _option(0.99, "discount factor", "algorithm")
-    hidden: tuple[int, ...] = _option((256, 256), "widths of the hidden layers; 0 is the linear network (the table Q[s, a])",
+    hidden: tuple[int, ...] = _option((64, 64), "widths of the hidden layers; 0 is the linear network (the table Q[s, a])",
                                       "algorithm", parse=int, nargs="+", metavar="N")
     # --- optimisation
     seed: int = _option(42, "first training seed: initial weights and minibatches", "optimisation")
     num_seeds: int = _option(1, "number of training seeds", "optimisation")
     bc_steps: int = _option(25_000, "updates of Behaviour Cloning; 0 leaves it out", "optimisation")
     steps: int = _option(80_000, "updates of CQL; 0 leaves it out", "optimisation")
-    batch_size: int | str = _option(64, "transitions per update, or full: the exact gradient of the whole data set",
+    batch_size: int | str = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
                                     "optimisation", parse=batch_size, metavar="N|full")
-    lr: float = _option(3e-4, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
-    target_interval: int = _option(500, "updates between copies to the target network", "optimisation")
+    lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
+    target_interval: int = _option(25, "updates between copies to the target network", "optimisation")
     slice_size: int = _option(64, "members trained at once; part of what makes a run repeatable", "optimisation")
     # --- run
     device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
@@ -135,8 +135,8 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
         return value is None or _has_type_of(value, "" if name == "dataset" else 0, "")
-    if name == "batch_size" and value == "full":
-        return True
+    if name == "batch_size":
+        return value == "full" or _has_type_of(value, 0, "")
     if isinstance(default, tuple):
         return isinstance(value, list) and all(_has_type_of(v, 0.0 if name == "alpha" else 0, "") for v in value)
     if isinstance(default, bool) or isinstance(value, bool):

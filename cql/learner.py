@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from cql import losses
-from cql.networks import PopulationMLP
+from cql.networks import Layer, PopulationMLP
 from cql.sampling import Batch
 
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
@@ -30,10 +30,12 @@ class State(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Memory that an update writes into and nothing reads afterwards."""
+    """Views of a state, and memory that an update writes into and nothing reads afterwards."""
 
+    layers: list[Layer]  # of the parameters
     gradient: Tensor  # [M * P]
-    outputs: list[Tensor]  # per layer [M, rows, width]
+    gradient_layers: list[Layer]
+    outputs: list[Tensor]  # per layer [M, R, width]
 
 
 def initial_state(network: PopulationMLP, seeds: list[int], device: torch.device) -> State:
@@ -44,9 +46,11 @@ def initial_state(network: PopulationMLP, seeds: list[int], device: torch.device
 
 
 def workspace(network: PopulationMLP, state: State, rows: int) -> Workspace:
-    """For updates whose network input has ``rows`` observations per member."""
+    """For updates of this very state whose network input has ``rows`` observations per member."""
     members = state.parameters.numel() // network.parameters_per_member
-    return Workspace(torch.zeros_like(state.parameters), network.buffers(members, rows, state.parameters))
+    gradient = torch.zeros_like(state.parameters)
+    return Workspace(network.layers(state.parameters), gradient, network.layers(gradient),
+                     network.buffers(members, rows, state.parameters))
 
 
 def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, targets: Tensor, alpha: Tensor,
@@ -54,54 +58,34 @@ def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batc
     """One step down the gradient of ``losses.cql_loss``, summed over members.
 
     Args:
-        inputs: what the network reads, ``[M, rows]`` or ``[M, rows, n]``: the batch's observations, or with
-            ``batch.weights`` the whole table of distinct observations, each computed once for all its transitions.
+        inputs: what the network reads, ``[M, R]`` or ``[M, R, n]``: the observation of every transition, or with
+            ``batch.rows`` every observation once.
         targets: ``losses.td_target`` of the batch ``[M, B]``.
         alpha: ``[M]``.
         learning_rate: ``[]``.
 
     Returns:
-        Q before the step ``[M, rows, A]``, in ``work``: the next update overwrites it.
+        Q before the step ``[M, R, A]``, in ``work``: the next update overwrites it.
     """
-    layers = network.layers(state.parameters)
-    outputs = network.forward(layers, inputs, work.outputs)
-    q_values = transition_rows(outputs[-1], batch)  # [M, B, A]
-    gradient = losses.cql_gradient(q_values, batch.actions, targets, alpha, td_loss, batch.weights)
-    _step(network, state, layers, inputs, outputs, input_rows(gradient, outputs[-1], batch), learning_rate, work)
+    outputs = network.forward(work.layers, inputs, work.outputs)
+    gradient = losses.cql_gradient(outputs[-1], batch.actions, targets, alpha, td_loss, batch.weights, batch.rows)
+    _step(network, state, inputs, outputs, gradient, learning_rate, work)
     return outputs[-1]
 
 
 def bc_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, learning_rate: Tensor,
               work: Workspace) -> Tensor:
     """One step down the gradient of ``losses.bc_loss``; arguments and result as for ``cql_update``."""
-    layers = network.layers(state.parameters)
-    outputs = network.forward(layers, inputs, work.outputs)
-    logits = transition_rows(outputs[-1], batch)  # [M, B, A]
-    gradient = losses.bc_gradient(logits, batch.actions, batch.weights)
-    _step(network, state, layers, inputs, outputs, input_rows(gradient, outputs[-1], batch), learning_rate, work)
+    outputs = network.forward(work.layers, inputs, work.outputs)
+    gradient = losses.bc_gradient(outputs[-1], batch.actions, batch.weights, batch.rows)
+    _step(network, state, inputs, outputs, gradient, learning_rate, work)
     return outputs[-1]
 
 
-def _step(network, state, layers, inputs, outputs, gradient, learning_rate, work) -> None:
-    network.backward(layers, inputs, outputs, gradient, network.layers(work.gradient))
+def _step(network, state, inputs, outputs, gradient, learning_rate, work) -> None:
+    network.backward(work.layers, inputs, outputs, gradient, work.gradient_layers)
     adam([state.parameters], [work.gradient], [state.first_moment], [state.second_moment], [], [state.updates],
          lr=learning_rate, fused=True, **ADAM)
-
-
-def transition_rows(outputs: Tensor, batch: Batch) -> Tensor:
-    """The network's outputs at each transition of the batch, ``[..., M, rows, A] -> [..., M, B, A]``."""
-    if batch.weights is None:
-        return outputs
-    index = batch.observations[..., None].expand(*outputs.shape[:-2], -1, outputs.shape[-1])
-    return outputs.gather(-2, index)
-
-
-def input_rows(gradient: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
-    """The transpose of ``transition_rows``: gradients summed onto the observation they belong to."""
-    if batch.weights is None:
-        return gradient
-    index = batch.observations[..., None].expand_as(gradient)
-    return torch.zeros_like(outputs).scatter_add_(1, index, gradient)
 
 
 def greedy_values(network: PopulationMLP, parameters: Tensor, inputs: Tensor) -> Tensor:

@@ -7,9 +7,13 @@ Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning",
 both in the formula above: the squared error carries no 1/2 (``td_loss="half_mse"`` is the paper's, and makes alpha mean
 twice as much), and the backup is a plain max over a target network.
 
-Axes: ``M`` members, ``B`` batch, ``A`` actions; further axes may lead (``[T, M, B, A]`` is T updates at once). Everything is
-averaged over ``B`` and never over ``M``. ``weights [M, B]``, where given, replace the mean by a weighted sum; they sum to
-one over ``B``.
+Axes: ``M`` members, ``B`` transitions, ``A`` actions; further axes may lead (``[T, M, B, A]`` is T updates at once).
+Everything is averaged over ``B`` and never over ``M``. Two options serve the exact gradient of a whole data set, where
+equal transitions are stored once and Q is computed once per observation:
+
+- ``weights [M, B]`` sum to one over ``B`` and replace the mean;
+- ``rows [M, B]`` say at which row of ``q_values [M, R, A]`` each transition's observation stands; without them R = B and
+  transition b stands at row b.
 """
 
 from typing import NamedTuple
@@ -51,7 +55,7 @@ def td_error(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
 
 
 def td_error_slope(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
-    """``d td_error / d Q(s,a)``, elementwise ``[M, B]``."""
+    """``td'``: the derivative of ``td_error`` with respect to Q(s,a), elementwise ``[M, B]``."""
     _same_shape(q_taken, targets)
     residual = q_taken - targets
     if td_loss == "mse":
@@ -63,58 +67,57 @@ def td_error_slope(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Te
     raise ValueError(f"td_loss must be one of {', '.join(TD_LOSSES)}, not {td_loss!r}.")
 
 
-def conservative_gap(q_values: Tensor, actions: Tensor) -> Tensor:
-    """``logsumexp_a' Q(s,a') - Q(s,a)``, elementwise: ``[M, B, A], [M, B] -> [M, B]``.
+def conservative_gap(q_values: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
+    """``logsumexp_a' Q(s,a') - Q(s,a)``, elementwise: ``[M, R, A], [M, B] -> [M, B]``.
 
     It is ``-log softmax(Q)[a]``: the cross-entropy of Behaviour Cloning with Q as logits, never negative.
     """
-    return q_values.logsumexp(-1) - taken(q_values, actions)
+    log_normaliser = q_values.logsumexp(-1)  # [M, R]
+    if rows is not None:
+        log_normaliser = log_normaliser.gather(-1, rows)  # [M, B]
+    return log_normaliser - taken(q_values, actions, rows)
 
 
 def cql_loss(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-             weights: Tensor | None = None) -> CQLTerms:
+             weights: Tensor | None = None, rows: Tensor | None = None) -> CQLTerms:
     """The CQL(H) objective, term by term.
 
     Args:
-        q_values: Q(s, .) of the logged states ``[M, B, A]``.
+        q_values: Q(s, .) of the logged states ``[M, B, A]`` (or ``[M, R, A]`` with ``rows``).
         actions: the logged actions ``[M, B]``, integers.
         targets: ``td_target`` of the same transitions ``[M, B]``; no gradient flows through it.
         alpha: the weight of the penalty ``[M]``.
         td_loss: ``mse`` | ``half_mse`` | ``huber``.
-        weights: ``[M, B]``, summing to one over B; None is the plain mean.
+        weights, rows: see the top of the page.
     """
-    td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights)  # [M]
-    gap = batch_mean(conservative_gap(q_values, actions), weights)  # [M]
+    td = batch_mean(td_error(taken(q_values, actions, rows), targets, td_loss), weights)  # [M]
+    gap = batch_mean(conservative_gap(q_values, actions, rows), weights)  # [M]
     assert alpha.shape == td.shape[-1:], (alpha.shape, td.shape)
     return CQLTerms(td, gap, td + alpha * gap)
 
 
 def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-                 weights: Tensor | None = None) -> Tensor:
-    """``d total / d Q(s, .)`` in closed form ``[M, B, A]``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
-    slope = td_error_slope(taken(q_values, actions), targets, td_loss)  # [M, B]
+                 weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """``d total / d Q`` in closed form, shaped as ``q_values``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
+    slope = td_error_slope(taken(q_values, actions, rows), targets, td_loss)  # [M, B]
     alpha = alpha[:, None]
-    gradient = q_values.softmax(-1).mul_(alpha[..., None])
-    gradient.scatter_add_(-1, actions[..., None], (slope - alpha)[..., None])
-    return _averaged(gradient, weights)
+    return _gradient(q_values, actions, alpha, slope - alpha, weights, rows)
 
 
-def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None) -> Tensor:
+def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """Behaviour Cloning: the mean cross-entropy of the logged actions, ``[M, B, A], [M, B] -> [M]``."""
-    return batch_mean(conservative_gap(logits, actions), weights)
+    return batch_mean(conservative_gap(logits, actions, rows), weights)
 
 
-def bc_gradient(logits: Tensor, actions: Tensor, weights: Tensor | None = None) -> Tensor:
-    """``d bc_loss / d logits`` in closed form ``[M, B, A]``: ``(softmax - 1_a) / B``."""
-    gradient = logits.softmax(-1)
-    gradient.scatter_add_(-1, actions[..., None], gradient.new_full((), -1.0).expand(*actions.shape, 1))
-    return _averaged(gradient, weights)
+def bc_gradient(logits: Tensor, actions: Tensor, weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """``d bc_loss / d logits`` in closed form, shaped as ``logits``: ``(softmax - 1_a) / B``."""
+    one = logits.new_ones(1, 1)
+    return _gradient(logits, actions, one, -one.expand(actions.shape), weights, rows)
 
 
-def taken(q_values: Tensor, actions: Tensor) -> Tensor:
-    """``Q(s, a)`` at the logged action: ``[M, B, A], [M, B] -> [M, B]``."""
-    assert q_values.shape[:-1] == actions.shape, (q_values.shape, actions.shape)
-    return q_values.gather(-1, actions[..., None]).squeeze(-1)
+def taken(q_values: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
+    """``Q(s, a)`` at the logged action: ``[M, R, A], [M, B] -> [M, B]``."""
+    return q_values.flatten(-2).gather(-1, _pairs(q_values, actions, rows))
 
 
 def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -126,10 +129,39 @@ def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return (values * weights).sum(-1)
 
 
-def _averaged(gradient: Tensor, weights: Tensor | None) -> Tensor:
+def _gradient(q_values: Tensor, actions: Tensor, penalty: Tensor, at_taken: Tensor, weights: Tensor | None,
+              rows: Tensor | None) -> Tensor:
+    """``mean_B [ penalty * softmax Q + at_taken * 1_a ]``, each transition's share added at its row.
+
+    ``q_values [M, R, A]``, ``actions, at_taken [M, B]``, ``penalty [M, 1]``.
+    """
     if weights is None:
-        return gradient.div_(gradient.shape[-2])
-    return gradient.mul_(weights[..., None])
+        assert rows is None, "rows need weights"
+        shares = at_taken / actions.shape[-1]  # [M, B]
+        row_weights = penalty / actions.shape[-1]  # [M, 1]
+    else:
+        _same_shape(at_taken, weights)
+        shares = at_taken * weights
+        row_weights = penalty * _sum_at_rows(weights, rows, q_values.shape[-2])  # [M, R]
+    gradient = q_values.softmax(-1).mul_(row_weights[..., None])  # [M, R, A]
+    gradient.flatten(-2).scatter_add_(-1, _pairs(q_values, actions, rows), shares)
+    return gradient
+
+
+def _sum_at_rows(weights: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    if rows is None:
+        return weights
+    return weights.new_zeros(*weights.shape[:-1], count).scatter_add_(-1, rows, weights)
+
+
+def _pairs(q_values: Tensor, actions: Tensor, rows: Tensor | None) -> Tensor:
+    """Positions of the logged (row, action) in the flattened last two axes of ``q_values``, ``[M, B]``."""
+    count, width = q_values.shape[-2:]
+    if rows is None:
+        assert q_values.shape[:-1] == actions.shape, (q_values.shape, actions.shape)
+        return actions + torch.arange(0, count * width, width, device=actions.device)
+    assert q_values.shape[:-2] == actions.shape[:-1] and rows.shape == actions.shape, (q_values.shape, actions.shape)
+    return actions + width * rows
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

@@ -120,7 +120,7 @@ class PopulationMLP:
             torch.bmm(inputs.transpose(1, 2), gradient, out=out[n].weight)
             torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
             if n:
-                active = inputs > 0  # the ReLU passed these
+                active = inputs.sign()  # of a ReLU's output: 1 where it let its input through, else 0
                 gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs).mul_(active)
 
 

@@ -23,7 +23,8 @@ class Batch(NamedTuple):
     rewards: Tensor  # [M, B] float32
     next_observations: Tensor  # [M, B] int64
     terminations: Tensor  # [M, B] bool
-    weights: Tensor | None  # [M, B] float32 summing to one over B, or None for the plain mean
+    weights: Tensor | None = None  # [M, B] float32 summing to one over B; None is the plain mean
+    rows: Tensor | None = None  # [M, B] int64, where in the network's input each observation stands; None: at its own place
 
 
 class Transitions:
@@ -55,22 +56,24 @@ class Transitions:
         self.lengths = torch.tensor(lengths, device=device)  # [draws]
         self.offsets = self.lengths.cumsum(0) - self.lengths  # [draws]
 
-    def gather(self, index: Tensor, weights: Tensor | None = None) -> Batch:
-        """The transitions at ``index [M, B]``."""
+    def gather(self, index: Tensor) -> Batch:
+        """The transitions at ``index [..., M, B]``."""
         return Batch(self.rows[index].long(), self.actions[index].long(), self.rewards[index],
-                     self.next_rows[index].long(), self.terminations[index], weights)
+                     self.next_rows[index].long(), self.terminations[index])
 
     def minibatch_indices(self, draws: Tensor, uniforms: Tensor) -> Tensor:
         """``offset + floor(u D)`` of each member's own draw: ``[M], [..., M, B] -> [..., M, B]``; u in units of 2^-32."""
         return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
 
     def full_batch(self, draws: Tensor) -> Batch:
-        """All distinct transitions of each member's draw ``[M, N]``; shorter draws are padded with weight 0."""
+        """All distinct transitions of each member's draw ``[M, N]``, for a network that reads the whole observation table;
+        shorter draws are padded with weight 0."""
         length = int(self.lengths[draws].max())
         position = torch.arange(length, device=draws.device)  # [N]
         inside = position < self.lengths[draws][:, None]  # [M, N]
         index = self.offsets[draws][:, None] + torch.where(inside, position, 0)
-        return self.gather(index, torch.where(inside, self.weights[index], 0.0))
+        batch = self.gather(index)
+        return batch._replace(weights=torch.where(inside, self.weights[index], 0.0), rows=batch.observations)
 
 
 def uniform_bits(seeds: Tensor, steps: Tensor, batch_size: int) -> Tensor:

@@ -207,7 +207,7 @@ class Population:
             for t, (batch, x) in enumerate(zip(_each(batches), inputs)):
                 logits = learner.bc_update(self.network, self.state, x, batch, self.schedule[start + t], self.work)
                 self.kept[t].copy_(logits)
-            terms = [losses.bc_loss(self._kept_at(batches), batches.actions, batches.weights)]
+            terms = [losses.bc_loss(self.kept[: end - start], batches.actions, batches.weights, batches.rows)]
         else:
             if start % self.config.target_interval == 0:
                 self.state.target.copy_(self.state.parameters)
@@ -219,8 +219,8 @@ class Population:
                 q_values = learner.cql_update(self.network, self.state, x, batch, targets[t], self.alpha,
                                               self.config.td_loss, self.schedule[start + t], self.work)
                 self.kept[t].copy_(q_values)
-            terms = losses.cql_loss(self._kept_at(batches), batches.actions, targets, self.alpha, self.config.td_loss,
-                                    batches.weights)
+            terms = losses.cql_loss(self.kept[: end - start], batches.actions, targets, self.alpha, self.config.td_loss,
+                                    batches.weights, batches.rows)
         for total, term in zip(self.sums, terms):
             total += term.sum(0)  # [T, M] -> [M]
         self.summed += end - start
@@ -238,10 +238,6 @@ class Population:
         if self.full is not None:
             return self.table.expand(len(rows), *self.table.shape)
         return rows if self.transitions.discrete else self.transitions.observations[rows]
-
-    def _kept_at(self, batches: Batch) -> Tensor:
-        """Outputs before each update at its transitions, ``[T, M, B, A]``."""
-        return learner.transition_rows(self.kept[: len(batches.actions)], batches)
 
     def _targets(self, batches: Batch) -> Tensor:
         """TD targets of the block ``[T, M, B]``; with double Q room for them, as they follow the online network."""

@@ -19,7 +19,7 @@ def inputs_for(network, members, rows, seed=0):
 
 def batch_for(members, rows, actions=4, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return Batch(None, torch.randint(0, actions, (members, rows), generator=g), None, None, None, None)
+    return Batch(None, torch.randint(0, actions, (members, rows), generator=g), None, None, None)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -109,15 +109,13 @@ def test_full_batch_rows_equal_the_written_out_batch():
     actions = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0]])
     targets, alpha = torch.randn(2, 4), torch.tensor([1.0, 6.0])
-    full = Batch(observations, actions, None, None, None, weights)
     flat = network.initial([1, 2])
     leaf = flat.clone().requires_grad_()
     q = network.forward(network.layers(leaf), observations)[-1]
     losses.cql_loss(q, actions, targets, alpha, weights=weights).total.sum().backward()
     layers, table = network.layers(flat), torch.arange(5).expand(2, 5)
     outputs = network.forward(layers, table)
-    q = learner.transition_rows(outputs[-1], full)
-    gradient = learner.input_rows(losses.cql_gradient(q, actions, targets, alpha, weights=weights), outputs[-1], full)
+    gradient = losses.cql_gradient(outputs[-1], actions, targets, alpha, "mse", weights, rows=observations)
     mine = torch.empty_like(flat)
     network.backward(layers, table, outputs, gradient, network.layers(mine))
     torch.testing.assert_close(mine, leaf.grad)

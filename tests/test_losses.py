@@ -92,6 +92,24 @@ def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weig
     assert (losses.bc_gradient(q, actions, weights) - leaf.grad).abs().max() <= tolerance
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), td_loss=st.sampled_from(losses.TD_LOSSES))
+def test_rows_are_the_observations_written_out(seed, td_loss):
+    """Terms and gradient with Q once per observation are those with Q once per transition."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    rows, actions = torch.randint(0, 3, (2, 9), generator=g), torch.randint(0, 4, (2, 9), generator=g)
+    targets, alpha = torch.randn(2, 9, generator=g, dtype=torch.float64), tensor([0.5, 6.0])
+    weights = torch.rand(2, 9, generator=g, dtype=torch.float64)
+    weights = weights / weights.sum(-1, keepdim=True)
+    written_out = torch.stack([q[m, rows[m]] for m in range(2)])
+    expected = losses.cql_loss(written_out, actions, targets, alpha, td_loss, weights)
+    for mine, theirs in zip(losses.cql_loss(q, actions, targets, alpha, td_loss, weights, rows), expected):
+        torch.testing.assert_close(mine, theirs)
+    expected.total.sum().backward()
+    torch.testing.assert_close(losses.cql_gradient(q.detach(), actions, targets, alpha, td_loss, weights, rows), q.grad)
+
+
 def test_alpha_zero_is_plain_q_learning():
     q, actions, targets, alpha, _ = random_case(3, torch.float64)
     terms = losses.cql_loss(q, actions, targets, torch.zeros_like(alpha))

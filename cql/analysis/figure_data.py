@@ -137,7 +137,7 @@ def action_moves(mdp: TabularMDP, shape: tuple[int, int]) -> np.ndarray:
 
 
 def states_of(observations: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """The state of each observation, ``[D, ...] -> [D]``; −1 if it is none of ``inputs``, the observations of the states."""
+    """The state of each observation, ``[D, ...] -> [D]``; −1 if it is none of ``inputs``, those of the states."""
     if observations.ndim == 1:
         return observations.astype(np.int64)
     _, ranks = np.unique(np.concatenate([inputs.astype(observations.dtype), observations]), axis=0, return_inverse=True)
@@ -196,7 +196,8 @@ def exact_values(mdp: TabularMDP, actions: np.ndarray, gamma: float, horizon: in
 def shown_member(members: list[Member], algorithm: str) -> Member | None:
     """The member a map shows: alpha closest to 6 (the lower of two), first training seed, first data draw."""
     found = [member for member in members if member.algorithm == algorithm]
-    return min(found, key=lambda m: (abs((m.alpha or 0) - SHOWN_ALPHA), m.alpha or 0, m.data_seed, m.seed), default=None)
+    return min(found, default=None,
+               key=lambda m: (abs((m.alpha or 0) - SHOWN_ALPHA), m.alpha or 0, m.data_seed, m.seed))
 
 
 def groups(members: list[Member]) -> dict[tuple[str, float | None], list[Member]]:
@@ -211,7 +212,7 @@ def curves(pictured: Pictured, metric: str) -> dict[tuple[str, float | None], tu
     """A logged metric by group: ``(updates [T], values [N, T])``."""
     found = {}
     for group, members in groups(pictured.members).items():
-        logged = [pictured.series[member.name, metric] for member in members if (member.name, metric) in pictured.series]
+        logged = [pictured.series[m.name, metric] for m in members if (m.name, metric) in pictured.series]
         if logged:
             length = min(len(steps) for steps, _ in logged)
             found[group] = np.array(logged[0][0][:length]), np.array([values[:length] for _, values in logged])
@@ -256,7 +257,7 @@ def outcomes(pictured: Pictured, name: str) -> dict[tuple[str, float | None], Ou
 
 
 def behavior_outcome(pictured: Pictured, name: str) -> Outcome:
-    """Exact worth of the behaviour policy beside the mean over the episodes of all draws; nothing if it is not known."""
+    """Exact worth of the behaviour policy beside the mean over the episodes of all draws; empty if it is not known."""
     exact = reference(pictured.evaluation, "behavior", name)
     if exact is None:
         return Outcome([])

@@ -32,15 +32,13 @@ from cql.exact.tabular import (
     bellman_backup,
     greedy_actions,
     greedy_policy,
-    policy_evaluation,
-    solve_bellman,
     state_value,
     value_iteration,
 )
 
 TD_LOSSES = ("mse", "half_mse", "huber")
 # Quadratic terms added to Huber's loss one after the other, each to a tolerance on V; each solution starts the next.
-HUBER_RIDGES = [(ridge, 1e-2) for ridge in 10.0 ** np.arange(2, -7, -1)] + [(0.0, 0.0)]
+HUBER_RIDGES = [(10.0 ** k, 1e-2) for k in range(2, -7, -1)] + [(1e-6, 1e-8), (0.0, 1e-11)]
 CERTIFICATE = 1e-9         # a residual must be below this times (1 + alpha)
 
 
@@ -204,6 +202,101 @@ def _checked_beta(mdp, counts, gamma):
     return beta
 
 
+# -------------------------------------------------------------------------------------------- closed forms and limits
+
+
+def alpha_zero_limit(mdp: TabularMDP, counts, gamma):
+    """alpha -> 0+: Q-learning restricted to the logged actions, Q [S, A] (-inf outside, 0 in terminal states).
+
+    Value iteration, then one exact evaluation of its greedy policy. Independent of `cql_fixed_point`.
+    """
+    beta = _checked_beta(mdp, counts, gamma)
+    logged = (beta > 0) & ~mdp.terminal[:, None]
+    q = value_iteration(mdp, gamma, support=logged)
+    greedy = np.where(logged.any(-1, keepdims=True), greedy_policy(q), 0.0)
+    values = _logged_values(mdp, beta, greedy, (greedy * mdp.expected_reward).sum(-1), gamma)
+    return _outside(mdp, logged, bellman_backup(mdp, values, gamma))
+
+
+def alpha_infinity_limit(mdp: TabularMDP, counts, gamma):
+    """alpha -> infinity: p -> beta and Q -> E_beta[y] + H(beta) + log beta. Q [S, A] (-inf outside, 0 in terminal states).
+
+    With V = max_a Q the level solves V = V^beta + (I - gamma P^beta)^-1 (H - H_min), H_min = -log max_a beta: above the
+    value of the behaviour policy wherever beta is not uniform over its support.
+    """
+    beta = _checked_beta(mdp, counts, gamma)
+    logged = (beta > 0) & ~mdp.terminal[:, None]
+    log_beta = np.log(np.where(logged, beta, 1.0))
+    entropy = -(beta * log_beta).sum(-1)
+    top = np.where(logged.any(-1), np.where(logged, log_beta, -np.inf).max(-1), 0.0)                 # -H_min
+    values = _logged_values(mdp, beta, beta, (beta * mdp.expected_reward).sum(-1) + entropy + top, gamma)
+    level = (beta * bellman_backup(mdp, values, gamma)).sum(-1) + entropy
+    return _outside(mdp, logged, level[:, None] + log_beta)
+
+
+def eq1_fixed_point(mdp: TabularMDP, counts, mu, policy, alphas_half, gamma):
+    """Fixed point of the paper's Eq. 1 with the actions pushed down, mu [S, A], given:
+
+        min_Q alpha_half E_mu[Q] + E_beta[(Q - y)^2] / 2   =>   Q = r + gamma P V^ - alpha_half mu / beta,   V^ = E_policy[Q].
+
+    Args:
+        counts: [S, A] or any weights of the data; only their beta matters.
+        mu, policy: [S, A]; in states with data only logged actions may have weight.
+        alphas_half: one number or [N], in front of a *half* square (the paper's; half of this project's default alpha).
+
+    Returns:
+        Q [S, A] or [N, S, A]; -inf on pairs without data, 0 in terminal states. States without data have V = 0.
+
+    Raises:
+        ValueError: arguments out of range; mu or policy with weight on an unlogged action, where Q has no finite value.
+    """
+    return _penalised(mdp, counts, mu, policy, alphas_half, gamma, shift=0.0)
+
+
+def eq2_fixed_point(mdp: TabularMDP, counts, mu, policy, alphas_half, gamma):
+    """As `eq1_fixed_point` for the paper's Eq. 2, which adds back E_beta[Q]: mu / beta - 1 in place of mu / beta."""
+    return _penalised(mdp, counts, mu, policy, alphas_half, gamma, shift=1.0)
+
+
+def _penalised(mdp, counts, mu, policy, alphas_half, gamma, shift):
+    beta = _checked_beta(mdp, counts, gamma)
+    logged = (beta > 0) & ~mdp.terminal[:, None]
+    mu, policy = (_on_support(mdp, logged, x, name) for x, name in [(mu, "mu"), (policy, "policy")])
+    alphas = half_square_alpha(alphas_half, "half_mse")
+    ratio = np.divide(mu, beta, out=np.zeros_like(beta), where=logged) - shift * logged              # [S, A]
+    reward = np.where(logged, mdp.expected_reward, 0.0) - alphas[..., None, None] * ratio            # [(N,) S, A]
+    values = _logged_values(mdp, beta, policy, (policy * reward).sum(-1), gamma)
+    q = reward + bellman_backup(mdp, values, gamma) - mdp.expected_reward
+    return _outside(mdp, logged, q)
+
+
+def _on_support(mdp, logged, policy, name):
+    """policy [S, A] with the rows of states without data set to 0."""
+    policies, single = _policies(mdp, policy)
+    if not single:
+        raise ValueError(f"{name} must be [S, A], got shape {np.shape(policy)}.")
+    seen = logged.any(-1, keepdims=True)
+    outside = (policies[0] > 0) & ~logged & seen
+    if outside.any():
+        s, a = np.argwhere(outside)[0]
+        raise ValueError(f"{name} has weight on action {a} of state {s}, which the data lack: Q has no finite value there.")
+    return np.where(seen, policies[0], 0.0)
+
+
+def _logged_values(mdp, beta, policy, reward, gamma):
+    """V = reward + gamma P^policy V where there are data, else 0. policy [S, A], reward [(N,) S] -> [(N,) S]."""
+    known = beta.any(-1) & ~mdp.terminal
+    weight = gamma * mdp.edges.under((policy * known[:, None])[None])                                # [E, 1]
+    reward = np.where(known, reward, 0.0)
+    right = np.atleast_2d(reward).T                                                                  # [S, N]
+    values = _solve(mdp.edges, np.broadcast_to(weight, (len(weight), right.shape[1])), right).T
+    return values.reshape(reward.shape)
+
+
+def _outside(mdp, logged, q):
+    return np.where(mdp.terminal[:, None], 0.0, np.where(logged, q, -np.inf))
+
+
 # ------------------------------------------------------------------------------------------------------- the outer loop
 
 
@@ -264,7 +357,7 @@ class _Problem:
         return step.T * scale[:, None]
 
 
-def _solve_fixed_point(problem, values, guess=None, tolerance=0.0, patience=8, max_steps=5000):
+def _solve_fixed_point(problem, values, guess=None, tolerance=0.0, patience=8, max_steps=2000):
     """Q [N, S', A] with V = max_a Q[V] to `tolerance`, or to rounding; and the steps taken.
 
     Newton steps, like policy iteration, may pass through worse points on their way. So each member has `patience` steps
@@ -347,12 +440,14 @@ def _minimise(q, y, probability, beta, alpha, ridge, max_steps=300):
         at = (y[rows], probability[rows], beta[rows], alpha[rows])
         here = q[rows]
         value, curvature, gradient, p, _ = _terms(here, *at, ridge)
-        scale = at[2] * (1 + np.abs(here) + np.abs(at[0]).max(-1)) * (1 + (ridge or 0)) + at[3][:, None] * (p + at[2])
-        going = (np.abs(gradient) > 1e-14 * scale).any(-1)
+        # what rounding leaves of a gradient: q is known to 1e-16 |q|, hence p to 1e-16 |q| p
+        size = 1 + np.abs(here).max(-1, keepdims=True) + np.abs(at[0]).max((-1, -2))[:, None]
+        scale = (at[2] * (1 + (ridge or 0)) + at[3][:, None] * p) * size + at[3][:, None] * (p + at[2])
+        going = (np.abs(gradient) > 2e-15 * scale).any(-1)
         if not going.any():
             break
-        rows, here, value, curvature, gradient, p, scale = (
-            x[going] for x in (rows, here, value, curvature, gradient, p, scale))
+        rows, here, value, curvature, gradient, p = (
+            x[going] for x in (rows, here, value, curvature, gradient, p))
         at = tuple(x[going] for x in at)
         if ridge is not None:      # where Huber's loss is straight, a little curvature that vanishes with the gradient
             curvature = curvature + np.minimum(1e-2, np.abs(gradient).max(-1))[:, None] + 1e-14

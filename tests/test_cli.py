@@ -1,0 +1,191 @@
+"""The two commands as a user meets them, in process: what they print, what they write, what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train
+from cql import runs
+
+TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "30", "--batch-size", "8", "--log-every", "10",
+        "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert train.main([*TINY, "--out", str(out)]) == 0
+    return out
+
+
+def plain_arrays(path, vectors=False, **changes):
+    random = np.random.default_rng(0)
+    states, following = random.integers(0, 6, (2, 50))
+    table = random.normal(size=(6, 3)).astype(np.float32)
+    arrays = dict(observations=table[states] if vectors else states, actions=random.integers(0, 5, 50),
+                  rewards=random.normal(size=50), next_observations=table[following] if vectors else following,
+                  terminations=random.random(50) < 0.1)
+    np.savez(path, **{**arrays, **changes})
+    return str(path)
+
+
+def test_a_run_folder_holds_everything(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {"config.json", "checkpoint.pt", "metrics.csv", "evaluation.json", "manifest.json", "datasets/42.npz",
+            "policies/bc-s42-d42.pt", "policies/cql-a6-s42-d42.pt"} <= names
+    assert not [name for name in names if "partial" in name]
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert set(manifest["files"]) == names - {"manifest.json"}
+    assert manifest["device"] == "cpu" and manifest["versions"]["torch"] == torch.__version__
+    assert runs.main(["verify", str(finished)]) == 0
+
+
+def test_verify_names_what_differs(finished, tmp_path, capsys):
+    import shutil
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "policies/bc-s42-d42.pt").write_bytes(b"x")
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text((finished / "config.json").read_text())
+    (copy / "metrics.csv").unlink()
+    (copy / "extra.txt").write_text("?")
+    assert runs.main(["verify", str(copy)]) == 1
+    printed = capsys.readouterr().out
+    for line in ("metrics.csv: missing", "extra.txt: not in the manifest", "bc-s42-d42.pt: contents differ"):
+        assert line in printed
+
+
+def test_the_table_and_the_folder_are_printed(tmp_path, capsys):
+    assert train.main([*TINY, "--out", str(tmp_path / "r")]) == 0
+    printed = capsys.readouterr().out
+    for words in ("transitions", "hazard rate", "policy", "CQL", "optimal", "behavior", f"run folder: {tmp_path / 'r'}"):
+        assert words in printed
+
+
+def test_without_out_a_fresh_folder_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert train.main([*TINY, "--bc-steps", "0"]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_evaluate_again_with_more_episodes(finished, capsys):
+    assert evaluate.main([str(finished), "--episodes", "3", "--seed", "7"]) == 0
+    found = json.loads((finished / "evaluation.json").read_text())
+    assert found["members"][0]["rollout"]["episodes"] == 3 and found["rollout_seed"] == 7
+    assert runs.main(["verify", str(finished)]) == 0
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_plain_arrays_train_without_an_environment(tmp_path, capsys, vectors):
+    data = plain_arrays(tmp_path / "plain.npz", vectors)
+    assert train.main([*TINY[2:], "--dataset", data, "--out", str(tmp_path / "r")]) == 0
+    found = json.loads((tmp_path / "r/evaluation.json").read_text())
+    assert found["environment"] is None and found["references"]["optimal"]["exact"] is None
+    assert [m["algorithm"] for m in found["members"]] == ["bc", "cql"]
+    for member in found["members"]:
+        assert member["exact"] is None and member["rollout"] is None and 0 <= member["action_mismatch_rate"] <= 1
+    assert isinstance(found["members"][1]["value_estimate"], float)
+    assert "nothing exact can be said" in capsys.readouterr().out
+    assert evaluate.main([str(tmp_path / "r")]) == 0
+
+
+def test_gymnasiums_own_tables_are_judged_too(tmp_path):
+    """A data set of FrozenLake with its name: exact values and rollouts, without hazards or goals."""
+    import gymnasium
+    env, rows = gymnasium.make("FrozenLake-v1"), []
+    random = np.random.default_rng(0)
+    for episode in range(40):
+        s, _ = env.reset(seed=episode)
+        done = False
+        while not done:
+            a = int(random.integers(4))
+            s2, r, terminated, truncated, _ = env.step(a)
+            rows.append((s, a, r, s2, terminated, truncated and not terminated))
+            s, done = s2, terminated or truncated
+    columns = dict(zip(("observations", "actions", "rewards", "next_observations", "terminations", "truncations"),
+                       map(np.array, zip(*rows))))
+    np.savez(tmp_path / "lake.npz", **columns, metadata=json.dumps({"num_states": 16, "num_actions": 4}))
+    assert train.main([*TINY[2:], "--dataset", str(tmp_path / "lake.npz"), "--env", "FrozenLake-v1",
+                       "--max-episode-steps", "100", "--out", str(tmp_path / "r")]) == 0
+    found = json.loads((tmp_path / "r/evaluation.json").read_text())
+    assert 0.7 < found["references"]["optimal"]["exact"]["return"] < 0.8236  # 14/17 without a step limit
+    assert found["members"][0]["exact"]["hazard_probability"] is None
+    assert found["members"][0]["rollout"]["hazard_rate"] is None
+
+
+BAD_COMMANDS = [
+    (["--map", "nowhere"], "--map nowhere is neither"), (["--alpha", "-1"], "--alpha must be finite and not negative"),
+    (["--alpha", "nan"], "--alpha must be finite"), (["--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--device", "cuda:99"], "CUDA device"), (["--device", "tpu"], "--device tpu"),
+    (["--dataset", "nothing.npz"], "there is no data set at nothing.npz"), (["--out", "."], "exists already"),
+    (["--resume", "nothing"], "nothing is no run folder"), (["--map", "random:25"], "needs --max-episode-steps"),
+    (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
+    (["--resume", ".", "--alpha", "1"], "give no others"),
+]
+
+
+@pytest.mark.parametrize("argv, sentence", BAD_COMMANDS)
+def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, sentence):
+    monkeypatch.chdir(tmp_path)
+    tiny = [] if "--resume" in argv else TINY[2:] if "--dataset" in argv else TINY
+    assert train.main([*tiny, *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(rewards=np.full(50, np.nan)), "rewards holds NaN"), (dict(actions=np.full(50, -1)), "actions must lie"),
+    (dict(actions=np.zeros(49, int)), "actions has 49 entries"),
+    (dict(terminations=np.ones(50, bool), truncations=np.ones(50, bool)), "both terminated and truncated"),
+])
+def test_bad_data_gets_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, changes, sentence):
+    monkeypatch.chdir(tmp_path)
+    data = plain_arrays(tmp_path / "bad.npz", **changes)
+    assert train.main([*TINY[2:], "--dataset", data]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.npz"]
+
+
+def test_unknown_flags_and_wrong_types_are_argparses(capsys):
+    for argv in (["--alpha", "six"], ["--steps", "1.5"], ["--batch-size", "half"], ["--colour", "red"], ["--observation", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            train.main(argv)
+        assert stop.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_in_one_sentence(finished, tmp_path, capsys):
+    import shutil
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    cases = [([str(tmp_path / "nothing")], "no run folder"), ([str(copy), "--episodes", "0"], "--episodes")]
+    for argv, sentence in cases:
+        assert evaluate.main(argv) == 2 and sentence in capsys.readouterr().err
+    for name in ("policies/bc-s42-d42.pt", "datasets/42.npz", "config.json"):
+        kept = (copy / name).read_bytes()
+        for damaged in (kept[: len(kept) // 2], b""):
+            (copy / name).write_bytes(damaged)
+            assert evaluate.main([str(copy)]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ") and error.count("\n") == 1 and name.split("/")[-1] in error
+        (copy / name).write_bytes(kept)
+    assert evaluate.main([str(copy)]) == 0
+
+
+def test_two_processes_never_write_one_run(finished, capsys):
+    with runs.RunFolder.open(finished).lock():
+        assert evaluate.main([str(finished)]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+
+
+def test_help_reads_well(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and "(default 0.22)" in printed and "weight(s) of the conservative penalty" in printed

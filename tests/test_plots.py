@@ -1,0 +1,197 @@
+"""Pictures of runs: which are drawn, that drawing is repeatable, and the numbers behind them by direct computation."""
+
+import math
+import struct
+import sys
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+import train
+from cql.analysis import figure_data, plots
+from cql.analysis.figure_data import Pictured
+from cql.dataset import OfflineDataset
+from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.metrics import MetricsLog
+from cql.population import Member
+from cql.runs import RunFolder
+
+TINY = ["--hidden", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--device", "cpu"]
+ALL = ["losses", "outcomes", "policy_map", "silent", "visitation"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two alphas, two seeds, on a small map that is not square and has corners the data hardly reach."""
+    folder = tmp_path_factory.mktemp("plots")
+    (folder / "map.txt").write_text("S..H.\n.H...\n....G\n")
+    assert train.main([*TINY, "--map", str(folder / "map.txt"), "--episodes", "8", "--alpha", "0", "5", "--num-seeds", "2",
+                       "--out", str(folder / "run")]) == 0
+    return RunFolder.open(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def pictured(run):
+    return Pictured.of(run)
+
+
+def drawn(run):
+    return {path.stem: path.read_bytes() for path in sorted((run.path / "figures").glob("*"))}
+
+
+def size(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and png[-12:-4] == b"\0\0\0\0IEND"
+    return struct.unpack(">II", png[16:24])
+
+
+def images(run):
+    events = EventFileLoader(str(MetricsLog(run.path).event_path("figures"))).Load()
+    return [value.tag for event in events for value in event.summary.value]
+
+
+def test_a_run_is_drawn_when_it_ends(run):
+    assert list(drawn(run)) == ALL
+    for name, png in drawn(run).items():
+        width, height = size(png)
+        assert 1500 <= width <= 1800 and 400 <= height <= 2500, name
+        assert b"Software" not in png
+    assert "matplotlib.pyplot" not in sys.modules or "pyplot" not in plots.__dict__
+
+
+def test_drawing_again_changes_nothing(run):
+    before = drawn(run)
+    paths = plots.draw_all(run)
+    assert sorted(path.stem for path in paths) == ALL
+    assert drawn(run) == before
+    assert sorted(images(run)) == ALL
+
+
+@pytest.mark.parametrize("vectors, expected", [(False, ["losses", "silent", "visitation"]), (True, ["losses"])])
+def test_plain_arrays_are_drawn_as_far_as_they_go(tmp_path, vectors, expected):
+    random = np.random.default_rng(0)
+    states, following = random.integers(0, 6, (2, 60))
+    table = random.normal(size=(6, 3)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", observations=table[states] if vectors else states,
+             next_observations=table[following] if vectors else following, actions=random.integers(0, 3, 60),
+             rewards=random.normal(size=60), terminations=random.random(60) < 0.1)
+    assert train.main([*TINY, "--dataset", str(tmp_path / "data.npz"), "--out", str(tmp_path / "run")]) == 0
+    assert list(drawn(RunFolder.open(tmp_path / "run"))) == expected
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--observation", "coordinates", "--steps", "0"], ["losses", "outcomes", "policy_map", "visitation"]),
+    (["--bc-steps", "0", "--gamma", "1"], ALL)])
+def test_one_algorithm_alone_is_drawn(tmp_path, options, expected):
+    (tmp_path / "map.txt").write_text("SG\n..\n")
+    assert train.main([*TINY, "--map", str(tmp_path / "map.txt"), "--episodes", "3", *options,
+                       "--out", str(tmp_path / "run")]) == 0
+    assert list(drawn(RunFolder.open(tmp_path / "run"))) == expected
+
+
+# ------------------------------------------------------------------------------------------ the numbers in the pictures
+
+
+def test_silent_gap():
+    q = np.array([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    counts = np.array([[1, 0, 4], [0, 3, 0], [1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(figure_data.silent_gap(q, counts), [2 - 5, 5 - 2, np.nan, np.nan])
+
+
+def test_cross_entropy_floor_is_the_entropy_of_the_data():
+    dataset = OfflineDataset.from_arrays([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], np.zeros(6), [1] * 6, [False] * 6)
+    expected = (4 * (-0.75 * math.log(0.75) - 0.25 * math.log(0.25)) + 2 * 0) / 6
+    assert figure_data.cross_entropy_floor(dataset) == pytest.approx(expected, rel=1e-14)
+
+
+def test_pair_counts_of_indices_and_of_vectors_agree():
+    random = np.random.default_rng(1)
+    states, actions = random.integers(0, 5, 40), random.integers(0, 3, 40)
+    expected = np.zeros((5, 3), dtype=int)
+    for s, a in zip(states, actions):
+        expected[s, a] += 1
+    inputs = random.permutation(10).reshape(5, 2).astype(np.float32)
+    rest = np.zeros(40), [False] * 40
+    index = OfflineDataset.from_arrays(states, actions, rest[0], states, rest[1])
+    vector = OfflineDataset.from_arrays(inputs[states], actions, rest[0], inputs[states], rest[1])
+    np.testing.assert_array_equal(figure_data.pair_counts(index, np.arange(5)), expected)
+    np.testing.assert_array_equal(figure_data.pair_counts(vector, inputs), expected)
+    foreign = figure_data.states_of(np.array([[0.5, 0.5], inputs[3]], dtype=np.float32), inputs)
+    assert foreign.tolist() == [-1, 3]
+
+
+@pytest.mark.parametrize("name, moves", [
+    ("FrozenLake-v1", [(0, -1), (1, 0), (0, 1), (-1, 0)]),  # left, down, right, up, and slippery
+    ("CliffWalking-v1", [(-1, 0), (0, 1), (1, 0), (0, -1)]),  # up, right, down, left, with teleports off the cliff
+    ("envs:SafetyCriticalGridWorld-v0", [(-1, 0), (1, 0), (0, -1), (0, 1)])])
+def test_moves_are_read_off_the_transition_table(name, moves):
+    import gymnasium
+    try:
+        environment = gymnasium.make(name)
+    except gymnasium.error.Error as error:  # the version number of a toy-text environment differs between releases
+        pytest.skip(str(error))
+    mdp = TabularMDP.from_env(environment)
+    shape = figure_data.grid_shape(environment, mdp.num_states)
+    assert shape[0] * shape[1] == mdp.num_states
+    np.testing.assert_array_equal(figure_data.action_moves(mdp, shape), moves)
+
+
+def test_states_that_are_no_cells_have_no_board():
+    import gymnasium
+    try:
+        environment = gymnasium.make("Taxi-v3")
+    except gymnasium.error.Error as error:
+        pytest.skip(str(error))
+    assert figure_data.grid_shape(environment, 500) is None
+
+
+def test_exact_values_at_the_start_are_the_evaluations(pictured):
+    """Discounted: as evaluation.json has it. At gamma 1: the return over the episode."""
+    members = pictured.members
+    actions = np.stack([pictured.policy(member).act(pictured.inputs) for member in members])
+    entries = pictured.evaluation["members"]
+    start, horizon = pictured.mdp.start, pictured.environment.spec.max_episode_steps
+    values, q, _ = figure_data.exact_values(pictured.mdp, actions, pictured.config.gamma, horizon)
+    np.testing.assert_allclose(values[:, start], [entry["exact"]["discounted_value"] for entry in entries], rtol=1e-10)
+    np.testing.assert_allclose(np.take_along_axis(q, actions[..., None], -1)[..., 0], values, rtol=1e-9, atol=1e-9)
+    stuck = np.zeros_like(actions[:1])  # up for ever: never ends without slips, hardly ever with them
+    no_slip = TabularMDP.from_P({0: {0: [(1.0, 0, -1.0, False)]}}, start=0)
+    assert figure_data.exact_values(no_slip, stuck[:, :1], 1.0, 80)[0][0, 0] == -80
+
+
+def test_the_shown_member_is_the_one_nearest_the_default_alpha():
+    members = [Member("cql", alpha, seed, draw) for draw in (7, 8) for seed in (3, 4) for alpha in (0.0, 4.0, 8.0, 20.0)]
+    assert figure_data.shown_member(members, "cql") == Member("cql", 4.0, 3, 7)
+    assert figure_data.shown_member(members, "bc") is None
+
+
+def test_curves_hold_every_member_of_a_group(pictured):
+    updates, values = figure_data.curves(pictured, "losses/total")["cql", 5.0]
+    assert updates.tolist() == [10, 20]
+    expected = [pictured.series[f"cql-a5-s{seed}-d42", "losses/total"][1] for seed in (42, 43)]
+    np.testing.assert_array_equal(values, expected)
+    assert ("bc", None) not in figure_data.curves(pictured, "losses/total")
+
+
+def test_outcomes_hold_members_references_and_errors(pictured):
+    found = figure_data.outcomes(pictured, "hazard_probability")
+    assert list(found) == [("behavior", None), ("bc", None), ("cql", 0.0), ("cql", 5.0), ("optimal", None)]
+    mine = [e for e in pictured.evaluation["members"] if e["alpha"] == 5.0]
+    assert found["cql", 5.0].exact == [e["exact"]["hazard_probability"] for e in mine]
+    rates = [e["rollout"]["hazard_rate"] for e in mine]
+    assert found["cql", 5.0].rollout == pytest.approx(np.mean(rates))
+    assert found["cql", 5.0].error == pytest.approx(np.mean([np.std([1] * round(30 * r) + [0] * round(30 * (1 - r)),
+                                                                   ddof=1) / 30**0.5 for r in rates]))
+    import envs
+    policy = envs.safe_behavior_policy(pictured.environment, pictured.config.epsilon)
+    exact = evaluate_policies(pictured.mdp, policy, horizon=pictured.environment.spec.max_episode_steps)
+    assert found["behavior", None].exact == [pytest.approx(exact.hazard_probability)]
+    dataset = pictured.dataset
+    ended = dataset.rewards[dataset.terminations]
+    assert found["behavior", None].rollout == pytest.approx((ended < 0).sum() / 8)
+    returns = figure_data.outcomes(pictured, "return")["behavior", None]
+    assert returns.rollout == pytest.approx(dataset.episode_returns().mean())
+
+
+def test_standard_error_of_a_single_episode_is_unknown():
+    assert figure_data.standard_error({"episodes": 1, "return_mean": 3.0, "return_std": None}, "return") is None
