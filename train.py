@@ -34,6 +34,7 @@ def open_run(arguments: argparse.Namespace):
     resolve_device(config.device)  # refused before anything is written
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
+    config.refuse_larger_batch(min(map(len, datasets)))
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
 

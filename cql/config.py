@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cql.losses import TD_LOSSES
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
+METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 class ConfigError(ValueError):
@@ -76,6 +77,11 @@ class Config:
     def full_batch(self) -> bool:
         return self.batch_size == "full"
 
+    def refuse_larger_batch(self, transitions: int) -> None:
+        """Raises ConfigError if a minibatch would hold more than the data set."""
+        if not self.full_batch and self.batch_size > transitions:
+            raise ConfigError(f"--batch-size {self.batch_size} is larger than the data set of {transitions} transitions.")
+
     @property
     def seeds(self) -> list[int]:
         return list(range(self.seed, self.seed + self.num_seeds))
@@ -119,6 +125,8 @@ def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | Non
         text = f.metadata["help"] + ("" if f.default is None or f.default is False else f" (default {shown})")
         kind = {"action": "store_true"} if f.default is False else {
             "type": f.metadata["parse"], **{k: f.metadata[k] for k in ("nargs", "choices", "metavar") if k in f.metadata}}
+        if kind.get("type") in METAVARS and "choices" not in kind:
+            kind.setdefault("metavar", METAVARS[kind["type"]])
         sections[group].add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
 
 

@@ -28,6 +28,7 @@ from cql.sampling import Batch, Transitions, uniform_bits
 
 BLOCK = 100  # updates at most between two visits to Python's side of the loop
 BLOCK_TRANSITIONS = 2**18  # and so many transitions at most, to bound the memory of a block
+ONE_THREAD = 2**24  # multiply-adds of a slice's largest product below which a second CPU thread costs more than it gives
 CHECKPOINT_FORMAT = 1
 
 
@@ -96,6 +97,8 @@ class SliceTrainer:
         config, algorithm = self.config, members[0].algorithm
         steps = config.steps if algorithm == "cql" else config.bc_steps
         population = Population(members, self, steps)
+        if population.largest_product < ONE_THREAD:
+            torch.set_num_threads(1)
         step = 0
         if position is not None and position["state"] is not None:
             step = position["step"]
@@ -163,6 +166,7 @@ class Population:
         rows = len(table) if config.full_batch else config.batch_size
         per_update = count * (self.full.actions.shape[1] if config.full_batch else config.batch_size)
         self.block = max(1, min(BLOCK, BLOCK_TRANSITIONS // per_update))
+        self.largest_product = count * rows * max(i * o for i, o in self.network.sizes[self.network.discrete :] or [(1, 1)])
         self.work = learner.workspace(self.network, self.state, rows)
         self.kept = self.state.parameters.new_empty(self.block, count, rows, self.network.outputs)  # [T, M, rows, A]
         # The target network's values at all distinct observations are fewer than those that an interval's batches ask

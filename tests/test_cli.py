@@ -124,7 +124,7 @@ BAD_COMMANDS = [
     (["--dataset", "nothing.npz"], "there is no data set at nothing.npz"), (["--out", "."], "exists already"),
     (["--resume", "nothing"], "nothing is no run folder"), (["--map", "random:25"], "needs --max-episode-steps"),
     (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
-    (["--resume", ".", "--alpha", "1"], "give no others"),
+    (["--resume", ".", "--alpha", "1"], "give no others"), (["--batch-size", "1000000"], "is larger than the data set"),
 ]
 
 

@@ -49,7 +49,8 @@ def policy_map(pictured: Pictured) -> Figure | None:
         _draw_arrows(ax, board, chosen, pictured.counts)
         _wrapped_title(ax, board, title)
     two_by_two = len(axes) == 4 and axes[2].get_subplotspec().rowspan.start == 1 and side == "bottom"
-    _colour_bar(figure, axes[2] if two_by_two else axes[: len(panels)], norm, VALUES, side, f"value ({words}; one scale)", extend="both")
+    _colour_bar(figure, axes[2] if two_by_two else axes[: len(panels)], norm, VALUES, side,
+                f"value ({words}; one scale)", extend="both")
     if error is not None:
         ax, norm = axes[-1], _symmetric_norm(error[relevant])
         _draw_board(ax, board, error, ERRORS, norm, visited)
@@ -171,13 +172,14 @@ def _visitation_without_map(visits, tried, num_actions, facts) -> Figure:
 
 
 def _map_grid(board: Board, panels: int):
-    """A figure of so many maps, about as wide as high if the map's shape allows: ``(figure, [axes], colour bars' side)``."""
+    """A figure of so many maps, about as wide as high if the map allows: ``(figure, [axes], colour bars' side)``."""
     rows, columns = board.shape
     across = 1 if columns > 2.2 * rows else (panels if rows > 1.5 * columns or panels == 3 else min(2, panels))
     down = -(-panels // across)
     side = "right" if across == 1 and panels > 1 else "bottom"
     height = min(WIDTH / across - (1.3 if side == "right" else 0.3), 9) * rows / columns + 0.4
     figure = Figure((WIDTH, min(1.2 + 0.8 * (side == "bottom") + down * height, 20)), layout="compressed")
+    figure.get_layout_engine().set(hspace=0.04)
     return figure, list(figure.subplots(down, across, squeeze=False).ravel()[:panels]), side
 
 
@@ -189,7 +191,7 @@ def _colour_bar(figure: Figure, axes, norm, cmap, side: str, label: str, **more)
 
 def _wrapped_title(ax, board: Board, text: str) -> None:
     """In as many lines as the map's width asks for."""
-    ax.set_title(textwrap.fill(text, max(16, int(_cell(ax, board) * board.shape[1] / 6.2))))
+    ax.set_title(textwrap.fill(text, max(16, int(_cell(ax, board) * board.shape[1] / 5.7))))
 
 
 def _beside_map(board: Board | None):

@@ -68,6 +68,8 @@ def losses(pictured: Pictured) -> Figure | None:
         _draw_curves(ax, figure_data.curves(pictured, name), colours, log, banded)
         for level, words in levels:
             ax.axhline(level, zorder=1, **LEVELS[words])
+            ax.update_datalim([(0, level)], updatex=False)  # so that it never falls on the frame
+        ax.autoscale_view(scalex=False)
         ax.set(title=title, ylabel=unit)
     for ax in axes[len(panels):]:
         ax.remove()
