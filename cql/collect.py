@@ -10,6 +10,7 @@ import numpy as np
 import envs
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
+from cql.exact.tabular import TabularMDP
 
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # columns that 80 steps are meant for
@@ -67,6 +68,13 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
         raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: {space} and "
                           f"{environment.action_space} there.")
     return environment
+
+
+def exact_model(environment: gymnasium.Env | None) -> TabularMDP | None:
+    """The environment's transition table, where it has one."""
+    if environment is None or not hasattr(environment.unwrapped, "P"):
+        return None
+    return TabularMDP.from_env(environment)
 
 
 def _map_rows(name: str) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cql.collect import exact_model
 from cql.dataset import OfflineDataset
-from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.exact.tabular import evaluate_policies
 from cql.networks import PopulationMLP
 from cql.sampling import Transitions
 
@@ -19,7 +20,7 @@ class Diagnostics:
     Args:
         transitions: the draws on the device.
         datasets: the same draws as arrays.
-        environment: a Gymnasium environment whose exact model is known, or None: then nothing exact is reported.
+        environment: the Gymnasium environment, if there is one; without a model of it nothing exact is reported.
     """
 
     def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], environment: gymnasium.Env | None):
@@ -43,9 +44,9 @@ class Diagnostics:
 
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [draws, R, A]
         self.start_weights = tensor(starts / np.maximum(starts.sum(1, keepdims=True), 1))  # [draws, R]
-        self.mdp = self.horizon = self.states = None
-        if environment is not None:
-            self.mdp, self.horizon = TabularMDP.from_env(environment), environment.spec.max_episode_steps
+        self.mdp = exact_model(environment)
+        if self.mdp is not None:
+            self.horizon = environment.spec.max_episode_steps
             self.states = state_inputs(environment).to(device)  # [S] or [S, n]
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ the Q-values kept, and nothing in it waits for the device.
 
 import math
 import signal
+import sys
 from contextlib import contextmanager
 
 import gymnasium
@@ -105,7 +106,8 @@ class SliceTrainer:
             population.restore(position["state"], position["sums"])
         if step == 0:
             self.log.start(members, _trial_settings(config))
-        bar = tqdm(total=steps, initial=step, desc=f"{algorithm.upper()} × {len(members)}", unit=" updates", mininterval=0.5)
+        bar = tqdm(total=steps, initial=step, desc=f"{algorithm.upper()} × {len(members)}", unit=" updates",
+                   mininterval=0.5 if sys.stderr.isatty() else 10)
         while step < steps:
             end = self._block_end(step, steps, population.block)
             population.block_of_updates(step, end)
@@ -136,7 +138,7 @@ class SliceTrainer:
         values["optimiser/learning_rate"] = [float(population.schedule[step - 1])] * len(population.members)
         self.log.write(step, population.members, values)
         bar.set_postfix({name.partition("/")[2]: f"{sum(column) / len(column):.4g}" for name, column in values.items()
-                         if name.startswith("losses/") or name == "exact/return"})
+                         if name.startswith("losses/") or name == "exact/return"}, refresh=False)
 
     def _checkpoint(self, number: int, step: int, population: "Population | None") -> None:
         contents = {"format": CHECKPOINT_FORMAT, "config": self.config_digest, "slice": number, "step": step,

@@ -113,8 +113,20 @@ def test_gymnasiums_own_tables_are_judged_too(tmp_path):
                        "--max-episode-steps", "100", "--out", str(tmp_path / "r")]) == 0
     found = json.loads((tmp_path / "r/evaluation.json").read_text())
     assert 0.7 < found["references"]["optimal"]["exact"]["return"] < 0.8236  # 14/17 without a step limit
-    assert found["members"][0]["exact"]["hazard_probability"] is None
-    assert found["members"][0]["rollout"]["hazard_rate"] is None
+    exact, rollout = found["members"][0]["exact"], found["members"][0]["rollout"]
+    for entry in (exact["hazard_probability"], rollout["hazard_rate"]):  # the lake's holes count as hazards
+        assert 0 <= entry <= 1
+
+
+def test_an_environment_without_a_table_is_rolled_out_only(tmp_path):
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "pole.npz", observations=random.normal(size=(40, 4)), actions=random.integers(0, 2, 40),
+             rewards=np.ones(40), next_observations=random.normal(size=(40, 4)), terminations=np.arange(40) % 10 == 9)
+    assert train.main([*TINY[2:], "--dataset", str(tmp_path / "pole.npz"), "--env", "CartPole-v1", "--out",
+                       str(tmp_path / "r")]) == 0
+    found = json.loads((tmp_path / "r/evaluation.json").read_text())
+    for member in found["members"]:
+        assert member["exact"] is None and member["rollout"]["return_mean"] > 5 and member["rollout"]["goal_rate"] is None
 
 
 BAD_COMMANDS = [

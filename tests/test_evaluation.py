@@ -28,8 +28,9 @@ def test_rollouts_agree_with_the_exact_values_within_their_error():
     actions = np.where(np.arange(225) % 15 < 14, 3, 1)  # right, then down: walks the top row and the right column
     actions[np.random.default_rng(0).random(225) < 0.2] = 1
     episodes = 3000
-    found = Rollouts(environment, episodes, 5).judge(policy_of(actions), Support(data))
-    exact = evaluate_policies(TabularMDP.from_env(environment), greedy_policies(actions[None], 4), horizon=80)
+    model = TabularMDP.from_env(environment)
+    found = Rollouts(environment, model, episodes, 5).judge(policy_of(actions), Support(data))
+    exact = evaluate_policies(model, greedy_policies(actions[None], 4), horizon=80)
     assert abs(found["return_mean"] - exact.returns[0]) < 4 * found["return_std"] / np.sqrt(episodes)
     for rate, probability in ((found["hazard_rate"], exact.hazard_probability[0]),
                               (found["goal_rate"], exact.goal_probability[0])):
@@ -41,7 +42,7 @@ def test_rollouts_of_equal_policies_are_equal_and_seeded():
     environment = make_environment(environment_spec(Config()))
     support = Support(generate_offline_episodes(environment, 20, 0.22, 1))
     actions = np.full(225, 3)
-    first, second = Rollouts(environment, 10, 5), Rollouts(environment, 10, 5)
+    first, second = (Rollouts(environment, TabularMDP.from_env(environment), 10, 5) for _ in range(2))
     assert first.judge(policy_of(actions), support) == second.judge(policy_of(actions), support)
     assert first.judge(policy_of(actions), support) == second.judge(policy_of(actions), support)
 

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from cql.collect import environment_of
+from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation
@@ -31,7 +31,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     members = all_members(config)
     policies = [Policy.load(run.policy_path(member.name)) for member in members]
     model = exact_model(environment)
-    rollouts = Rollouts(environment, episodes, seed) if environment is not None else None
+    rollouts = Rollouts(environment, model, episodes, seed) if environment is not None else None
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
     exact = _exact_members(model, environment, policies, config.gamma)
     entries = []
@@ -46,13 +46,6 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
             "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(model, environment, config), "members": entries}
-
-
-def exact_model(environment: gymnasium.Env | None) -> TabularMDP | None:
-    """The environment's transition table, where it has one."""
-    if environment is None or not hasattr(environment.unwrapped, "P"):
-        return None
-    return TabularMDP.from_env(environment)
 
 
 class Support:
@@ -78,12 +71,15 @@ class Support:
 
 
 class Rollouts:
-    """Seeded episodes of greedy policies; policies that act alike everywhere are rolled out once."""
+    """Seeded episodes of greedy policies; policies that act alike everywhere are rolled out once.
 
-    def __init__(self, environment: gymnasium.Env, episodes: int, seed: int):
-        self.environment, self.episodes, self.seed = environment, episodes, seed
-        finite = hasattr(environment.unwrapped, "P")
-        self.inputs = state_inputs(environment).numpy() if finite else None
+    Args:
+        model: of the environment, or None: then nothing is said of hazards and goals.
+    """
+
+    def __init__(self, environment: gymnasium.Env, model: TabularMDP | None, episodes: int, seed: int):
+        self.environment, self.model, self.episodes, self.seed = environment, model, episodes, seed
+        self.inputs = None if model is None else state_inputs(environment).numpy()
         self._known = {}
 
     def judge(self, policy: Policy, support: Support) -> dict:
@@ -108,8 +104,8 @@ class Rollouts:
 
     def _roll(self, act):
         """All (observation, action) met, returns ``[episodes]``, and how many episodes ended where (if that is known)."""
-        grid = self.environment.unwrapped
-        masks = {name: getattr(grid, name + "s") for name in ("hazard", "goal") if hasattr(grid, name + "s")}
+        masks = {name: getattr(self.model, name, None) for name in ("hazard", "goal")}
+        masks = {name: mask for name, mask in masks.items() if mask is not None}
         visited, returns, ends = [], np.zeros(self.episodes), dict.fromkeys(masks, 0)
         for episode in range(self.episodes):
             observation, _ = self.environment.reset(seed=self.seed + episode)
@@ -121,8 +117,14 @@ class Rollouts:
                 returns[episode] += reward
                 done = terminated or truncated
             for name, mask in masks.items():
-                ends[name] += int(mask[grid.state])
+                ends[name] += int(mask[_state(self.environment)])
         return visited, returns, ends
+
+
+def _state(environment: gymnasium.Env) -> int:
+    """The state a finite environment is in: ours calls it ``state``, Gymnasium's toy text ``s``."""
+    grid = environment.unwrapped
+    return int(grid.state if hasattr(grid, "state") else grid.s)
 
 
 def _exact_members(model, environment, policies: list[Policy], gamma: float) -> list[dict | None]:

@@ -211,7 +211,6 @@ def _beside_map(board: Board | None):
 
 def _draw_board(ax, board: Board, values, cmap, norm, visited) -> None:
     """Cells coloured by value, grey where it is NaN, hatched where the data never were; hazards, goals, start above."""
-    rows, columns = board.shape
     ax.imshow(board.cells(values), cmap=cmap, norm=norm, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(True)
@@ -221,14 +220,20 @@ def _draw_board(ax, board: Board, values, cmap, norm, visited) -> None:
         _fill(ax, board, ~visited & ~board.terminal, facecolor="none", edgecolor=colour, hatch=hatch, linewidth=0)
     _fill(ax, board, board.terminal & ~board.goal, facecolor=BLACK, edgecolor="none")
     _fill(ax, board, board.goal, facecolor="white", edgecolor="none")
+    if cell >= NO_ARROWS:
+        _draw_lines_and_marks(ax, board, cell)
+    _fill(ax, board, board.start, facecolor="none", edgecolor="white", linewidth=min(4.5, cell / 4), zorder=3)
+    _fill(ax, board, board.start, facecolor="none", edgecolor=BLACK, linewidth=min(2.2, cell / 8), zorder=3)
+
+
+def _draw_lines_and_marks(ax, board: Board, cell: float) -> None:
+    rows, columns = board.shape
     ax.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", linewidth=min(0.6, cell / 20))
     ax.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=min(0.6, cell / 20))
     for mask, marker, colour, share in ((board.hazard, "x", "white", 0.16), (board.goal, "*", BLACK, 0.45)):
         row, column = np.divmod(np.flatnonzero(mask), columns)
         ax.scatter(column, row, (cell * share * 1.6) ** 2, colour, marker=marker, zorder=3,
                    linewidths=min(1.6, cell / 12))
-    _fill(ax, board, board.start, facecolor="none", edgecolor="white", linewidth=min(4.5, cell / 4), zorder=3)
-    _fill(ax, board, board.start, facecolor="none", edgecolor=BLACK, linewidth=min(2.2, cell / 8), zorder=3)
 
 
 def _fill(ax, board: Board, mask, zorder=2, **look) -> None:
@@ -239,7 +244,7 @@ def _fill(ax, board: Board, mask, zorder=2, **look) -> None:
     corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) - 0.5
     vertices = (np.stack([column, row], -1)[:, None] + corners).reshape(-1, 2)
     codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY] * len(row)
-    ax.add_patch(PathPatch(Outline(vertices, codes), zorder=zorder, **look))
+    ax.add_artist(PathPatch(Outline(vertices, codes), zorder=zorder, **look))  # add_patch would measure every curve
 
 
 def _draw_arrows(ax, board: Board, actions, counts, everywhere=True) -> None:
@@ -284,16 +289,18 @@ def _cell(ax, board: Board) -> float:
 
 def _map_legend(figure: Figure, board: Board, arrows: str | None, unsupported=True, blank=None) -> None:
     handles = []
-    if arrows:
+    pointed = _cell(figure.axes[0], board) >= NO_ARROWS
+    if arrows and pointed:
         handles.append(Line2D([], [], marker=r"$\rightarrow$", color=BLACK, linestyle="", markersize=14, label=arrows))
     if arrows and unsupported:
-        handles.append(Line2D([], [], marker=r"$\rightarrow$", color=VERMILION, linestyle="", markersize=14,
-                              label="greedy action never logged in this state"))
+        handles.append(Line2D([], [], marker=r"$\rightarrow$" if pointed else "o", color=VERMILION, linestyle="",
+                              markersize=14 if pointed else 5, label="greedy action never logged in this state"))
     handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, hatch="XXX", linewidth=0, label="state never visited"))
     if blank:
         handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, linewidth=0.5, label=blank))
     if board.hazard.any():
-        handles.append(Line2D([], [], marker="X", color=BLACK, linestyle="", markersize=10, label="hazard"))
+        handles.append(Line2D([], [], marker="X" if pointed else "s", color=BLACK, linestyle="", markersize=10,
+                              label="hazard"))
     if board.goal.any():
         handles.append(Line2D([], [], marker="*", color=BLACK, linestyle="", markersize=12, label="goal"))
     handles.append(Patch(facecolor="white", edgecolor=BLACK, linewidth=2, label="start"))
@@ -301,9 +308,9 @@ def _map_legend(figure: Figure, board: Board, arrows: str | None, unsupported=Tr
 
 
 def _value_norm(true, learned) -> Normalize:
-    """One scale: the range of the true values, widened to the learned ones by at most half of it on either side."""
+    """One scale: the range of the true values, widened to the learned ones, but by no more than half their size."""
     low, high = (true.min(), true.max()) if true.size else (0.0, 1.0)
-    spare = max((high - low) / 2, 1e-3)
+    spare = max(high - low, abs(low), abs(high), 1e-3) / 2
     if learned is not None and learned.size:
         low, high = min(low, max(learned.min(), low - spare)), max(high, min(learned.max(), high + spare))
     return Normalize(low, max(high, low + 1e-3))

@@ -38,7 +38,7 @@ from cql.exact.tabular import (
 
 TD_LOSSES = ("mse", "half_mse", "huber")
 # Quadratic terms added to Huber's loss one after the other, each to a tolerance on V; each solution starts the next.
-HUBER_RIDGES = [(10.0 ** k, 1e-2) for k in range(2, -7, -1)] + [(1e-6, 1e-8), (0.0, 1e-11)]
+HUBER_RIDGES = [(10.0 ** (k / 2), 1e-2) for k in range(2, -13, -1)] + [(0.0, 1e-11)]
 CERTIFICATE = 1e-9         # a residual must be below this times (1 + alpha)
 
 
@@ -350,7 +350,8 @@ class _Problem:
         sensitivity = _solve_hessian(curvature, p, beta, alpha, best) * beta                         # [R, A]
         chain = np.zeros((len(members), *self.mdp.continuing.shape))                                 # [n, S, A, K]
         weight = (sensitivity[..., None] * inside).reshape(targets.shape)
-        chain[:, self.states] = weight * self.mdp.continuing[self.states]
+        # `inside` holds the probabilities of outcomes for Huber; for the square it is 1, K = 1
+        chain[:, self.states] = weight * (~self.mdp.terminated if self.huber else self.mdp.continuing)[self.states]
         edges = self.mdp.edges
         scale = np.maximum(np.abs(gap).max(-1), 1e-300)                # so that the tolerance is relative to the gap
         step = _solve(edges, self.gamma * edges.collect(chain), (gap / scale[:, None]).T, tolerance=1e-5)

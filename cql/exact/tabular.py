@@ -34,7 +34,7 @@ class TabularMDP:
         reward: [S, A, K].
         terminated: [S, A, K] bool, whether this outcome ends the episode (masks the bootstrap).
         hazard, goal: [S] bool or None where the environment knows no such thing.
-        terminal: [S] bool, states where every action loops to itself as terminated. For reporting only.
+        terminal: [S] bool, states where every action only ends where it is, for nothing. They have value 0.
         start: a state, a distribution [S], or None where unknown.
 
     Raises:
@@ -151,7 +151,8 @@ class TabularMDP:
         arrays = _outcome_arrays(num_states, num_actions, pair[kept], target[kept].astype(np.intp), reward[kept],
                                  table[kept, 4] > 0, (probability / total[pair])[kept])
         probability, next_state, reward, terminated = arrays
-        loops = (probability == 0) | (terminated & (next_state == np.arange(num_states)[:, None, None]))
+        loops = (probability == 0) | (
+            terminated & (next_state == np.arange(num_states)[:, None, None]) & (reward == 0))
         return cls(probability, next_state, reward, terminated, hazard, goal, loops.all((1, 2)), start)
 
     @classmethod
