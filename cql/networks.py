@@ -1,9 +1,10 @@
 """A population of multilayer perceptrons: every parameter tensor has a leading member axis ``M``.
 
 All parameters of all members lie in one flat buffer, layer after layer, so that the optimiser and the target copy are
-one operation each; ``PopulationMLP.layers`` gives the named views into it. The first layer reads a Discrete observation
-as a row of a table (no bias: it would only add the same vector to every row), a Box observation as a matrix product.
-With ``hidden=()`` on a Discrete observation the network *is* the table Q[s, a].
+one operation each; ``PopulationMLP.layers`` gives the named views into it. The first layer reads a Box observation as a
+matrix product, a Discrete one as a row of a table. Such a row has no bias (it would only add the same vector to every
+row) and no ReLU (a state whose row had become all negative would pass no gradient ever again; on two of sixteen data
+draws one did). With ``hidden=()`` on a Discrete observation the network *is* the table Q[s, a].
 """
 
 import math
@@ -26,7 +27,7 @@ class PopulationMLP:
     Args:
         inputs: number of states (``discrete``) or length of the observation vector.
         outputs: number of actions ``A``.
-        hidden: widths of the hidden layers, ReLU between; ``()`` is the linear network.
+        hidden: widths of the hidden layers, ReLU after each but a table; ``()`` is the linear network.
         discrete: observations are state indices ``[M, B]`` instead of vectors ``[M, B, inputs]``.
     """
 
@@ -41,12 +42,15 @@ class PopulationMLP:
         widths = (self.inputs, *self.hidden, self.outputs)
         return list(zip(widths[:-1], widths[1:]))
 
-    def _has_bias(self, layer: int) -> bool:
-        return not (self.discrete and layer == 0)
+    def _is_table(self, layer: int) -> bool:
+        return self.discrete and layer == 0
+
+    def _has_relu(self, layer: int) -> bool:
+        return layer < len(self.hidden) and not self._is_table(layer)
 
     @property
     def parameters_per_member(self) -> int:
-        return sum(i * o + o * self._has_bias(n) for n, (i, o) in enumerate(self.sizes))
+        return sum(i * o + (0 if self._is_table(n) else o) for n, (i, o) in enumerate(self.sizes))
 
     def layers(self, flat: Tensor) -> list[Layer]:
         """Views into the flat buffer ``[M * parameters_per_member]``, each layer's block contiguous over members."""
@@ -57,7 +61,7 @@ class PopulationMLP:
             weight = flat[start : start + members * i * o].view(members, i, o)
             start += members * i * o
             bias = None
-            if self._has_bias(n):
+            if not self._is_table(n):
                 bias = flat[start : start + members * o].view(members, 1, o)
                 start += members * o
             views.append(Layer(weight, bias))
@@ -98,7 +102,7 @@ class PopulationMLP:
                 hidden = _look_up(layer.weight, hidden, buffer)  # [M, B, o]
             else:
                 hidden = torch.baddbmm(layer.bias, hidden, layer.weight, out=buffer)  # [M, B, o]
-            if n < len(layers) - 1:
+            if self._has_relu(n):
                 hidden = hidden.relu_()
             outputs.append(hidden)
         return outputs
@@ -120,8 +124,9 @@ class PopulationMLP:
             torch.bmm(inputs.transpose(1, 2), gradient, out=out[n].weight)
             torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
             if n:
-                active = inputs.sign()  # of a ReLU's output: 1 where it let its input through, else 0
-                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs).mul_(active)
+                active = inputs.sign() if self._has_relu(n - 1) else None  # 1 where the ReLU let its input through, else 0
+                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs)
+                gradient = gradient if active is None else gradient.mul_(active)
 
 
 def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:

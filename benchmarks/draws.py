@@ -1,0 +1,57 @@
+"""CQL against BC over the data draws of a run: python benchmarks/draws.py RUN
+
+Reads the run's evaluation, data and policies; exact values, so that all spread shown is between draws. Beside each
+trained CQL member stands the exact CQL solution of its own data (cql.exact.oracle).
+"""
+
+import sys
+
+import numpy as np
+
+from cql.collect import environment_of, exact_model
+from cql.diagnostics import greedy_policies, state_inputs
+from cql.exact.oracle import cql_fixed_point
+from cql.exact.tabular import empirical_mdp, evaluate_policies
+from cql.policy import Policy
+from cql.population import Member
+from cql.runs import RunFolder
+
+NAMES = ("return", "of BC", "hazard", "of BC", "Δ return", "Δ V(start)", "mean |ΔQ|")
+
+
+def main(path: str) -> None:
+    run = RunFolder.open(path)
+    config = run.config()
+    datasets = dict(zip(config.data_seeds, run.datasets(config)))
+    environment = environment_of(datasets[config.data_seed])
+    model, inputs = exact_model(environment), state_inputs(environment).numpy()
+    horizon = environment.spec.max_episode_steps
+    entries = run.read_json("evaluation.json")["members"]
+    bc = {(e["data_seed"], e["seed"]): e["exact"] for e in entries if e["algorithm"] == "bc"}
+    print("Δ: trained minus the exact CQL solution of the same data")
+    print("draw   alpha" + "".join(f"{name:>12}" for name in NAMES))
+    rows = []
+    for entry in (e for e in entries if e["algorithm"] == "cql"):
+        exact = entry["exact"]
+        empirical, counts = empirical_mdp(datasets[entry["data_seed"]], model.num_states, model.num_actions)
+        q = cql_fixed_point(empirical, counts, [entry["alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
+        greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
+        solved = evaluate_policies(model, greedy_policies(greedy[None], model.num_actions), horizon=horizon)
+        member = Member(*(entry[name] for name in ("algorithm", "alpha", "seed", "data_seed")))
+        learned = Policy.load(run.policy_path(member.name)).q_values(inputs)
+        other = bc.get((entry["data_seed"], entry["seed"]), {"return": np.nan, "hazard_probability": np.nan})
+        rows.append((exact["return"], other["return"], exact["hazard_probability"], other["hazard_probability"],
+                     exact["return"] - solved.returns[0], entry["value_estimate"] - q[model.start].max(),
+                     np.abs(learned - q)[counts > 0].mean()))
+        print(f"{entry['data_seed']:4}  {entry['alpha']:6g}" + "".join(f"{value:12.4f}" for value in rows[-1]))
+    rows = np.array(rows)
+    print("mean        " + "".join(f"{value:12.4f}" for value in rows.mean(0)))
+    print("largest |.|                                                 " +
+          "".join(f"{value:12.4f}" for value in np.abs(rows[:, 4:]).max(0)))
+    ours, theirs, hazard, hazard_of_bc = rows.mean(0)[:4]
+    print(f"CQL better than BC on {(rows[:, 0] > rows[:, 1]).sum()} of {len(rows)}; mean return {ours - theirs:+.2f}; "
+          f"mean hazard probability {hazard / hazard_of_bc:.2f} of BC's")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
