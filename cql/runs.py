@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import platform
 import subprocess
 import sys

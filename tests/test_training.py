@@ -9,8 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as command
-from cql import learner, training
+from cql import slice as slice_module
 from cql.collect import datasets_for, environment_of
 from cql.config import Config
 from cql.metrics import METRICS, read_metrics
@@ -80,19 +79,19 @@ def test_cadences_change_no_result(tmp_path, change):
 @pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True)])
 def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
     whole = policy_bytes(run_of(tmp_path / "a", **change))
-    monkeypatch.setattr(training, "BLOCK", 1)
+    monkeypatch.setattr(slice_module, "BLOCK", 1)
     assert policy_bytes(run_of(tmp_path / "b", **change)) == whole
 
 
 def test_bootstrap_table_is_the_values_computed_batch_by_batch(tmp_path, monkeypatch):
     table = run_of(tmp_path / "a")
-    original = training.Population.__init__
+    original = slice_module.Slice.__init__
 
     def without_table(self, *arguments):
         original(self, *arguments)
         self.use_table = False
 
-    monkeypatch.setattr(training.Population, "__init__", without_table)
+    monkeypatch.setattr(slice_module.Slice, "__init__", without_table)
     direct = run_of(tmp_path / "b")
     for a, b in zip(parameters(table, "cql-a6-s42-d42"), parameters(direct, "cql-a6-s42-d42")):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -111,7 +110,7 @@ def test_double_q_uses_the_online_choice(tmp_path):
         network = PopulationMLP(225, 4, config.hidden, True)
         leaf = network.initial([42]).requires_grad_()
         adam, target = torch.optim.Adam([leaf], lr=config.lr), leaf.detach().clone()
-        rates = training.cosine_schedule(config.lr, config.steps)
+        rates = slice_module.cosine_schedule(config.lr, config.steps)
         for step in range(config.steps):
             if step % config.target_interval == 0:
                 target = leaf.detach().clone()
@@ -180,7 +179,7 @@ def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path):
 
 def interrupt_after(monkeypatch, blocks: int):
     """A SIGTERM to this very process in the middle of training, after so many blocks."""
-    original, seen = training.Population.block_of_updates, []
+    original, seen = slice_module.Slice.block_of_updates, []
 
     def counted(self, start, end):
         original(self, start, end)
@@ -188,7 +187,7 @@ def interrupt_after(monkeypatch, blocks: int):
         if len(seen) == blocks:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training.Population, "block_of_updates", counted)
+    monkeypatch.setattr(slice_module.Slice, "block_of_updates", counted)
 
 
 @pytest.mark.parametrize("batch_size", [16, "full"])
@@ -236,7 +235,7 @@ def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
 
 
 def test_cosine_schedule_by_hand():
-    np.testing.assert_allclose(training.cosine_schedule(1.0, 4), [1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2], atol=1e-7)
+    np.testing.assert_allclose(slice_module.cosine_schedule(1.0, 4), [1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2], atol=1e-7)
 
 
 def test_devices_that_are_not_there():

@@ -9,7 +9,7 @@ from cql.dataset import OfflineDataset
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation
 from cql.policy import Policy
-from cql.population import Member, all_members
+from cql.population import all_members
 from cql.runs import RunFolder
 
 DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000
