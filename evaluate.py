@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cql.analysis import evaluation, plots
+from cql.analysis import audit, evaluation, plots
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
@@ -16,6 +16,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="rollouts of each policy (default %(default)s)")
     parser.add_argument("--seed", type=int, default=evaluation.DEFAULT_SEED, metavar="N",
                         help="environment seed of the first rollout; further ones count up (default %(default)s)")
+    parser.add_argument("--audit", action="store_true",
+                        help="hold every network against the exact solution of its own loss, state by state (audit.json)")
     return parser.parse_args(argv)
 
 
@@ -26,14 +28,20 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--episodes must be at least 1 and --seed not negative.")
         run = RunFolder.open(arguments.run)
         with run.lock():
+            audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
             result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
             run.write_json("evaluation.json", result)
             plots.draw_all(run)
+            if audited is not None:
+                run.write_json("audit.json", audited)
+                audit.draw(run, audited)
             run.write_manifest()
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(evaluation.table(result))
+    if audited is not None:
+        print(f"\n{audit.text(audited)}")
     return 0
 
 

@@ -41,10 +41,11 @@ def open_run(arguments: argparse.Namespace):
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     started = time.perf_counter()
+    run = None
     try:
         run, config, datasets = open_run(arguments)
-        for data_seed, dataset in zip(config.data_seeds, datasets):
-            print(f"data {data_seed}: {summary(dataset)}")
+        print(f"data {config.data_seed}: {summary(datasets[0])}" + (
+            f"\nand {len(datasets) - 1} further draws of the same kind" if len(datasets) > 1 else ""))
         with run.lock():
             train(run, config, datasets, environment_of(datasets[0]), resume=bool(arguments.resume))
             trained = time.perf_counter()
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             plots.draw_all(run)
             run.write_manifest(device=str(resolve_device(config.device)), training_seconds=round(trained - started, 1),
                                seconds=round(time.perf_counter() - started, 1))
-    except Interrupted as stop:
-        print(f"{stop}\nGo on with: python train.py --resume {run.path}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"{stop}\nGo on with: python train.py --resume {run.path}" if run else "interrupted", file=sys.stderr)
         return 130
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

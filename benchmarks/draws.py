@@ -43,14 +43,20 @@ def main(path: str) -> None:
         rows.append((exact["return"], other["return"], exact["hazard_probability"], other["hazard_probability"],
                      exact["return"] - solved.returns[0], entry["value_estimate"] - q[model.start].max(),
                      np.abs(learned - q)[counts > 0].mean()))
-        print(f"{entry['data_seed']:4}  {entry['alpha']:6g}" + "".join(f"{value:12.4f}" for value in rows[-1]))
+        print(f"{entry['data_seed']:4}  {entry['alpha']:6g}" + _cells(rows[-1]))
     rows = np.array(rows)
-    print("mean        " + "".join(f"{value:12.4f}" for value in rows.mean(0)))
-    print("largest |.|                                                 " +
-          "".join(f"{value:12.4f}" for value in np.abs(rows[:, 4:]).max(0)))
+    print("mean        " + _cells(rows.mean(0)))
+    print("largest |.| " + " " * 48 + _cells(np.abs(rows).max(0))[48:])
     ours, theirs, hazard, hazard_of_bc = rows.mean(0)[:4]
+    if not bc:
+        return
     print(f"CQL better than BC on {(rows[:, 0] > rows[:, 1]).sum()} of {len(rows)}; mean return {ours - theirs:+.2f}; "
           f"mean hazard probability {hazard / hazard_of_bc:.2f} of BC's")
+
+
+def _cells(row) -> str:
+    """Returns and probabilities to four places, the two smallest differences by their order of magnitude."""
+    return "".join(f"{value:12.4f}" for value in row[:5]) + "".join(f"{value:12.1e}" for value in row[5:])
 
 
 if __name__ == "__main__":

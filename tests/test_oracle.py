@@ -115,9 +115,10 @@ def test_huber_on_random_mdps(block):
     for seed in range(50 * block, 50 * block + 50):
         mdp, counts, gamma = random_problem(np.random.default_rng(seed))
         beta, logged = empirical_policy(counts), counts > 0
-        solution = cql_fixed_point(mdp, counts, ALPHAS, gamma, "huber")
+        alphas = np.array([6.0, 1000.0]) if gamma == 0.99 else ALPHAS[::2]
+        solution = cql_fixed_point(mdp, counts, alphas, gamma, "huber")
         assert solution.bellman_residual is None
-        for n, alpha in enumerate(ALPHAS):
+        for n, alpha in enumerate(alphas):
             q, p = solution.q[n], softmax(solution.q[n])
             y, _ = backup(mdp, q, gamma)
             psi = (mdp.probability * np.clip(np.where(logged, q, 0)[..., None] - y, -1, 1)).sum(-1)
@@ -225,27 +226,27 @@ def test_the_map_contracts_and_its_derivative_is_a_distribution():
 def test_plain_iteration_ends_at_the_same_point():
     """No Newton outside, no Newton inside: bisection for the normaliser of each state, and the contraction."""
     mdp, counts, _ = random_problem(np.random.default_rng(3))
-    beta, gamma, half = empirical_policy(counts), 0.7, 4.0
+    beta, gamma, half = empirical_policy(counts), 0.6, 4.0
     logged, values = counts > 0, np.zeros(6)
-    for _ in range(90):
+    for _ in range(60):
         y = (mdp.probability * (mdp.reward + gamma * ~mdp.terminated * values[mdp.next_state])).sum(-1)
         for s in np.flatnonzero(logged.any(-1)):
             b, t = beta[s, logged[s]], y[s, logged[s]]
 
             def row(level):            # q + (half / b) exp(q - level) = t + half, increasing in q
                 low, high = np.full(len(b), -1e4), t + half
-                for _ in range(60):
+                for _ in range(50):
                     mid = (low + high) / 2
                     over = mid + half / b * np.exp(np.minimum(mid - level, 600)) > t + half
                     low, high = np.where(over, low, mid), np.where(over, mid, high)
                 return low
 
             low, high = t.min() - 100, t.max() + 100
-            for _ in range(60):
+            for _ in range(45):
                 mid = (low + high) / 2
                 low, high = (mid, high) if np.exp(row(mid) - mid).sum() > 1 else (low, mid)
             values[s] = row(low).max()
-    np.testing.assert_allclose(cql_fixed_point(mdp, counts, [2 * half], gamma).value[0], values, atol=1e-8)
+    np.testing.assert_allclose(cql_fixed_point(mdp, counts, [2 * half], gamma).value[0], values, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------------------------------------ limits
@@ -365,7 +366,7 @@ def test_termination_is_masked_by_outcome():
     taxi = gymnasium.make("Taxi-v4").unwrapped
     true, rng = TabularMDP.from_env(taxi), np.random.default_rng(0)
     greedy = np.eye(6)[np.argmax(value_iteration(true, 0.99), -1)]
-    starts = np.flatnonzero(true.start)[::3]
+    starts = np.flatnonzero(true.start)[::6]
     parts = [roll(taxi.P, 0.7 * greedy + 0.3 / 6, s, 60, 1, rng) for s in starts]
     data = Transitions(*(np.concatenate([getattr(part, name) for part in parts]) for name in Transitions.__annotations__))
     mdp, counts = empirical_mdp(data, 500, 6)

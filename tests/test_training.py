@@ -138,6 +138,8 @@ def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
         events = EventAccumulator(str(run.path / "tensorboard" / member.name))
         events.Reload()
         assert expected <= set(events.Tags()["scalars"])
+        trial = events.summary_metadata["_hparams_/session_start_info"].plugin_data
+        assert trial.plugin_name == "hparams"
         for metric in expected:
             steps, values = series[member.name, metric]
             scalars = [s for s in events.Scalars(metric)]

@@ -38,7 +38,7 @@ from cql.exact.tabular import (
 
 TD_LOSSES = ("mse", "half_mse", "huber")
 # Quadratic terms added to Huber's loss one after the other, each to a tolerance on V; each solution starts the next.
-HUBER_RIDGES = [(10.0 ** (k / 2), 1e-2) for k in range(2, -13, -1)] + [(0.0, 1e-11)]
+HUBER_RIDGES = [(10.0 ** (k / 2), 1e-2) for k in range(2, -13, -1)] + [(1e-6, 1e-5), (0.0, 1e-11)]
 CERTIFICATE = 1e-9         # a residual must be below this times (1 + alpha)
 
 
@@ -450,8 +450,8 @@ def _minimise(q, y, probability, beta, alpha, ridge, max_steps=300):
         rows, here, value, curvature, gradient, p = (
             x[going] for x in (rows, here, value, curvature, gradient, p))
         at = tuple(x[going] for x in at)
-        if ridge is not None:      # where Huber's loss is straight, a little curvature that vanishes with the gradient
-            curvature = curvature + np.minimum(1e-2, np.abs(gradient).max(-1))[:, None] + 1e-14
+        if ridge == 0:      # where Huber's loss is straight: a little curvature, vanishing with the gradient
+            curvature = curvature + np.minimum(1e-4, np.abs(gradient).max(-1))[:, None] + 1e-14
         direction = -_solve_hessian(curvature, p, at[2], at[3], gradient)
         slope = (gradient * direction).sum(-1)
         step, moved = _line_search(here, direction, value, slope, at, ridge)
@@ -463,15 +463,19 @@ def _minimise(q, y, probability, beta, alpha, ridge, max_steps=300):
 
 
 def _line_search(q, direction, value, slope, at, ridge, halvings=60):
-    """The first of q + t direction, t = 1, 1/2, 1/4, ... with an Armijo decrease, up to rounding; and whether any."""
+    """The first of q + t direction, t = 1, 1/2, 1/4, ... that does not go uphill; and whether that moved at all.
+
+    The loss must fall as Armijo asks, up to its rounding; and where rounding hides that, its slope tells: having passed
+    the valley's floor, the way up must be less steep than the way down was."""
     result, t = q.copy(), np.ones(len(q))
     open_rows = np.arange(len(q))
     for _ in range(halvings):
         part = tuple(x[open_rows] for x in at)
         trial = q[open_rows] + t[open_rows, None] * direction[open_rows]
-        new = _terms(trial, *part, ridge)[0]
+        new, _, gradient, _, _ = _terms(trial, *part, ridge)
         slack = 1e-14 * (np.abs(value[open_rows]) + np.abs(new))
-        good = new <= value[open_rows] + 1e-4 * t[open_rows] * slope[open_rows] + slack
+        good = ((new <= value[open_rows] + 1e-4 * t[open_rows] * slope[open_rows] + slack)
+                & ((gradient * direction[open_rows]).sum(-1) <= -0.9 * slope[open_rows]))
         result[open_rows[good]] = trial[good]
         open_rows = open_rows[~good]
         if not open_rows.size:

@@ -1,0 +1,374 @@
+"""The exact curve of CQL(H) over alpha: what it would learn, and what that is worth, without training.
+
+At every alpha the fixed point is solved on the empirical MDP (`cql.exact.oracle`) and its greedy policy is judged on the
+true one (`cql.exact.tabular`). Beside the curve stand what it can be held against: Behaviour Cloning by counts, the
+behaviour policy, the optimum, and both limits of alpha. A flip is an alpha at which the greedy action of a state changes.
+
+    python -m cql.exact.phase --map blocks --out runs/phase-blocks
+
+Axes: N alpha, S state, A action. float64. Values are discounted over an infinite horizon; returns and probabilities are
+those of one undiscounted episode with its step limit. alpha is in the units of the TD loss, as in `train.py`.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
+from cql.exact.tabular import (
+    TabularMDP,
+    backward_induction,
+    evaluate_policies,
+    greedy_actions,
+    greedy_policy,
+    policy_evaluation,
+    start_distribution,
+    state_value,
+    value_iteration,
+)
+
+LOWEST, HIGHEST, POINTS = 1e-2, 1e3, 61
+TD_LOSSES = ("mse", "half_mse")  # Huber's fixed point need not be unique: it has no one curve
+FLIP_TOLERANCE = 1e-5  # relative width to which a flip is pinned down
+WORTH = ("discounted_value", "return", "hazard_probability", "goal_probability", "action_mismatch_rate")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Fixed points over alpha, and what their greedy policies are worth.
+
+    Args:
+        alphas: [N], rising.
+        q: [N, S, A], as `cql.exact.oracle.Solution.q`; value: [N, S], its maximum.
+        residual: [N], the solver's certificate.
+        value_estimate: [N], max_a Q at the start.
+        worth: by the names of `WORTH`, [N] each (None where the MDP has no such mask).
+    """
+
+    alphas: np.ndarray
+    q: np.ndarray
+    value: np.ndarray
+    residual: np.ndarray
+    value_estimate: np.ndarray
+    worth: dict
+
+    def rows(self) -> list[dict]:
+        """One JSON object per alpha."""
+        return [{"alpha": float(alpha), "value_estimate": float(self.value_estimate[n]), **row_of(self.worth, n)}
+                for n, alpha in enumerate(self.alphas)]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """At `alpha` (known to `FLIP_TOLERANCE`) the greedy action of `state` changes, as alpha rises."""
+
+    alpha: float
+    state: int
+    before: int
+    after: int
+
+
+def default_alphas(points: int = POINTS) -> np.ndarray:
+    """[points] from 1e-2 to 1e3, evenly on a log scale."""
+    return np.logspace(np.log10(LOWEST), np.log10(HIGHEST), points)
+
+
+def curve(mdp: TabularMDP, empirical: TabularMDP, counts, alphas, gamma, horizon, td_loss="mse") -> Curve:
+    """The curve at `alphas` [N] > 0.
+
+    Args:
+        mdp: the true model, with a start; empirical: the data's, with the same terminal states; counts: [S, A].
+        horizon: steps of an episode.
+
+    Raises:
+        ValueError: arguments out of range (gamma = 1, alpha <= 0, a loss without a unique fixed point).
+        CertificateError: a fixed point could not be certified.
+    """
+    alphas = np.sort(np.atleast_1d(np.asarray(alphas, dtype=np.float64)))
+    if not (alphas > 0).all():
+        raise ValueError("The curve needs alpha > 0: 0 is drawn as the limit it has there anyway.")
+    if td_loss not in TD_LOSSES:
+        raise ValueError(f"The curve needs a squared error ({' or '.join(TD_LOSSES)}): the fixed point of {td_loss} "
+                         "need not be unique.")
+    solution = cql_fixed_point(empirical, counts, alphas, gamma, td_loss)
+    return Curve(alphas, solution.q, solution.value, solution.residual, solution.value @ start_distribution(mdp),
+                 worth(mdp, counts, greedy_policy(solution.q), gamma, horizon))
+
+
+def worth(mdp: TabularMDP, counts, policies, gamma, horizon) -> dict:
+    """What policies [N, S, A] are worth on the true model from its start: `WORTH` -> [N], or None.
+
+    `action_mismatch_rate` is the probability that the policy's action differs from the logged one, over the data.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    values, _ = policy_evaluation(mdp, policies, gamma)
+    episode = evaluate_policies(mdp, policies, horizon=horizon)
+    return {"discounted_value": values @ start_distribution(mdp), "return": episode.returns,
+            "hazard_probability": episode.hazard_probability, "goal_probability": episode.goal_probability,
+            "action_mismatch_rate": 1 - (policies * counts).sum((1, 2)) / counts.sum()}
+
+
+def row_of(found: dict, n: int) -> dict:
+    """Entry n of a `worth`, as plain floats."""
+    return {name: None if values is None else float(values[n]) for name, values in found.items()}
+
+
+def cloned_policy(counts):
+    """Behaviour Cloning by counts: each state's most frequent action, ties to the lowest; uniform without data. [S, A]"""
+    counts = np.asarray(counts, dtype=np.float64)
+    return greedy_policy(np.where(counts > 0, counts, -np.inf))
+
+
+def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, behavior=None) -> dict:
+    """What the curve is held against: name -> {"value_estimate", *WORTH}, None where a number has no meaning.
+
+    `optimal` is backward induction over the episode (a policy that depends on the step) with the optimal discounted value
+    beside it. `behavior` [S, A] acts with its own probabilities; None where it is not known.
+    """
+    limits = {"alpha_zero": alpha_zero_limit(empirical, counts, gamma),
+              "alpha_infinity": alpha_infinity_limit(empirical, counts, gamma)}
+    policies = {**{name: greedy_policy(q) for name, q in limits.items()}, "bc": cloned_policy(counts)}
+    if behavior is not None:
+        policies["behavior"] = behavior
+    found = worth(mdp, counts, np.stack(list(policies.values())), gamma, horizon)
+    start = start_distribution(mdp)
+    rows = {name: {"value_estimate": float(state_value(limits[name]) @ start) if name in limits else None,
+                   **row_of(found, n)} for n, name in enumerate(policies)}
+    best = backward_induction(mdp, horizon).evaluation
+    rows["optimal"] = {"value_estimate": None, "discounted_value": float(state_value(value_iteration(mdp, gamma)) @ start),
+                       "return": best.returns, "hazard_probability": best.hazard_probability,
+                       "goal_probability": best.goal_probability, "action_mismatch_rate": None}
+    return {"behavior": None, **rows}
+
+
+def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse") -> list[Flip]:
+    """Every change of a greedy action that the points of a curve show, pinned down by bisection of log alpha.
+
+    All intervals are halved at once until each one with a change is narrower than `FLIP_TOLERANCE`. A state that changes
+    several times between two points is followed through all of them if its ends differ; a change that is undone between
+    two points is not seen.
+
+    Returns:
+        Flips by rising alpha, then state.
+    """
+    alphas, values, actions = found.alphas, found.value, greedy_actions(found.q)
+    while True:
+        change = (actions[1:] != actions[:-1]).any(-1)                                                # [N - 1]
+        wide = np.flatnonzero(change & (alphas[1:] > alphas[:-1] * (1 + FLIP_TOLERANCE)))
+        if not wide.size:
+            break
+        middle = np.sqrt(alphas[wide] * alphas[wide + 1])
+        solution = cql_fixed_point(empirical, counts, middle, gamma, td_loss,
+                                   initial_value=(values[wide] + values[wide + 1]) / 2)
+        alphas, values, actions = (np.insert(old, wide + 1, new, axis=0) for old, new in (
+            (alphas, middle), (values, solution.value), (actions, greedy_actions(solution.q))))
+    return [Flip(float(np.sqrt(alphas[n] * alphas[n + 1])), int(s), int(actions[n, s]), int(actions[n + 1, s]))
+            for n, s in np.argwhere(actions[1:] != actions[:-1])]
+
+
+# ------------------------------------------------------------------------------------------------------ the page
+
+
+def table(result: dict, cells=None, action_names=None) -> str:
+    """The content of ``phase.json`` as text a person can read.
+
+    Args:
+        cells: state -> how it is called, action_names: likewise; default their numbers.
+    """
+    rows, held = result["curve"], result["references"]
+    flips = np.array([flip["alpha"] for flip in result["flips"]])
+    lines = ["Exact CQL(H) over alpha, no training: value it believes in at the start, and what its greedy policy is worth.",
+             f"gamma {result['gamma']:g}, loss {result['td_loss']}, {result['horizon']} steps an episode, "
+             f"{result['transitions']:,} transitions, {result['states_with_data']} states with data", "",
+             f"{'alpha':>12}  {'V believed':>10}  {'true V':>8}  {'return':>8}  {'hazard':>7}  {'goal':>7}  {'mismatch':>8}  flips"]
+    previous = 0.0
+    for row in rows:
+        number = int(((flips > previous) & (flips <= row["alpha"])).sum())
+        lines.append(_line(f"{row['alpha']:.4g}", row) + f"  {number or '':>5}")
+        previous = row["alpha"]
+    lines.append("")
+    names = {"alpha_zero": "alpha -> 0+", "alpha_infinity": "alpha -> inf", "bc": "BC by counts", "behavior": "behaviour",
+             "optimal": "optimal"}
+    lines += [_line(name, held[key]) for key, name in names.items() if held[key] is not None]
+    lines += ["", *_facts(rows)]
+    lines += ["", f"{len(flips)} changes of a greedy action in {result['flip_states']} states "
+                  "(alpha: state, action before > after):" if len(flips) else "No greedy action changes along this curve."]
+    shown = [f"{flip['alpha']:.5g}: {cells[flip['state']] if cells else flip['state']} "
+             + ">".join(str(action_names[a] if action_names else a) for a in (flip["before"], flip["after"]))
+             for flip in result["flips"][:MOST_FLIPS]]
+    lines += ["  " + "".join(f"{text:<28}" for text in shown[n:n + 4]).rstrip() for n in range(0, len(shown), 4)]
+    if len(flips) > MOST_FLIPS:
+        lines.append(f"  and {len(flips) - MOST_FLIPS:,} more, in phase.json")
+    return "\n".join(lines)
+
+
+MOST_FLIPS = 200  # printed
+
+
+def _line(name, row):
+    forms = (("value_estimate", 10, ".3f"), ("discounted_value", 8, ".3f"), ("return", 8, ".3f"),
+             ("hazard_probability", 7, ".4f"), ("goal_probability", 7, ".4f"), ("action_mismatch_rate", 8, ".3f"))
+    return f"{name:>12}" + "".join(f"  {'–' if row[key] is None else format(row[key], form):>{width}}"
+                                   for key, width, form in forms)
+
+
+def _facts(rows):
+    """The best alpha by return and by hazard, and where the believed value is above the true one."""
+    best = max(rows, key=lambda row: row["return"])
+    lines = [f"Highest return {best['return']:.3f} at alpha = {best['alpha']:.4g}."]
+    if rows[0]["hazard_probability"] is not None:
+        safest = min(rows, key=lambda row: row["hazard_probability"])
+        lines[0] += f" Lowest hazard {safest['hazard_probability']:.4f} at alpha = {safest['alpha']:.4g}."
+    over = [row["value_estimate"] > row["discounted_value"] for row in rows]
+    if not any(over):
+        lines.append("Nowhere on this curve is the believed value at the start above the true one.")
+    else:
+        ends = np.flatnonzero(np.diff([False, *over, False])).reshape(-1, 2)                          # [runs, 2]
+        spans = [f"{rows[i]['alpha']:.4g} to {rows[j - 1]['alpha']:.4g}" if j - i > 1 else f"{rows[i]['alpha']:.4g}"
+                 for i, j in ends]
+        lines.append(f"The believed value at the start is above the true one at alpha = {', '.join(spans)}.")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def phase(environment, mdp, dataset, alphas, gamma, td_loss="mse", behavior=None, flips=True) -> dict:
+    """Everything above for one data set, as the content of ``phase.json``.
+
+    Raises:
+        ConfigError: the environment or gamma rule a curve out; DatasetError: the data set is of another environment.
+    """
+    from cql.analysis.audit import logged_model
+    from cql.config import ConfigError
+    from cql.exact.oracle import CertificateError
+
+    horizon = environment.spec.max_episode_steps
+    empirical, counts = logged_model(dataset, environment, mdp)
+    try:
+        found = curve(mdp, empirical, counts, alphas, gamma, horizon, td_loss)
+        held = references(mdp, empirical, counts, gamma, horizon, behavior)
+        changes = flip_points(empirical, counts, found, gamma, td_loss) if flips else []
+    except (ValueError, CertificateError) as error:
+        raise ConfigError(str(error)) from None
+    return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
+            "gamma": gamma, "td_loss": td_loss, "horizon": horizon, "transitions": int(counts.sum()),
+            "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(found.residual.max()),
+            "references": held, "curve": found.rows(),
+            "flips": [vars(flip) for flip in changes], "flip_states": len({flip.state for flip in changes})}
+
+
+def parse(argv):
+    from cql import config as settings
+
+    parser = argparse.ArgumentParser(prog="python -m cql.exact.phase", description=(
+        "The exact curve of CQL over alpha, without training: a table, phase.json and phase.png."))
+    parser.add_argument("--out", metavar="DIR", help="folder to make (default: a timestamped one under runs/)")
+    parser.add_argument("--run", metavar="RUN", help="lay the trained members of this run over the curve; environment, data, "
+                        "gamma and loss are then the run's (--data-seed chooses among its draws)")
+    parser.add_argument("--points", type=int, metavar="N",
+                        help=f"points from {LOWEST:g} to {HIGHEST:g} (default {POINTS})")
+    parser.add_argument("--alpha", type=float, nargs="+", default=argparse.SUPPRESS, metavar="A",
+                        help="these values instead of evenly spaced ones")
+    parser.add_argument("--gamma", type=float, default=argparse.SUPPRESS, metavar="X",
+                        help="discount factor (default 0.99)")
+    parser.add_argument("--td-loss", choices=TD_LOSSES, default=argparse.SUPPRESS,
+                        help="the loss whose units alpha has (default mse)")
+    settings.add_arguments(parser, groups=("environment and data",))
+    return parser.parse_args(argv)
+
+
+def _setting(arguments):
+    """(config, dataset, entries of the run's members trained on it)."""
+    from cql import config as settings
+    from cql.collect import datasets_for
+    from cql.runs import RunError, RunFolder
+
+    given = settings.given(arguments)
+    config = settings.from_arguments(arguments)
+    if arguments.points is not None and "alpha" in given:
+        raise settings.ConfigError("--points and --alpha both say where the curve is computed: give one of them.")
+    if arguments.points is not None and arguments.points < 2:
+        raise settings.ConfigError(f"--points must be at least 2, not {arguments.points}.")
+    if config.num_datasets > 1:
+        raise settings.ConfigError("a curve belongs to one data draw: choose it with --data-seed, without --num-datasets.")
+    if arguments.run is None:
+        return config, datasets_for(config, given)[0], []
+    foreign = sorted(given.keys() - {"alpha", "data_seed"})
+    if foreign:
+        raise settings.ConfigError(f"--run brings its own environment, data, gamma and loss: leave out "
+                                   f"--{foreign[0].replace('_', '-')}.")
+    run = RunFolder.open(arguments.run)
+    theirs = run.config()
+    data_seed = given.get("data_seed", theirs.data_seed)
+    if data_seed not in theirs.data_seeds:
+        raise settings.ConfigError(f"the run {arguments.run} has no data draw {data_seed}.")
+    if theirs.td_loss not in TD_LOSSES:
+        raise settings.ConfigError(f"the run was trained with {theirs.td_loss}, whose fixed point need not be unique: "
+                                   f"the curve needs {' or '.join(TD_LOSSES)}.")
+    evaluation = run.read_json("evaluation.json")
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("members"), list):
+        raise RunError(f"{run.path / 'evaluation.json'} lists no members.")
+    dataset = run.datasets(theirs)[theirs.data_seeds.index(data_seed)]
+    return theirs, dataset, [entry for entry in evaluation["members"] if entry["data_seed"] == data_seed]
+
+
+def _folder(out):
+    """A new folder for the results; the caller has made sure that everything else is in order."""
+    from cql.config import ConfigError
+
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(1000):
+        path = Path(out) if out is not None else Path("runs") / (f"phase-{stamp}" + (f"-{number}" if number else ""))
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if out is not None:
+                raise ConfigError(f"the folder {out} exists already: give another --out.") from None
+        except OSError as error:
+            raise ConfigError(f"the folder {path} cannot be made ({error.strerror}).") from None
+    raise ConfigError("no free name for a folder under runs/: give --out.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    # what is below knows files, environments and pictures: brought in only where the command runs
+    import envs
+    from cql.analysis import audit, phase_plot
+    from cql.collect import environment_of
+    from cql.config import ConfigError
+    from cql.dataset import DatasetError
+    from cql.files import write_whole
+    from cql.runs import RunError
+
+    arguments = parse(argv)
+    try:
+        if arguments.out is not None and Path(arguments.out).exists():
+            raise ConfigError(f"the folder {arguments.out} exists already: give another --out.")
+        config, dataset, trained = _setting(arguments)
+        environment = environment_of(dataset)
+        mdp = audit.known_model(environment)
+        alphas = arguments.alpha if "alpha" in arguments else default_alphas(arguments.points or POINTS)
+        grid = environment.unwrapped
+        known = isinstance(grid, envs.SafetyCriticalGridWorld) and config.dataset is None
+        behavior = envs.safe_behavior_policy(environment, config.epsilon) if known else None
+        result = phase(environment, mdp, dataset, alphas, config.gamma, config.td_loss, behavior)
+        result["trained"] = trained
+        folder = _folder(arguments.out)
+        write_whole(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        write_whole(folder / "phase.png", phase_plot.png(phase_plot.phase_figure(result)))
+    except (ConfigError, DatasetError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(result, *audit.grid_words(environment, mdp)))
+    print(f"folder: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
