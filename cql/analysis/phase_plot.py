@@ -87,21 +87,20 @@ def _phase_figure(result, title, source):
     wide = (alphas[-1] / alphas[0]) ** 0.06 if len(alphas) > 1 else 3.0
     axes[0, 0].set_xlim(alphas[0] / wide, alphas[-1] * wide)
     for ax in axes[1]:
-        ax.set_xlabel(f"α (in units of {result['td_loss']})")
+        ax.set_xlabel(f"α, weight of the penalty (TD loss: {result['td_loss']})")
     if flips:
-        for ax in axes.ravel():
-            ax.plot(flips, np.full(len(flips), 0.012), "|", color=GREY, markersize=7, markeredgewidth=0.8, zorder=2,
-                    transform=ax.get_xaxis_transform())
+        axes[1, 1].plot(flips, np.full(len(flips), 0.02), "|", color=GREY, markersize=9, markeredgewidth=0.8, zorder=2,
+                        transform=axes[1, 1].get_xaxis_transform())
     handles = [Line2D([], [], color=BLUE, label="greedy policy of the CQL solution: true worth"),
                Line2D([], [], color=VERMILION, label="the value CQL believes in, max Q"),
                *(Line2D([], [], label=NAMES[name], **look) for name, look in LEVELS.items() if held[name] is not None),
                Line2D([], [], marker=">", color=GREY, linestyle="", label="limits α → 0⁺ and α → ∞")]
     if flips:
         handles.append(Line2D([], [], marker="|", color=GREY, linestyle="", label=f"greedy action flips ({len(flips)})"))
-    if trained:
+    if trained is not None:
         handles.append(Line2D([], [], marker="o", color="white", markeredgecolor=BLACK, markersize=6, linestyle="",
-                              label="trained members"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
+                              label="trained members" + trained))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.4)
     heading(figure, title, source or _source(result))
     return figure
 
@@ -129,29 +128,35 @@ def _limits(ax, alphas, held, key, colour) -> None:
         ax.plot(x, held[name][key], marker, color=colour, markersize=6, zorder=4)
 
 
-def _trained(axes, panels, entries, alphas) -> bool:
-    """The members as points; those that are far off the exact curve at the frame, so that the curve stays readable."""
+def _trained(axes, panels, entries, alphas) -> str | None:
+    """The members as points; those far off the exact curve at the frame, so that the curve stays readable.
+
+    Returns:
+        What the legend must add, or None if there are no members.
+    """
     entries = [e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None]
     if not entries:
-        return False
+        return None
+    wide, beyond = (alphas[-1] / alphas[0]) ** 0.035 if len(alphas) > 1 else 2.0, False
     for ax, _, key in panels:
-        series = [(key, BLUE, lambda e, k=key: e["action_mismatch_rate"] if k == "action_mismatch_rate" else e["exact"][k])]
+        points = [(e["alpha"], e[key] if key in e else e["exact"][key], BLUE) for e in entries]
         if ax is axes[0, 0]:
-            series.append(("value_estimate", VERMILION, lambda e: e["value_estimate"]))
+            points += [(e["alpha"], e["value_estimate"], VERMILION) for e in entries]
+        points = [point for point in points if point[1] is not None]
         low, high = ax.get_ylim()
-        points = [(e["alpha"], y, colour) for _, colour, of in series for e in entries if (y := of(e)) is not None]
-        near = [y for _, y, _ in points if low - 0.6 * (high - low) <= y <= high + 0.6 * (high - low)]
-        pad = 0.04 * (high - low)
+        reach = 0.6 * (high - low)
+        near = [y for _, y, _ in points if low - reach <= y <= high + reach]
+        pad = 0.05 * (high - low)
         low, high = min([low, *(y - pad for y in near)]), max([high, *(y + pad for y in near)])
         ax.set_ylim(low, high)
         for alpha, y, colour in points:
-            x = max(alpha, alphas[0] / (alphas[-1] / alphas[0]) ** 0.035) if alpha > 0 else (
-                alphas[0] / (alphas[-1] / alphas[0]) ** 0.035)
             inside = low <= y <= high
-            marker = "o" if inside else "v" if y < low else "^"
-            ax.plot(x, np.clip(y, low + pad, high - pad) if not inside else y, marker, markersize=6 if inside else 7,
-                    markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.5, zorder=5, clip_on=False)
-    return True
+            beyond |= not inside
+            x = np.clip(alpha, alphas[0] / wide, alphas[-1] * wide)
+            ax.plot(x, y if inside else np.clip(y, low + pad, high - pad), "o" if inside else "v" if y < low else "^",
+                    markersize=6 if inside else 8, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.5, zorder=5)
+    notes = ["α = 0 at the left"] * any(e["alpha"] == 0 for e in entries) + ["triangles: beyond the frame"] * beyond
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- the audit

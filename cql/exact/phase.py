@@ -132,7 +132,8 @@ def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, b
     """
     limits = {"alpha_zero": alpha_zero_limit(empirical, counts, gamma),
               "alpha_infinity": alpha_infinity_limit(empirical, counts, gamma)}
-    policies = {**{name: greedy_policy(q) for name, q in limits.items()}, "bc": cloned_policy(counts)}
+    policies = {"alpha_zero": _vanishing_policy(limits["alpha_zero"], counts),
+                "alpha_infinity": greedy_policy(limits["alpha_infinity"]), "bc": cloned_policy(counts)}
     if behavior is not None:
         policies["behavior"] = behavior
     found = worth(mdp, counts, np.stack(list(policies.values())), gamma, horizon)
@@ -144,6 +145,14 @@ def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, b
                        "return": best.returns, "hazard_probability": best.hazard_probability,
                        "goal_probability": best.goal_probability, "action_mismatch_rate": None}
     return {"behavior": None, **rows}
+
+
+def _vanishing_policy(q, counts):
+    """The greedy policy as alpha -> 0+: where the limit Q [S, A] ties, Q = y + alpha_half (1 - p / beta) with equal p
+    prefers the action logged more often, however small alpha is. [S, A]"""
+    best = q >= state_value(q)[:, None] - 1e-10 * (1 + np.abs(q[np.isfinite(q)]).max())
+    best &= np.isfinite(q)
+    return greedy_policy(np.where(best, counts, -np.inf))
 
 
 def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse") -> list[Flip]:
