@@ -11,6 +11,7 @@ from cql.exact.tabular import evaluate_policies
 from cql.networks import PopulationMLP
 from cql.sampling import Transitions
 
+SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
 MAX_ROWS = 16_384  # distinct observations looked at; beyond, so many evenly spaced ones stand for all
 
 
@@ -50,8 +51,13 @@ class Diagnostics:
             self.states = state_inputs(environment).to(device)  # [S] or [S, n]
 
     @torch.no_grad()
-    def measure(self, network: PopulationMLP, parameters: Tensor, draws: Tensor, algorithm: str) -> dict[str, list[float]]:
-        """Every measurement of every member, ``name -> [M]``. Synchronises with the device."""
+    def measure(self, network: PopulationMLP, parameters: Tensor, draws: Tensor, algorithm: str,
+                bounds: Tensor) -> dict[str, list[float]]:
+        """Every measurement of every member, ``name -> [M]``. Synchronises with the device.
+
+        Args:
+            bounds: ``value_bound`` of each member ``[M]``.
+        """
         layers = network.layers(parameters)
         outputs = population_outputs(network, layers, self.inputs, len(draws))  # [M, R, A]
         weights = self.weights[draws]  # [M, R, A]
@@ -64,6 +70,10 @@ class Diagnostics:
             found["q/max_mean"] = (state_weights * best).sum(-1)
             found["q/max"] = torch.where(visited, best, -torch.inf).amax(-1)
             found["q/start"] = (self.start_weights[draws] * best).sum(-1)
+        health = torch.where(outputs.isfinite().all(-1).all(-1), SOUND, NOT_FINITE)  # [M]
+        if algorithm == "cql":
+            health = torch.where((health == SOUND) & (found["q/max"] > bounds), RUNAWAY, health)
+        found["health/diverged"] = health
         unlogged = torch.where(logged, 0.0, outputs.softmax(-1)).sum(-1)
         found["policy/unlogged_mass"] = (state_weights * unlogged).sum(-1)
         agreed = weights.gather(-1, greedy[..., None]).squeeze(-1)
@@ -78,6 +88,25 @@ class Diagnostics:
         found = {"exact/return": result.returns, "exact/hazard_probability": result.hazard_probability,
                  "exact/goal_probability": result.goal_probability}
         return {name: values.tolist() for name, values in found.items() if values is not None}
+
+
+def value_bound(dataset: OfflineDataset, alpha: float, gamma: float, td_loss: str) -> float:
+    """What no exact solution of the squared loss exceeds at a logged state; a learned value above it has run away.
+
+    Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is the reward of an outcome that
+    terminates, or r + gamma max Q: so the largest value is at most the larger of the two terms below. A margin of 5 % and 1
+    is for minibatch noise. Infinite for the Huber loss, whose solutions it does not bound.
+    """
+    if td_loss == "huber":
+        return np.inf
+    alpha_half = alpha / 2 if td_loss == "mse" else alpha
+    ended = dataset.terminations
+    ends = float(dataset.rewards[ended].max()) + alpha_half if ended.any() else -np.inf
+    on = float(dataset.rewards[~ended].max()) + alpha_half if (~ended).any() else -np.inf
+    if on > -np.inf:
+        on = on / (1 - gamma) if gamma < 1 else (np.inf if on > 0 else -np.inf)
+    bound = max(ends, on)
+    return bound + 0.05 * abs(bound) + 1 if np.isfinite(bound) else np.inf
 
 
 def table_rows(transitions: Transitions, observations: np.ndarray, logged: Tensor) -> np.ndarray:

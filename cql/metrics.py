@@ -15,6 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cql.population import Member
+from cql.runs import RunError
 
 METRICS = {  # name -> (algorithms, meaning); means over the interval for losses, the moment's value for the rest
     "losses/td": ("cql", "mean over updates and batch of the TD error, (Q(s,a) - y)^2 by default"),
@@ -30,6 +31,7 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
     "exact/return": ("cql bc", "exact undiscounted return of the greedy policy over the episode"),
     "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
     "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
+    "health/diverged": ("cql bc", "1: q/max is above what the exact solution can reach; 2: outputs are not finite; 0: neither"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
 }
 TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab
@@ -89,8 +91,15 @@ class MetricsLog:
                 for path in [self.csv, *sorted(self.tensorboard.rglob(EVENT_FILE))]}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Makes the log what it was when ``sizes`` was taken: later lines, events and files go."""
+        """Makes the log what it was when ``sizes`` was taken: later lines, events and files go.
+
+        Raises:
+            RunError: a file is missing or shorter than it was then.
+        """
         root = self.csv.parent
+        for name, length in sizes.items():
+            if self.sizes().get(name, -1) < length:
+                raise RunError(f"{root / name} is missing or shorter than the checkpoint says: the run cannot go on.")
         for name, length in self.sizes().items():
             if name not in sizes:
                 (root / name).unlink()

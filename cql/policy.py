@@ -75,6 +75,11 @@ class Policy:
                   for n in range(len(network.sizes))]
         return cls(network, layers, contents["algorithm"], contents["alpha"], contents["seed"], contents["data_seed"])
 
+    @property
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number; what is not is never saved."""
+        return all(bool(torch.isfinite(tensor).all()) for layer in self.layers for tensor in layer if tensor is not None)
+
     def act(self, observation):
         """The greedy action, ties to the lowest: an int, or ``[B]`` int64 for a batch."""
         outputs, single = self._outputs(observation)

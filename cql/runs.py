@@ -68,6 +68,7 @@ class RunFolder:
         return run
 
     def config(self) -> Config:
+        self.check("config.json")
         try:
             return Config.from_json((self.path / "config.json").read_text())
         except (ConfigError, OSError, UnicodeDecodeError) as error:
@@ -78,6 +79,8 @@ class RunFolder:
 
     def datasets(self, config: Config) -> list[OfflineDataset]:
         """One per data seed, in order. Raises RunError if one is missing or damaged."""
+        for seed in config.data_seeds:
+            self.check(f"datasets/{seed}.npz")
         try:
             return [OfflineDataset.load(self.dataset_path(seed)) for seed in config.data_seeds]
         except DatasetError as error:
@@ -120,15 +123,35 @@ class RunFolder:
         """SHA-256 of every file, versions, commit, times; ``facts`` (device, seconds) are kept from call to call."""
         before = {}
         if (self.path / MANIFEST).is_file():
-            before = {k: v for k, v in self.read_json(MANIFEST).items() if k not in ("files", "versions", "written")}
+            before = self.read_json(MANIFEST)
         self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": _versions(), "commit": _commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
+    def check(self, name: str) -> None:
+        """Raises RunError if a finished run's file is not the one that its manifest records."""
+        recorded = self._recorded() if (self.path / MANIFEST).is_file() else {}
+        if name in recorded and (self.path / name).is_file() and sha256(self.path / name) != recorded[name]:
+            raise RunError(f"{self.path / name} is not the file that the manifest records: it was changed or damaged.")
+
+    def _recorded(self) -> dict[str, str]:
+        manifest = self.read_json(MANIFEST)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise RunError(f"{self.path / MANIFEST} lists no files.")
+        return manifest["files"]
+
+    def input_digests(self, config: Config) -> dict[str, str]:
+        """SHA-256 of what a checkpoint goes on from: the config and the data."""
+        names = ["config.json", *(f"datasets/{seed}.npz" for seed in config.data_seeds)]
+        return {name: sha256(self.path / name) for name in names}
+
+    def remove_partial_files(self) -> None:
+        """What a killed process left of files that were never finished."""
+        for path in self.path.rglob(".*.partial"):
+            path.unlink(missing_ok=True)
+
     def verify(self) -> list[str]:
         """What differs from the manifest, a line each; empty if the run is sound."""
-        recorded = self.read_json(MANIFEST).get("files")
-        if not isinstance(recorded, dict):
-            raise RunError(f"{self.path / MANIFEST} lists no files.")
+        recorded = self._recorded()
         present = set(self.files())
         problems = [f"{name}: missing" for name in sorted(recorded.keys() - present)]
         problems += [f"{name}: not in the manifest" for name in sorted(present - recorded.keys())]
@@ -138,28 +161,69 @@ class RunFolder:
 
 
 def archive_bytes(contents: dict) -> bytes:
-    """A ``.pt`` archive built in memory, so that equal contents give equal bytes."""
+    """A ``.pt`` archive built in memory, so that equal contents give equal bytes, with a digest of its contents.
+
+    PyTorch does not check the checksums of the archives it reads, so a flipped bit would pass as a weight.
+    """
     buffer = io.BytesIO()
-    torch.save(contents, buffer)
+    torch.save({"contents": contents, "sha256": contents_digest(contents)}, buffer)
     return buffer.getvalue()
 
 
 def load_archive(path) -> dict:
-    """Reads a ``.pt`` archive without unpickling anything but tensors and plain values.
+    """Reads a ``.pt`` archive of ``archive_bytes`` without unpickling anything but tensors and plain values.
 
     Raises:
         RunError: missing, damaged, or of another kind.
     """
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        archive = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"there is no file {path}.") from None
     except Exception as error:  # torch raises many kinds on a damaged archive
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RunError(f"{path} cannot be read: it is damaged or no archive of tensors ({reason}).") from None
-    if not isinstance(contents, dict):
-        raise RunError(f"{path} holds no dictionary.")
-    return contents
+    if not isinstance(archive, dict) or archive.keys() != {"contents", "sha256"} or not isinstance(archive["contents"], dict):
+        raise RunError(f"{path} is no archive of this project.")
+    try:
+        sound = contents_digest(archive["contents"]) == archive["sha256"]
+    except (TypeError, RecursionError, RuntimeError):
+        raise RunError(f"{path} holds values of another kind than this project writes.") from None
+    if not sound:
+        raise RunError(f"{path} is damaged: its contents do not have the digest it was written with.")
+    return archive["contents"]
+
+
+def contents_digest(value) -> str:
+    """SHA-256 of nested dictionaries, lists, plain values and dense tensors, whatever container they stand in.
+
+    Raises:
+        TypeError: a value of another kind.
+    """
+    digest = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(f"tensor {array.dtype.str} {array.shape};".encode())
+            digest.update(array.tobytes())
+        elif isinstance(value, dict):
+            digest.update(f"dict {len(value)};".encode())
+            for name, item in value.items():
+                add(name)
+                add(item)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"list {len(value)};".encode())
+            for item in value:
+                add(item)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            text = repr(value).encode()
+            digest.update(f"{type(value).__name__} {len(text)};".encode() + text)
+        else:
+            raise TypeError(f"a {type(value).__name__} has no digest here")
+
+    add(value)
+    return digest.hexdigest()
 
 
 def sha256(path) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cql import learner, losses
 from cql.config import Config
+from cql.dataset import OfflineDataset
+from cql.diagnostics import value_bound
 from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
 from cql.population import Member
@@ -27,10 +29,10 @@ class Slice:
 
     Attributes:
         state: what training changes; sums, summed: loss terms since the last log entry and over how many updates.
-        draws: ``[M]`` the data draw of each member. steps: updates to do. schedule: ``[steps]`` learning rates.
+        draws: ``[M]`` the data draw of each member. bounds: ``[M]`` see ``value_bound``. steps: updates to do. schedule: ``[steps]`` learning rates.
     """
 
-    def __init__(self, members: list[Member], config: Config, transitions: Transitions):
+    def __init__(self, members: list[Member], config: Config, transitions: Transitions, datasets: list[OfflineDataset]):
         self.transitions, device = transitions, transitions.actions.device
         inputs = len(transitions.observations) if transitions.discrete else transitions.observations.shape[1]
         self.network = PopulationMLP(inputs, transitions.num_actions, config.hidden, transitions.discrete)
@@ -39,6 +41,8 @@ class Slice:
         self.draws = torch.tensor([member.data_seed - config.data_seed for member in members], device=device)  # [M]
         self.seeds = torch.tensor([member.seed for member in members], device=device)  # [M]
         self.alpha = torch.tensor([member.alpha or 0.0 for member in members], device=device)  # [M]
+        self.bounds = torch.tensor([value_bound(datasets[member.data_seed - config.data_seed], member.alpha or 0.0,
+                                                config.gamma, config.td_loss) for member in members], device=device)  # [M]
         self.state = learner.initial_state(self.network, [member.seed for member in members], device)
         self.schedule = cosine_schedule(config.lr, self.steps).to(device)
         count = len(members)

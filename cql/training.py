@@ -12,11 +12,11 @@ from tqdm import tqdm
 from cql import learner
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.diagnostics import Diagnostics
+from cql.diagnostics import NOT_FINITE, SOUND, Diagnostics
 from cql.files import write_whole
 from cql.metrics import MetricsLog
 from cql.population import slices
-from cql.runs import RunError, RunFolder, archive_bytes, load_archive, sha256
+from cql.runs import RunError, RunFolder, archive_bytes, load_archive
 from cql.sampling import Transitions
 from cql.slice import Slice
 
@@ -65,12 +65,13 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
     diagnostics = Diagnostics(transitions, datasets, environment)
     position = _load_checkpoint(run, config) if resume else None
     if resume:
+        run.remove_partial_files()
         log.cut_back(position["log_sizes"] if position else {})
         log.create()
     with _signals() as interrupted, _threads() as threads:
         for number, group in enumerate(slices(config)):
             if position is None or number >= position["slice"]:
-                part = Slice(group, config, transitions)
+                part = Slice(group, config, transitions, datasets)
                 step = 0
                 if position is not None and number == position["slice"] and position["state"] is not None:
                     step = position["step"]
@@ -84,7 +85,7 @@ def _train_slice(run: RunFolder, config: Config, number: int, part: Slice, step:
     """Trains one slice from update ``step`` to its last, and saves its policies."""
     if step == 0:
         log.start(part.members, _trial_settings(config))
-    name = part.algorithm.upper()
+    name, warned = part.algorithm.upper(), set()
     bar = tqdm(total=part.steps, initial=step, desc=f"{name} × {len(part.members)}", unit=" updates",
                mininterval=0.5 if sys.stderr.isatty() else 10)
     while step < part.steps:
@@ -94,21 +95,33 @@ def _train_slice(run: RunFolder, config: Config, number: int, part: Slice, step:
         step = end
         if step % config.log_every == 0 or step == part.steps:
             values = part.loss_means()  # the one synchronisation with the device
-            values |= diagnostics.measure(part.network, part.state.parameters, part.draws, part.algorithm)
+            values |= diagnostics.measure(part.network, part.state.parameters, part.draws, part.algorithm, part.bounds)
             values["optimiser/learning_rate"] = [float(part.schedule[step - 1])] * len(part.members)
             log.write(step, part.members, values)
+            _warn(bar, step, part, values, warned)
             bar.set_postfix(_shown(values), refresh=False)
         if step < part.steps and (interrupted() or step % config.checkpoint_every == 0):
-            _checkpoint(run, number, step, log, part)
+            _checkpoint(run, config, number, step, log, part)
         if step < part.steps and interrupted():
             bar.close()
             raise Interrupted(f"stopped after update {step:,} of {part.steps:,} ({name}, slice {number}).")
     bar.close()
     for policy, member in zip(part.policies(), part.members):
-        policy.save(run.policy_path(member.name))
-    _checkpoint(run, number + 1, 0, log, None)
+        if policy.finite:
+            policy.save(run.policy_path(member.name))
+    _checkpoint(run, config, number + 1, 0, log, None)
     if interrupted():
         raise Interrupted(f"stopped after the last update of {name}, slice {number}.")
+
+
+def _warn(bar: tqdm, step: int, part: Slice, values: dict[str, list[float]], warned: set[str]) -> None:
+    """Names every member that diverged, once."""
+    for m, (member, health) in enumerate(zip(part.members, values["health/diverged"])):
+        if health != SOUND and member.name not in warned:
+            warned.add(member.name)
+            reason = "its outputs are not finite" if health == NOT_FINITE else (
+                f"max Q {values['q/max'][m]:.4g} is above {float(part.bounds[m]):.4g}, which no exact solution reaches")
+            bar.write(f"{member.name} diverged by update {step:,}: {reason}", file=sys.stderr)
 
 
 def _block_end(config: Config, step: int, part: Slice) -> int:
@@ -123,9 +136,9 @@ def _shown(values: dict[str, list[float]]) -> dict[str, str]:
             if name.startswith("losses/") or name == "exact/return"}
 
 
-def _checkpoint(run: RunFolder, number: int, step: int, log: MetricsLog, part: Slice | None) -> None:
+def _checkpoint(run: RunFolder, config: Config, number: int, step: int, log: MetricsLog, part: Slice | None) -> None:
     """``part`` after ``step`` updates; None between slices."""
-    contents = {"format": CHECKPOINT_FORMAT, "config": sha256(run.path / "config.json"), "slice": number, "step": step,
+    contents = {"format": CHECKPOINT_FORMAT, "inputs": run.input_digests(config), "slice": number, "step": step,
                 "log_sizes": log.sizes(), "state": None, "sums": None}
     if part is not None:
         contents["state"] = {name: tensor.cpu() for name, tensor in part.state._asdict().items()}
@@ -148,12 +161,13 @@ def _load_checkpoint(run: RunFolder, config: Config) -> dict | None:
     try:
         if contents["format"] != CHECKPOINT_FORMAT:
             raise RunError(f"{path} is of a format that this version does not know.")
-        if contents["config"] != sha256(run.path / "config.json"):
-            raise RunError(f"{path} belongs to another config than {run.path}/config.json.")
+        for name, digest in run.input_digests(config).items():
+            if contents["inputs"].get(name) != digest:
+                raise RunError(f"{path} does not belong to {run.path / name}: one of the two was changed or swapped.")
         known = contents["state"] is None or set(contents["state"]) == set(learner.State._fields)
         if not known or not 0 <= contents["slice"] <= len(slices(config)) or contents["step"] < 0:
             raise RunError(f"{path} does not fit this run's config.")
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no checkpoint of this project ({error}).") from None
     return contents
 

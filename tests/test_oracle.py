@@ -135,7 +135,7 @@ def test_a_tampered_solution_loses_its_certificate(islands, monkeypatch):
     residual, bellman = certificate(mdp, counts, q, [6.0], 0.99)
     assert residual > 1e-4 and bellman > 1e-4
     solve = oracle._solve_fixed_point
-    monkeypatch.setattr(oracle, "_solve_fixed_point", lambda *args: solve(*args, max_steps=2))
+    monkeypatch.setattr(oracle, "_solve_fixed_point", lambda *args: solve(*args[:4], 2))
     with pytest.raises(CertificateError, match="No certified CQL fixed point at alpha = 6 .mse.: the stationarity residual"):
         cql_fixed_point(mdp, counts, [6.0], 0.99)
     assert not cql_fixed_point(mdp, counts, [6.0], 0.99, strict=False).certified.any()
@@ -373,7 +373,7 @@ def test_termination_is_masked_by_outcome():
     q = cql_fixed_point(mdp, counts, ALPHAS, 0.99).q
     for s, a in np.argwhere((mdp.terminated & (mdp.probability > 0)).any(-1)):
         assert q[0, s, a] == pytest.approx(20)
-    y, mean = backup(mdp, q[4], 0.99)
+    _, mean = backup(mdp, q[4], 0.99)
     beta, p = empirical_policy(counts), softmax(q[4])
     logged = counts > 0
     np.testing.assert_allclose(q[4][logged], (mean + 3 * (1 - p / np.where(logged, beta, 1)))[logged], atol=1e-8)

@@ -6,7 +6,7 @@ import torch
 
 from cql.networks import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError
+from cql.runs import RunError, contents_digest, load_archive
 
 
 def table_policy(algorithm="cql"):
@@ -63,7 +63,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, make):
     np.testing.assert_array_equal(again.probabilities(observations), make().probabilities(observations))
     assert (again.algorithm, again.alpha, again.seed, again.data_seed) == (
         make().algorithm, make().alpha, make().seed, make().data_seed)
-    assert torch.load(tmp_path / "p.pt", weights_only=True)["format"] == 1
+    assert torch.load(tmp_path / "p.pt", weights_only=True)["contents"]["format"] == 1
 
 
 def change(name, value):
@@ -78,11 +78,17 @@ def change(name, value):
     (change("parameters", {"layers.0.weight": torch.full((2, 3), torch.nan)}), "finite"),
     (change("parameters", {"layers.0.weight": torch.zeros(2, 3).double()}), "finite float32"),
     (change("parameters", {"layers.0.weight": "weights"}), "is no policy"),
-    (lambda contents: {}, "is no policy"), (lambda contents: [1], "holds no dictionary"),
+    (lambda contents: {}, "is no policy"), (lambda contents: [1], "is no archive of this project"),
+    (change("alpha", b"bytes"), "of another kind"),
 ])
 def test_files_that_are_no_policy(tmp_path, edit, sentence):
     table_policy().save(tmp_path / "p.pt")
-    torch.save(edit(torch.load(tmp_path / "p.pt", weights_only=True)), tmp_path / "p.pt")
+    edited = edit(load_archive(tmp_path / "p.pt"))
+    try:
+        digest = contents_digest(edited)
+    except TypeError:
+        digest = ""
+    torch.save({"contents": edited, "sha256": digest}, tmp_path / "p.pt")
     with pytest.raises(RunError, match=sentence):
         Policy.load(tmp_path / "p.pt")
 
@@ -93,7 +99,7 @@ class Payload:
 
 
 def test_a_pickle_is_not_opened(tmp_path, capsys):
-    torch.save({"format": Payload()}, tmp_path / "p.pt")
+    torch.save({"contents": {"format": Payload()}, "sha256": ""}, tmp_path / "p.pt")
     with pytest.raises(RunError, match="cannot be read"):
         Policy.load(tmp_path / "p.pt")
     assert "never" not in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_taxi_against_a_linear_program(gamma):
     """The optimal V is the least one with V >= r + gamma P V for every action."""
     mdp, P = make("Taxi-v4"), gymnasium.make("Taxi-v4").unwrapped.P
     reward, on = dense(P)
-    num_states, num_actions = reward.shape
+    num_states = len(reward)
     constraints = (gamma * on - np.eye(num_states)[:, None, :]).reshape(-1, num_states)
     program = linprog(np.ones(num_states), A_ub=constraints, b_ub=-reward.ravel(), bounds=(None, None), method="highs")
     np.testing.assert_allclose(state_value(value_iteration(mdp, gamma)), program.x, atol=1e-7)
@@ -138,8 +138,8 @@ def test_random_tables_against_dense_recomputation(seed):
         np.testing.assert_allclose(single, v[n], atol=1e-12)
     optimal = value_iteration(mdp, gamma)
     np.testing.assert_allclose(optimal, reward + gamma * on @ optimal.max(1), atol=1e-10)
-    best = max((policy_evaluation(mdp, np.eye(3)[list(choice)], gamma)[0].sum()
-                for choice in itertools.islice(itertools.product(range(3), repeat=8), 0, None, 37)))
+    best = max(policy_evaluation(mdp, np.eye(3)[list(choice)], gamma)[0].sum()
+               for choice in itertools.islice(itertools.product(range(3), repeat=8), 0, None, 37))
     assert state_value(optimal).sum() >= best - 1e-9
 
 

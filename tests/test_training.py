@@ -15,7 +15,8 @@ from cql.config import Config
 from cql.metrics import METRICS, read_metrics
 from cql.policy import Policy
 from cql.population import all_members
-from cql.runs import RunError, RunFolder
+from cql.files import write_whole
+from cql.runs import RunError, RunFolder, archive_bytes, load_archive
 from cql.training import Interrupted, resolve_device, train
 
 SMALL = dict(episodes=30, hidden=(16,), bc_steps=60, steps=90, batch_size=16, target_interval=25, log_every=30,
@@ -225,15 +226,29 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
 
 
 @pytest.mark.parametrize("edit, sentence", [
-    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"config": "0" * 64}, "belongs to another config"),
-    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"),
+    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"inputs": {}}, "does not belong to"),
+    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"inputs": 3}, "is no"),
+    (lambda c: c | {"slice": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
 ])
 def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
     run = run_of(tmp_path / "r")
-    torch.save(edit(torch.load(run.path / "checkpoint.pt", weights_only=True)), run.path / "checkpoint.pt")
+    write_whole(run.path / "checkpoint.pt", archive_bytes(edit(load_archive(run.path / "checkpoint.pt"))))
     config = run.config()
     with pytest.raises(RunError, match=sentence):
         train(run, config, run.datasets(config), None, resume=True)
+
+
+def test_a_checkpoint_of_another_slice_does_not_fit(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run_of(tmp_path / "r")
+    run = RunFolder.open(tmp_path / "r")
+    contents = load_archive(run.path / "checkpoint.pt")
+    for state in (contents["state"] | {"parameters": torch.zeros(3)}, contents["state"] | {"updates": torch.zeros((), dtype=int)}):
+        write_whole(run.path / "checkpoint.pt", archive_bytes(contents | {"state": state}))
+        with pytest.raises(RunError, match="does not fit"):
+            train(run, run.config(), run.datasets(run.config()), None, resume=True)
 
 
 def test_cosine_schedule_by_hand():
@@ -258,11 +273,12 @@ def test_unlogged_mass_and_mismatch_by_hand(tmp_path):
     transitions = Transitions([data], torch.device("cpu"), False)
     network = PopulationMLP(2, 3, (), True)
     q = torch.tensor([3.0, 3.0, 3.0, 7.0, 7.0, 7.0])
-    found = Diagnostics(transitions, [data], None).measure(network, q, torch.tensor([0]), "cql")
+    found = Diagnostics(transitions, [data], None).measure(network, q, torch.tensor([0]), "cql", torch.tensor([5.0]))
     assert found["policy/unlogged_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
     assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
     assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])
     assert found["q/start"] == pytest.approx([3.0])
+    assert found["health/diverged"] == [1.0]  # 7 is above the bound of 5
     assert json.dumps(found)
 
 

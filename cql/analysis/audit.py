@@ -26,9 +26,11 @@ import numpy as np
 import envs
 from cql.analysis.figure_data import Board, states_of
 from cql.collect import environment_of, exact_model
+from cql.config import Config
 from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.oracle import CertificateError, alpha_zero_limit, cql_fixed_point, empirical_policy, half_square_alpha
+from cql.exact.phase import ROUNDING, settled_actions, settled_policy
 from cql.exact.tabular import (
     TabularMDP,
     bellman_backup,
@@ -110,6 +112,13 @@ class _Columns:
     def __init__(self, dataset, states, next_states):
         self.observations, self.next_observations = states, next_states
         self.actions, self.rewards, self.terminations = dataset.actions, dataset.rewards, dataset.terminations
+
+
+def behavior_policy(environment: gymnasium.Env, config: Config) -> np.ndarray | None:
+    """[S, A]: the policy that generated the data, None where they were given."""
+    if not isinstance(environment.unwrapped, envs.SafetyCriticalGridWorld) or config.dataset is not None:
+        return None
+    return envs.safe_behavior_policy(environment, config.epsilon)
 
 
 def impossible_outcomes(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
@@ -222,13 +231,13 @@ def audit_cql(exact: Exact, q, alpha: float) -> tuple[dict, dict]:
     p = softmax(q)
     top = np.arange(len(q)), actions
     error = (value - value_true)[seen]
-    oracle_actions = greedy_actions(np.where(logged, oracle, -np.inf))
-    agree = (actions == oracle_actions)[seen]
+    oracle_actions = settled_actions(np.where(logged, oracle, -np.inf))
+    agree = _as_good(np.where(logged, oracle, -np.inf), actions)[seen]
     clear = _clear(np.where(logged, oracle, -np.inf), CLEAR * span)[seen]
     unlogged = ~logged & seen[:, None]
     mass = np.where(unlogged, p, 0.0).sum(-1)
     below = (p[top] < exact.beta[top]) & seen
-    network, best = exact.outcome(np.stack([policy, greedy_policy(np.where(logged, oracle, -np.inf))]))
+    network, best = exact.outcome(np.stack([policy, settled_policy(np.where(logged, oracle, -np.inf))]))
     summary = {
         "oracle": {"residual": exact.residual[alpha], "certified": exact.certified[alpha], "q_range": span, **best},
         "network": network,
@@ -252,6 +261,12 @@ def audit_cql(exact: Exact, q, alpha: float) -> tuple[dict, dict]:
               "unlogged_mass": np.where(seen, mass, np.nan),
               "q": q, "q_oracle": np.where(logged, oracle, np.nan), "q_true": q_true}
     return summary, states
+
+
+def _as_good(q, actions) -> np.ndarray:
+    """[S] bool: whether these actions are greedy in q [S, A], or tie with the greedy one up to rounding."""
+    q = np.where(np.isneginf(q).all(-1, keepdims=True), 0.0, q)
+    return q[np.arange(len(q)), actions] >= q.max(-1) - ROUNDING * (1 + np.abs(q[np.isfinite(q)]).max())
 
 
 def _clear(q, gap) -> np.ndarray:

@@ -6,10 +6,11 @@ import numpy as np
 import envs
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
-from cql.diagnostics import greedy_policies, state_inputs
+from cql.diagnostics import NOT_FINITE, SOUND, greedy_policies, state_inputs
 from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation
+from cql.metrics import read_metrics
 from cql.policy import Policy
-from cql.population import all_members
+from cql.population import Member, all_members
 from cql.runs import RunFolder
 
 DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000
@@ -28,24 +29,40 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     config = run.config()
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
     environment = environment_of(datasets[config.data_seed])
-    members = all_members(config)
-    policies = [Policy.load(run.policy_path(member.name)) for member in members]
+    members, diverged = all_members(config), divergence(run)
+    policies = [None if diverged.get(member.name, {}).get("reason") == "not finite"
+                else load_policy(run, member) for member in members]
     model = exact_model(environment)
     rollouts = Rollouts(environment, model, episodes, seed) if environment is not None else None
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
     exact = _exact_members(model, environment, policies, config.gamma)
     entries = []
     for member, policy, known in zip(members, policies, exact):
-        data = support[member.data_seed]
-        rollout = None
-        if rollouts is not None:
-            rollout = rollouts.judge(policy, data)
-        entries.append({**vars(member), "rollout": rollout,
-                        "action_mismatch_rate": data.mismatch_rate(policy),
-                        "exact": known, "value_estimate": _value_estimate(policy, datasets[member.data_seed])})
+        data, judged = support[member.data_seed], policy is not None
+        entries.append({**vars(member), "diverged": diverged.get(member.name),
+                        "rollout": rollouts.judge(policy, data) if rollouts is not None and judged else None,
+                        "action_mismatch_rate": data.mismatch_rate(policy) if judged else None, "exact": known,
+                        "value_estimate": _value_estimate(policy, datasets[member.data_seed]) if judged else None})
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
             "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(model, environment, config), "members": entries}
+
+
+def load_policy(run: RunFolder, member: Member) -> Policy:
+    """The policy of a member; of a finished run only if it is the one that the manifest records."""
+    path = run.policy_path(member.name)
+    run.check(str(path.relative_to(run.path)))
+    return Policy.load(path)
+
+
+def divergence(run: RunFolder) -> dict[str, dict]:
+    """Members whose last log entry says that they diverged: ``{name: {"since": update, "reason": …}}``."""
+    found = {}
+    for (name, metric), (steps, values) in read_metrics(run.path / "metrics.csv").items():
+        if metric == "health/diverged" and values[-1] != SOUND:
+            since = next(n for n in range(len(values), 0, -1) if n == 1 or values[n - 2] == SOUND)
+            found[name] = {"since": steps[since - 1], "reason": "not finite" if values[-1] == NOT_FINITE else "runaway"}
+    return found
 
 
 class Support:
@@ -127,14 +144,16 @@ def _state(environment: gymnasium.Env) -> int:
     return int(grid.state if hasattr(grid, "state") else grid.s)
 
 
-def _exact_members(model, environment, policies: list[Policy], gamma: float) -> list[dict | None]:
-    if model is None or not policies:
+def _exact_members(model, environment, policies: list[Policy | None], gamma: float) -> list[dict | None]:
+    judged = [policy for policy in policies if policy is not None]
+    if model is None or not judged:
         return [None] * len(policies)
     inputs = state_inputs(environment).numpy()
-    tables = greedy_policies(np.stack([policy.act(inputs) for policy in policies]), model.num_actions)  # [N, S, A]
+    tables = greedy_policies(np.stack([policy.act(inputs) for policy in judged]), model.num_actions)  # [N, S, A]
     result = evaluate_policies(model, tables, horizon=environment.spec.max_episode_steps)
     values = _start_value(model, tables, gamma)
-    return [_exact_entry(result, n) | {"discounted_value": values[n]} for n in range(len(policies))]
+    entries = iter([_exact_entry(result, n) | {"discounted_value": values[n]} for n in range(len(judged))])
+    return [None if policy is None else next(entries) for policy in policies]
 
 
 def _start_value(model: TabularMDP, tables: np.ndarray, gamma: float) -> list[float | None]:
@@ -198,12 +217,14 @@ def table(evaluation: dict) -> str:
                      _number(rollout.get("return_mean"), ".2f") + (f" ± {spread:.1f}" if spread is not None else ""),
                      _number(rollout.get("hazard_rate"), ".3f"), _number(rollout.get("goal_rate"), ".3f"),
                      _number(entry["action_mismatch_rate"], ".3f"), _number(rollout.get("unsupported_action_rate"), ".3f")])
+        if entry["diverged"]:
+            rows[-1][-1] += f"  DIVERGED ({entry['diverged']['reason']}, since update {entry['diverged']['since']:,})"
     for name, reference in evaluation["references"].items():
         exact = reference["exact"]
         if exact is not None:
             rows.append([name, "", "", "", _number(exact["return"], ".2f"), _number(exact["hazard_probability"], ".3f"),
                          _number(exact["goal_probability"], ".3f"), *[""] * 7])
-    widths = [max(len(row[n]) for row in [columns, *rows]) for n in range(len(columns))]
+    widths = [max(len(row[n].partition("  DIVERGED")[0]) for row in [columns, *rows]) for n in range(len(columns))]
     lines = ["  ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths)))
              for row in [columns, *rows]]
     left = sum(widths[:4]) + 2 * 4

@@ -9,8 +9,8 @@ from functools import cached_property
 import gymnasium
 import numpy as np
 
-from cql.analysis.evaluation import exact_model
-from cql.collect import environment_of
+from cql.analysis.evaluation import load_policy
+from cql.collect import environment_of, exact_model
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.diagnostics import greedy_policies, state_inputs
@@ -20,6 +20,7 @@ from cql.policy import Policy
 from cql.population import Member, all_members
 from cql.runs import RunFolder
 
+MEMBER = ("algorithm", "alpha", "seed", "data_seed")
 SHOWN_ALPHA = 6.0  # of several alphas, the maps show the one closest to the default
 
 
@@ -28,6 +29,7 @@ class Pictured:
     """A finished run, as far as pictures need it.
 
     Args:
+        members: those that have a policy; diverged: what the evaluation says of those that diverged.
         datasets: by data seed; series: as ``read_metrics`` gives it; evaluation: content of ``evaluation.json``.
         environment, mdp: None where the data name none, or none with a known model.
     """
@@ -36,6 +38,7 @@ class Pictured:
     config: Config
     datasets: dict[int, OfflineDataset]
     members: list[Member]
+    diverged: dict[Member, dict]
     series: dict
     evaluation: dict
     environment: gymnasium.Env | None
@@ -47,8 +50,11 @@ class Pictured:
         config = run.config()
         datasets = dict(zip(config.data_seeds, run.datasets(config)))
         environment = environment_of(datasets[config.data_seed])
-        return cls(run, config, datasets, all_members(config), read_metrics(run.path / "metrics.csv"),
-                   run.read_json("evaluation.json"), environment, exact_model(environment))
+        evaluation = run.read_json("evaluation.json")
+        diverged = {Member(*(e[name] for name in MEMBER)): e["diverged"] for e in evaluation["members"] if e["diverged"]}
+        members = [m for m in all_members(config) if diverged.get(m, {}).get("reason") != "not finite"]
+        return cls(run, config, datasets, members, diverged, read_metrics(run.path / "metrics.csv"), evaluation, environment,
+                   exact_model(environment))
 
     @property
     def dataset(self) -> OfflineDataset:
@@ -77,7 +83,7 @@ class Pictured:
         return np.ones(len(self.inputs), dtype=bool) if self.mdp is None else ~self.mdp.terminal
 
     def policy(self, member: Member) -> Policy:
-        return Policy.load(self.run.policy_path(member.name))
+        return load_policy(self.run, member)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ def heading(figure: Figure, title: str, about: str) -> None:
     figure.text(0.01, 1 - 0.39 / height, about, va="top", color="#444444")
 
 
+def warn_of_divergence(figure: Figure, pictured: Pictured) -> None:
+    """Says in the upper right corner which members diverged, so that no mean over them passes for a sound one."""
+    names = [member.name for member in pictured.diverged]
+    if names:
+        listed = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+        figure.text(0.99, 1 - 0.1 / figure.get_size_inches()[1], f"diverged: {len(names)} of "
+                    f"{len(pictured.evaluation['members'])} members ({listed})", va="top", ha="right", color=VERMILION)
+
+
 def about(pictured: Pictured, *members: Member) -> str:
     """Which members are shown, and how far they were trained."""
     parts = []

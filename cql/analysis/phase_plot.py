@@ -7,10 +7,18 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cql.analysis.audit import TERMS, known_model
+from cql.analysis.audit import TERMS, behavior_policy, known_model
 from cql.analysis.figure_data import Pictured, shown_member
 from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, VERMILION, WIDTH, about, heading
-from cql.analysis.maps import ERRORS, _beside_map, _colour_bar, _draw_board, _draw_numbers, _map_legend, _symmetric_norm, _wrapped_title
+from cql.analysis.maps import (
+    ERRORS,
+    _colour_bar,
+    _draw_board,
+    _draw_numbers,
+    _map_legend,
+    _symmetric_norm,
+    _wrapped_title,
+)
 from cql.exact import phase
 from cql.files import write_whole
 from cql.population import Member
@@ -84,8 +92,9 @@ def _phase_figure(result, title, source):
         axes[1, 0].set_ylim(bottom=0)
     trained = _trained(axes, panels, result.get("trained") or (), alphas)
     axes[0, 0].set_xscale("log")
-    wide = (alphas[-1] / alphas[0]) ** 0.06 if len(alphas) > 1 else 3.0
-    axes[0, 0].set_xlim(alphas[0] / wide, alphas[-1] * wide)
+    wide = (alphas[-1] / alphas[0]) ** 0.035 if len(alphas) > 1 else 2.0
+    without = any(e["alpha"] == 0 for e in result.get("trained") or ())
+    axes[0, 0].set_xlim(alphas[0] / wide ** (2.8 if without else 1.8), alphas[-1] * wide**1.8)
     for ax in axes[1]:
         ax.set_xlabel(f"α, weight of the penalty (TD loss: {result['td_loss']})")
     if flips:
@@ -152,10 +161,10 @@ def _trained(axes, panels, entries, alphas) -> str | None:
         for alpha, y, colour in points:
             inside = low <= y <= high
             beyond |= not inside
-            x = np.clip(alpha, alphas[0] / wide, alphas[-1] * wide)
+            x = np.clip(alpha, alphas[0] / wide, alphas[-1] * wide) if alpha > 0 else alphas[0] / wide**2
             ax.plot(x, y if inside else np.clip(y, low + pad, high - pad), "o" if inside else "v" if y < low else "^",
                     markersize=6 if inside else 8, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.5, zorder=5)
-    notes = ["α = 0 at the left"] * any(e["alpha"] == 0 for e in entries) + ["triangles: beyond the frame"] * beyond
+    notes = ["α = 0 far left"] * any(e["alpha"] == 0 for e in entries) + ["triangles: off the frame"] * beyond
     return f" ({'; '.join(notes)})" if notes else ""
 
 
@@ -169,11 +178,8 @@ def audit_phase(pictured: Pictured) -> Figure | None:
     if config.td_loss not in phase.TD_LOSSES or not any(e["algorithm"] == "cql" for e in members):
         return None
     result = phase.phase(pictured.environment, known_model(pictured.environment), pictured.dataset, phase.default_alphas(),
-                         config.gamma, config.td_loss, flips=False)
+                         config.gamma, config.td_loss, behavior_policy(pictured.environment, config), flips=False)
     result["trained"] = members
-    behavior = pictured.evaluation["references"]["behavior"]["exact"]
-    if behavior is not None:
-        result["references"]["behavior"] = {**dict.fromkeys(("value_estimate", *phase.WORTH)), **behavior}
     return phase_figure(result, "The trained members beside the exact curve over α")
 
 

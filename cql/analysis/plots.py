@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cql.analysis import figure_data
 from cql.analysis.figure_data import Pictured
-from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, WIDTH, draw_words, heading
+from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, WIDTH, draw_words, heading, warn_of_divergence
 from cql.analysis.maps import policy_map, silent, visitation
 from cql.files import write_whole
 from cql.metrics import MetricsLog
@@ -41,6 +41,7 @@ def draw_all(run: RunFolder) -> list[Path]:
             figure = draw(pictured)
             if figure is None:
                 continue
+            warn_of_divergence(figure, pictured)
             png = io.BytesIO()
             figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
             path = run.path / "figures" / f"{name}.png"

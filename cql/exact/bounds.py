@@ -28,7 +28,14 @@ from cql.collect import datasets_for, environment_of
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.exact.oracle import alpha_zero_limit, cql_fixed_point, eq1_fixed_point, half_square_alpha
-from cql.exact.tabular import TabularMDP, greedy_policy, policy_evaluation, start_distribution, state_value
+from cql.exact.tabular import (
+    TabularMDP,
+    greedy_policy,
+    hitting_probability,
+    policy_evaluation,
+    start_distribution,
+    state_value,
+)
 from cql.exact.theorems import add_arguments, config_of, eq2_value, models_of, true_model_of
 
 ALPHAS = (0.1, 1.0, 6.0, 20.0, 100.0)
@@ -44,12 +51,15 @@ class Estimate:
         predicted, true: V^ and V of the same policy [S].
         seen: [S] bool, the states with data.
         start: [S], the start distribution.
+        hazard: probability that the policy, from the start and without a step limit, ever enters a hazard; None where
+            the environment knows of none.
     """
 
     predicted: np.ndarray
     true: np.ndarray
     seen: np.ndarray
     start: np.ndarray
+    hazard: float | None
 
     @property
     def at_start(self) -> float:
@@ -75,7 +85,9 @@ def estimate(true_mdp: TabularMDP, counts, predicted, policy, gamma) -> Estimate
     """`predicted` [S] beside the true value of `policy` [S, A]."""
     seen = np.asarray(counts).any(-1) & ~true_mdp.terminal
     truth, _ = policy_evaluation(true_mdp, policy, gamma)
-    return Estimate(np.asarray(predicted, dtype=np.float64), truth, seen, start_distribution(true_mdp))
+    start = start_distribution(true_mdp)
+    hazard = None if true_mdp.hazard is None else float(start @ hitting_probability(true_mdp, policy, true_mdp.hazard))
+    return Estimate(np.asarray(predicted, dtype=np.float64), truth, seen, start, hazard)
 
 
 def penalised_estimates(true_mdp: TabularMDP, mdp: TabularMDP, counts, alphas, gamma) -> dict[str, Estimate]:
@@ -141,18 +153,20 @@ def trained_estimates(true_mdp: TabularMDP, dataset, qs, gamma) -> dict[str, lis
 
 def table(rows: dict[str, list[Estimate]]) -> str:
     """A row a method; mean ± standard deviation over the estimates of each (over data draws)."""
-    heading = ["predicted - true", "at start", "mean over states", "states above", "true V at start"]
+    heading = ["predicted - true", "at start", "mean over states", "states above", "true V at start", "hazard, ever"]
     lines = [heading]
     for name, found in rows.items():
         columns = [[e.at_start for e in found], [e.mean for e in found], [e.share_above for e in found],
-                   [e.true_at_start for e in found]]
-        lines.append([name, *(_spread(x, ".3f" if n == 2 else ".2f") for n, x in enumerate(columns))])
+                   [e.true_at_start for e in found], [e.hazard for e in found]]
+        lines.append([name, *(_spread(x, form) for x, form in zip(columns, (".2f", ".2f", ".3f", ".2f", ".3f")))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.rjust(width) if n else cell.ljust(width)
                                for n, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
 
 
 def _spread(values, form):
+    if None in values:
+        return "–"
     text = format(float(np.mean(values)) + 0.0, form)
     return text if len(values) == 1 else f"{text} ± {format(float(np.std(values, ddof=1)), form)}"
 

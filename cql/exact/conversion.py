@@ -106,7 +106,7 @@ def greedy_is_blind(beta, alpha, convention: str = "huber", num_quantiles: int |
     low, high = softmax_band(alpha, convention, num_quantiles, knee)
     second, first = np.moveaxis(np.sort(np.asarray(beta, dtype=np.float64), axis=-1)[..., -2:], -1, 0)
     with np.errstate(invalid="ignore"):
-        return (second == 0) | (first * low > second * high)
+        return (second == 0) | (first * low > second * high * (1 + 1e-12))   # at equality the two may tie
 
 
 def _checked(alpha):

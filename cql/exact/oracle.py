@@ -37,8 +37,8 @@ from cql.exact.tabular import (
 )
 
 TD_LOSSES = ("mse", "half_mse", "huber")
-# Quadratic terms added to Huber's loss one after the other, each to a tolerance on V; each solution starts the next.
-HUBER_RIDGES = [(10.0 ** (k / 2), 1e-2) for k in range(2, -13, -1)] + [(1e-6, 1e-5), (0.0, 1e-11)]
+# Huber: quadratic terms added to the loss in turn, each solution starting the next; (ridge, tolerance on V, most steps)
+HUBER_RIDGES = [(10.0 ** (k / 2), 1e-2, 20) for k in range(2, -13, -1)] + [(1e-6, 1e-5, 2000), (0.0, 1e-11, 2000)]
 CERTIFICATE = 1e-9         # a residual must be below this times (1 + alpha)
 
 
@@ -116,11 +116,12 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
 
     The squared losses have exactly one solution: for fixed y each state is strictly convex on its logged actions, and
     max_a of its minimiser is a gamma-contraction of V. Newton steps on V = max_a Q[V] use that the derivative of a
-    minimiser's maximum is a distribution over the logged actions, so that a step is one policy evaluation; a step
-    that does not beat the contraction is replaced by it.
+    minimiser's maximum is a distribution over the logged actions, so that a step is one policy evaluation; where
+    they do not come closer, a step of the contraction does.
 
     The Huber loss (knee at 1) is averaged over the outcomes' own targets, not taken of their mean. It is convex, not
-    strictly: a solution is certified the same way, but it need not be the only one.
+    strictly: a solution is certified the same way, but it need not be the only one. A small quadratic term, made
+    smaller step by step and then dropped, chooses; without it this loss has no contraction to fall back on.
 
     Args:
         mdp: the model in the target, as a rule `empirical_mdp`'s; the true one gives CQL without sampling error.
@@ -142,8 +143,9 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
     value = np.zeros((alphas.size, mdp.num_states)) if initial_value is None else initial_value
     value = np.broadcast_to(value, (alphas.size, mdp.num_states))
     q_logged, iterations = None, 0
-    for problem.ridge, tolerance in HUBER_RIDGES if problem.huber else [(None, 0.0)]:
-        q_logged, steps = _solve_fixed_point(problem, value, q_logged, tolerance)
+    for ridge, tolerance, max_steps in HUBER_RIDGES if problem.huber else [(None, 0.0, 2000)]:
+        problem.ridge = ridge
+        q_logged, steps = _solve_fixed_point(problem, value, q_logged, tolerance, max_steps)
         value, iterations = problem.maxima(q_logged, mdp.num_states), iterations + steps
 
     q = np.full((alphas.size, *beta.shape), -np.inf)
@@ -358,7 +360,7 @@ class _Problem:
         return step.T * scale[:, None]
 
 
-def _solve_fixed_point(problem, values, guess=None, tolerance=0.0, patience=8, max_steps=2000):
+def _solve_fixed_point(problem, values, guess, tolerance, max_steps, patience=8):
     """Q [N, S', A] with V = max_a Q[V] to `tolerance`, or to rounding; and the steps taken.
 
     Newton steps, like policy iteration, may pass through worse points on their way. So each member has `patience` steps

@@ -23,6 +23,7 @@ from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_p
 from cql.exact.tabular import (
     TabularMDP,
     backward_induction,
+    bellman_backup,
     evaluate_policies,
     greedy_actions,
     greedy_policy,
@@ -34,6 +35,8 @@ from cql.exact.tabular import (
 
 LOWEST, HIGHEST, POINTS = 1e-2, 1e3, 61
 TD_LOSSES = ("mse", "half_mse")  # Huber's fixed point need not be unique: it has no one curve
+VANISHING = 1e-6  # an alpha so small that only exact ties feel it
+ROUNDING = 1e-10  # differences of Q below this times 1 + max |Q| are none: equal counts and targets shall tie
 FLIP_TOLERANCE = 1e-5  # relative width to which a flip is pinned down
 WORTH = ("discounted_value", "return", "hazard_probability", "goal_probability", "action_mismatch_rate")
 
@@ -97,7 +100,7 @@ def curve(mdp: TabularMDP, empirical: TabularMDP, counts, alphas, gamma, horizon
                          "need not be unique.")
     solution = cql_fixed_point(empirical, counts, alphas, gamma, td_loss)
     return Curve(alphas, solution.q, solution.value, solution.residual, solution.value @ start_distribution(mdp),
-                 worth(mdp, counts, greedy_policy(solution.q), gamma, horizon))
+                 worth(mdp, counts, settled_policy(solution.q), gamma, horizon))
 
 
 def worth(mdp: TabularMDP, counts, policies, gamma, horizon) -> dict:
@@ -111,6 +114,23 @@ def worth(mdp: TabularMDP, counts, policies, gamma, horizon) -> dict:
     return {"discounted_value": values @ start_distribution(mdp), "return": episode.returns,
             "hazard_probability": episode.hazard_probability, "goal_probability": episode.goal_probability,
             "action_mismatch_rate": 1 - (policies * counts).sum((1, 2)) / counts.sum()}
+
+
+def settled_policy(q):
+    """The greedy policy, [..., S, A]: values as close as rounding count as a tie, which goes to the lowest index."""
+    return greedy_policy(np.where(_best(q), 1.0, -np.inf))
+
+
+def settled_actions(q):
+    """The actions of `settled_policy` (0 in states without any), [..., S, A] -> [..., S]."""
+    return greedy_actions(np.where(_best(q), 1.0, -np.inf))
+
+
+def _best(q):
+    """[..., S, A] bool: the actions that reach the maximum of their state up to rounding; none where all are -inf."""
+    finite = np.isfinite(q)
+    scale = 1 + np.abs(np.where(finite, q, 0.0)).max((-1, -2), keepdims=True)
+    return finite & (q >= np.max(q, axis=-1, keepdims=True) - ROUNDING * scale)
 
 
 def row_of(found: dict, n: int) -> dict:
@@ -132,8 +152,11 @@ def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, b
     """
     limits = {"alpha_zero": alpha_zero_limit(empirical, counts, gamma),
               "alpha_infinity": alpha_infinity_limit(empirical, counts, gamma)}
-    policies = {"alpha_zero": _vanishing_policy(limits["alpha_zero"], counts),
-                "alpha_infinity": greedy_policy(limits["alpha_infinity"]), "bc": cloned_policy(counts)}
+    # where the Q of a limit ties, the curve near it does not: terms that vanish in Q still choose the action
+    near = cql_fixed_point(empirical, counts, [VANISHING], gamma).q[0]
+    targets = bellman_backup(empirical, state_value(limits["alpha_infinity"]), gamma)
+    policies = {"alpha_zero": settled_policy(near), "alpha_infinity": _far_policy(limits["alpha_infinity"], targets),
+                "bc": cloned_policy(counts)}
     if behavior is not None:
         policies["behavior"] = behavior
     found = worth(mdp, counts, np.stack(list(policies.values())), gamma, horizon)
@@ -147,12 +170,10 @@ def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, b
     return {"behavior": None, **rows}
 
 
-def _vanishing_policy(q, counts):
-    """The greedy policy as alpha -> 0+: where the limit Q [S, A] ties, Q = y + alpha_half (1 - p / beta) with equal p
-    prefers the action logged more often, however small alpha is. [S, A]"""
-    best = q >= state_value(q)[:, None] - 1e-10 * (1 + np.abs(q[np.isfinite(q)]).max())
-    best &= np.isfinite(q)
-    return greedy_policy(np.where(best, counts, -np.inf))
+def _far_policy(q, targets):
+    """The greedy policy as alpha -> infinity: where Q = c + log beta [S, A] ties, the higher target y [S, A] decides, since
+    the next term of Q is (y - Q) / alpha_half."""
+    return greedy_policy(np.where(_best(q), targets, -np.inf))
 
 
 def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse") -> list[Flip]:
@@ -165,7 +186,7 @@ def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse
     Returns:
         Flips by rising alpha, then state.
     """
-    alphas, values, actions = found.alphas, found.value, greedy_actions(found.q)
+    alphas, values, actions = found.alphas, found.value, settled_actions(found.q)
     while True:
         change = (actions[1:] != actions[:-1]).any(-1)                                                # [N - 1]
         wide = np.flatnonzero(change & (alphas[1:] > alphas[:-1] * (1 + FLIP_TOLERANCE)))
@@ -175,7 +196,7 @@ def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse
         solution = cql_fixed_point(empirical, counts, middle, gamma, td_loss,
                                    initial_value=(values[wide] + values[wide + 1]) / 2)
         alphas, values, actions = (np.insert(old, wide + 1, new, axis=0) for old, new in (
-            (alphas, middle), (values, solution.value), (actions, greedy_actions(solution.q))))
+            (alphas, middle), (values, solution.value), (actions, settled_actions(solution.q))))
     return [Flip(float(np.sqrt(alphas[n] * alphas[n + 1])), int(s), int(actions[n, s]), int(actions[n + 1, s]))
             for n, s in np.argwhere(actions[1:] != actions[:-1])]
 
@@ -347,7 +368,6 @@ def _folder(out):
 
 def main(argv: list[str] | None = None) -> int:
     # what is below knows files, environments and pictures: brought in only where the command runs
-    import envs
     from cql.analysis import audit, phase_plot
     from cql.collect import environment_of
     from cql.config import ConfigError
@@ -363,10 +383,8 @@ def main(argv: list[str] | None = None) -> int:
         environment = environment_of(dataset)
         mdp = audit.known_model(environment)
         alphas = arguments.alpha if "alpha" in arguments else default_alphas(arguments.points or POINTS)
-        grid = environment.unwrapped
-        known = isinstance(grid, envs.SafetyCriticalGridWorld) and config.dataset is None
-        behavior = envs.safe_behavior_policy(environment, config.epsilon) if known else None
-        result = phase(environment, mdp, dataset, alphas, config.gamma, config.td_loss, behavior)
+        result = phase(environment, mdp, dataset, alphas, config.gamma, config.td_loss,
+                       audit.behavior_policy(environment, config))
         result["trained"] = trained
         folder = _folder(arguments.out)
         write_whole(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())

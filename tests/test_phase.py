@@ -1,0 +1,185 @@
+"""The exact curve over alpha: a flip known in closed form, flips seen from both sides, both limits, the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import train
+from cql.analysis import audit, phase_plot
+from cql.collect import environment_spec, exact_model, generate_offline_episodes, make_environment
+from cql.config import Config
+from cql.dataset import OfflineDataset
+from cql.exact import phase
+from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
+from cql.exact.tabular import TabularMDP, greedy_policy, state_value
+
+GAMMA = 0.9
+
+
+def two_ways(share):
+    """State 0: action 0 earns 2 and ends, action 1 leads to state 1 for -1, from where 10 is earned for certain.
+
+    The second is logged with `share`. State 1 has one logged action, so its value is 10 at every alpha: fixed targets.
+    """
+    table = {0: {0: [(1.0, 2, 2.0, True)], 1: [(1.0, 1, -1.0, False)]},
+             1: {0: [(1.0, 2, 10.0, True)], 1: [(1.0, 2, 0.0, True)]}, 2: {a: [(1.0, 2, 0.0, True)] for a in (0, 1)}}
+    return TabularMDP.from_P(table, start=0), np.array([[1 - share, share], [1.0, 0.0], [0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def islands():
+    environment = make_environment(environment_spec(Config()))
+    mdp = exact_model(environment)
+    empirical, counts = audit.logged_model(generate_offline_episodes(environment, 60), environment, mdp)
+    return mdp, empirical, counts
+
+
+@pytest.mark.parametrize("td_loss, factor", [("mse", 2), ("half_mse", 1)])
+def test_a_flip_known_in_closed_form(td_loss, factor):
+    """Action 1 leads by (-1 + 0.9 * 10) - 2 = 6; it is greedy while 6 > (alpha_half / 2) (1 / share - 1 / (1 - share))."""
+    mdp, counts = two_ways(0.1)
+    found = phase.curve(mdp, mdp, counts, phase.default_alphas(11), GAMMA, 5, td_loss)
+    flips = phase.flip_points(mdp, counts, found, GAMMA, td_loss)
+    assert [(flip.state, flip.before, flip.after) for flip in flips] == [(0, 1, 0)]
+    expected = factor * 2 * 6 / (1 / 0.1 - 1 / 0.9)
+    assert flips[0].alpha == pytest.approx(expected, rel=phase.FLIP_TOLERANCE)
+    for row in found.rows():  # -1 + 10 in two steps, or 2 in one
+        early = row["alpha"] < expected
+        assert row["return"] == pytest.approx(9 if early else 2)
+        assert row["discounted_value"] == pytest.approx(8 if early else 2)
+        assert row["action_mismatch_rate"] == pytest.approx((0.9 if early else 0.1) / 2)
+
+
+def test_every_flip_is_seen_from_both_sides(islands):
+    mdp, empirical, counts = islands
+    found = phase.curve(mdp, empirical, counts, phase.default_alphas(9), 0.99, 80)
+    flips = phase.flip_points(empirical, counts, found, 0.99)
+    alphas = np.array([flip.alpha for flip in flips])
+    assert len(flips) > 20 and (np.diff(alphas) >= 0).all()
+    below, above = (phase.settled_actions(cql_fixed_point(empirical, counts, alphas * (1 + side * phase.FLIP_TOLERANCE), 0.99).q)
+                    for side in (-1, 1))
+    for n, flip in enumerate(flips):
+        assert (below[n, flip.state], above[n, flip.state]) == (flip.before, flip.after)
+    ends = phase.settled_actions(found.q)[[0, -1]]
+    for s in {flip.state for flip in flips}:  # a state's flips form a chain from the first point to the last
+        chain = [(flip.before, flip.after) for flip in flips if flip.state == s]
+        assert chain[0][0] == ends[0, s] and chain[-1][1] == ends[1, s]
+        assert all(a[1] == b[0] for a, b in zip(chain, chain[1:]))
+    assert set(np.flatnonzero(ends[0] != ends[1])) <= {flip.state for flip in flips}
+
+
+def test_the_ends_of_the_curve_are_the_limits(islands):
+    mdp, empirical, counts = islands
+    found = phase.curve(mdp, empirical, counts, [1e-6, 1e8], 0.99, 80)
+    held = phase.references(mdp, empirical, counts, 0.99, 80)
+    for n, (name, limit) in enumerate((("alpha_zero", alpha_zero_limit), ("alpha_infinity", alpha_infinity_limit))):
+        q, logged = limit(empirical, counts, 0.99), counts > 0
+        np.testing.assert_allclose(found.q[n][logged], q[logged], atol=1e-4)
+        assert held[name]["value_estimate"] == pytest.approx(state_value(q)[mdp.start])
+        assert held[name]["value_estimate"] == pytest.approx(found.value_estimate[n], abs=1e-4)
+        assert held[name]["return"] == pytest.approx(found.worth["return"][n], rel=1e-9)  # the policy too, ties included
+    assert held["behavior"] is None and held["optimal"]["return"] >= max(found.worth["return"])
+
+
+def test_cloning_by_counts():
+    policy = phase.cloned_policy([[1, 3, 0], [2, 0, 2], [0, 0, 0]])
+    np.testing.assert_allclose(policy, [[0, 1, 0], [1, 0, 0], [1 / 3] * 3])
+
+
+def test_mismatch_is_that_of_the_data():
+    mdp, counts = two_ways(0.25)
+    found = phase.worth(mdp, 4 * counts, np.stack([greedy_policy(np.eye(3, 2)), np.full((3, 2), 0.5)]), GAMMA, 5)
+    np.testing.assert_allclose(found["action_mismatch_rate"], [(1 + 4) / 8, 0.5])  # state 0: 1 of 4; state 1: all 4
+
+
+def test_ties_up_to_rounding_go_to_the_lowest_index():
+    q = np.array([[1.0, 1.0 + 1e-12], [1.0, 1.001], [-np.inf, -5.0], [-np.inf, -np.inf]])
+    assert phase.settled_actions(q).tolist() == [0, 1, 1, 0]
+    np.testing.assert_array_equal(phase.settled_policy(q), [[1, 0], [0, 1], [0, 1], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize("alphas, td_loss, sentence", [([0.0, 1.0], "mse", "alpha > 0"), ([1.0], "huber", "squared error")])
+def test_no_curve_where_there_is_none(alphas, td_loss, sentence):
+    mdp, counts = two_ways(0.1)
+    with pytest.raises(ValueError, match=sentence):
+        phase.curve(mdp, mdp, counts, alphas, GAMMA, 5, td_loss)
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phase")
+    (folder / "map.txt").write_text("S.H.\n....\n...G\n")
+    assert train.main(["--map", str(folder / "map.txt"), "--episodes", "20", "--hidden", "8", "--steps", "20", "--bc-steps", "5",
+                       "--log-every", "20", "--device", "cpu", "--alpha", "0", "5", "--out", str(folder / "run")]) == 0
+    return folder
+
+
+def test_the_command_writes_prints_and_draws(run, capsys):
+    capsys.readouterr()
+    assert phase.main(["--map", str(run / "map.txt"), "--episodes", "20", "--points", "7", "--out", str(run / "phase")]) == 0
+    printed = capsys.readouterr().out
+    for words in ("V believed", "BC by counts", "behaviour", "alpha -> 0+", "Highest return", f"folder: {run / 'phase'}"):
+        assert words in printed
+    found = json.loads((run / "phase/phase.json").read_text())
+    assert [row["alpha"] for row in found["curve"]] == pytest.approx(np.logspace(-2, 3, 7))
+    assert found["flip_states"] == len({flip["state"] for flip in found["flips"]}) and found["trained"] == []
+    assert set(found["curve"][0]) == {"alpha", "value_estimate", *phase.WORTH}
+    assert (run / "phase/phase.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_is_laid_over_its_own_curve(run):
+    assert phase.main(["--run", str(run / "run"), "--alpha", "1", "5", "50", "--out", str(run / "over")]) == 0
+    found = json.loads((run / "over/phase.json").read_text())
+    assert [entry["algorithm"] for entry in found["trained"]] == ["bc", "cql", "cql"]
+    evaluation = json.loads((run / "run/evaluation.json").read_text())
+    optimal, behavior = (evaluation["references"][name]["exact"]["return"] for name in ("optimal", "behavior"))
+    assert found["references"]["optimal"]["return"] == pytest.approx(optimal)
+    assert found["references"]["behavior"]["return"] == pytest.approx(behavior)
+
+
+def test_without_out_a_fresh_folder_is_made(run, monkeypatch):
+    monkeypatch.chdir(run)
+    for _ in range(2):
+        assert phase.main(["--map", "map.txt", "--episodes", "5", "--alpha", "1"]) == 0
+    assert [path.name.startswith("phase-") for path in (run / "runs").iterdir()] == [True, True]
+
+
+def test_equal_results_give_equal_pictures(run):
+    result = json.loads((run / "run/evaluation.json").read_text())  # any entries: two of them are enough
+    mdp, counts = two_ways(0.1)
+    found = phase.curve(mdp, mdp, counts, [1.0, 10.0], GAMMA, 5)
+    page = {"curve": found.rows(), "references": phase.references(mdp, mdp, counts, GAMMA, 5), "flips": [], "horizon": 5,
+            "gamma": GAMMA, "td_loss": "mse", "transitions": 10, "states_with_data": 2, "flip_states": 0,
+            "trained": [entry for entry in result["members"] if entry["alpha"] == 0]}
+    first, second = (phase_plot.png(phase_plot.phase_figure(page)) for _ in range(2))
+    assert first == second and "–" in phase.table(page) and "No greedy action changes" in phase.table(page)
+    assert page["curve"][0]["hazard_probability"] is None and math.isfinite(page["curve"][0]["return"])
+
+
+def plain_dataset(folder):
+    OfflineDataset.from_arrays([0, 1], [0, 1], [0.0, 1.0], [1, 0], [False, True]).save(folder / "plain.npz")
+    return str(folder / "plain.npz")
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--points", "1"], "--points must be at least 2"), (["--points", "5", "--alpha", "1"], "give one of them"),
+    (["--alpha", "0"], "alpha > 0"), (["--alpha", "-1"], "--alpha must be finite and not negative"),
+    (["--gamma", "1"], "gamma < 1"), (["--num-datasets", "2"], "one data draw"), (["--out", "."], "exists already"),
+    (["--run", "nothing"], "no run folder"), (["--run", "run", "--map", "blocks"], "leave out --map"),
+    (["--run", "run", "--data-seed", "7"], "no data draw 7"), (["--dataset", "plain.npz"], "name no environment"),
+    (["--dataset", "plain.npz", "--map", "map.txt"], "does not fit"),
+    (["--dataset", "plain.npz", "--env", "CartPole-v1"], "does not fit"), (["--map", "nowhere"], "--map nowhere"),
+])
+def test_bad_input_gets_one_sentence_and_writes_nothing(run, monkeypatch, capsys, argv, sentence):
+    monkeypatch.chdir(run)
+    plain_dataset(run)
+    before = sorted(run.iterdir())
+    assert phase.main([*argv, *(["--episodes", "5"] if "--dataset" not in argv and "--run" not in argv else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert sorted(run.iterdir()) == before
