@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--episodes must be at least 1 and --seed not negative.")
         run = RunFolder.open(arguments.run)
         with run.lock():
+            run.refuse_changes()
             audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
             result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
             run.write_json("evaluation.json", result)

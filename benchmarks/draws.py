@@ -1,4 +1,4 @@
-"""CQL against BC over the data draws of a run: python benchmarks/draws.py RUN
+"""CQL against BC over the data draws of a run: python -m benchmarks.draws RUN
 
 Reads the run's evaluation, data and policies; exact values, so that all spread shown is between draws. Beside each
 trained CQL member stands the exact CQL solution of its own data (cql.exact.oracle).

@@ -68,7 +68,6 @@ class RunFolder:
         return run
 
     def config(self) -> Config:
-        self.check("config.json")
         try:
             return Config.from_json((self.path / "config.json").read_text())
         except (ConfigError, OSError, UnicodeDecodeError) as error:
@@ -79,8 +78,6 @@ class RunFolder:
 
     def datasets(self, config: Config) -> list[OfflineDataset]:
         """One per data seed, in order. Raises RunError if one is missing or damaged."""
-        for seed in config.data_seeds:
-            self.check(f"datasets/{seed}.npz")
         try:
             return [OfflineDataset.load(self.dataset_path(seed)) for seed in config.data_seeds]
         except DatasetError as error:
@@ -127,11 +124,12 @@ class RunFolder:
         self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": _versions(), "commit": _commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
-    def check(self, name: str) -> None:
-        """Raises RunError if a finished run's file is not the one that its manifest records."""
-        recorded = self._recorded() if (self.path / MANIFEST).is_file() else {}
-        if name in recorded and (self.path / name).is_file() and sha256(self.path / name) != recorded[name]:
-            raise RunError(f"{self.path / name} is not the file that the manifest records: it was changed or damaged.")
+    def refuse_changes(self) -> None:
+        """Raises RunError if a finished run is not what its manifest records; without a manifest there is nothing to hold."""
+        if (self.path / MANIFEST).is_file() and (problems := self.verify()):
+            raise RunError(f"{self.path} is not what its manifest records ({problems[0]}" +
+                           (f", and {len(problems) - 1} more" if len(problems) > 1 else "") +
+                           "): delete manifest.json to take it as it is.")
 
     def _recorded(self) -> dict[str, str]:
         manifest = self.read_json(MANIFEST)
@@ -139,10 +137,17 @@ class RunFolder:
             raise RunError(f"{self.path / MANIFEST} lists no files.")
         return manifest["files"]
 
-    def input_digests(self, config: Config) -> dict[str, str]:
-        """SHA-256 of what a checkpoint goes on from: the config and the data."""
-        names = ["config.json", *(f"datasets/{seed}.npz" for seed in config.data_seeds)]
-        return {name: sha256(self.path / name) for name in names}
+    def digests(self, config: Config, policies: list[str]) -> dict[str, str]:
+        """SHA-256 of what a checkpoint goes on from: the config, the data and the policies that are done.
+
+        Raises:
+            RunError: one of them is missing.
+        """
+        names = ["config.json", *(f"datasets/{seed}.npz" for seed in config.data_seeds), *(f"policies/{n}.pt" for n in policies)]
+        try:
+            return {name: sha256(self.path / name) for name in names}
+        except FileNotFoundError as error:
+            raise RunError(f"{error.filename} is missing: the run cannot go on.") from None
 
     def remove_partial_files(self) -> None:
         """What a killed process left of files that were never finished."""

@@ -138,7 +138,7 @@ def _shown(values: dict[str, list[float]]) -> dict[str, str]:
 
 def _checkpoint(run: RunFolder, config: Config, number: int, step: int, log: MetricsLog, part: Slice | None) -> None:
     """``part`` after ``step`` updates; None between slices."""
-    contents = {"format": CHECKPOINT_FORMAT, "inputs": run.input_digests(config), "slice": number, "step": step,
+    contents = {"format": CHECKPOINT_FORMAT, "files": run.digests(config, _done(run, config, number)), "slice": number, "step": step,
                 "log_sizes": log.sizes(), "state": None, "sums": None}
     if part is not None:
         contents["state"] = {name: tensor.cpu() for name, tensor in part.state._asdict().items()}
@@ -161,15 +161,23 @@ def _load_checkpoint(run: RunFolder, config: Config) -> dict | None:
     try:
         if contents["format"] != CHECKPOINT_FORMAT:
             raise RunError(f"{path} is of a format that this version does not know.")
-        for name, digest in run.input_digests(config).items():
-            if contents["inputs"].get(name) != digest:
+        for name, digest in run.digests(config, _done(run, config, contents["slice"])).items():
+            if contents["files"].get(name) != digest:
                 raise RunError(f"{path} does not belong to {run.path / name}: one of the two was changed or swapped.")
+        if len(contents["files"]) != len(run.digests(config, _done(run, config, contents["slice"]))):
+            raise RunError(f"{path} was written when other policies were there: one is missing or was added.")
         known = contents["state"] is None or set(contents["state"]) == set(learner.State._fields)
         if not known or not 0 <= contents["slice"] <= len(slices(config)) or contents["step"] < 0:
             raise RunError(f"{path} does not fit this run's config.")
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no checkpoint of this project ({error}).") from None
     return contents
+
+
+def _done(run: RunFolder, config: Config, number: int) -> list[str]:
+    """Members of the slices before ``number`` that have a policy, by name."""
+    names = [member.name for group in slices(config)[:number] for member in group]
+    return [name for name in names if run.policy_path(name).exists()]
 
 
 @contextmanager

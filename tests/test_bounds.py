@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cql.collect import datasets_for
 from cql.config import Config
@@ -18,6 +19,10 @@ from cql.exact.bounds import (
 from cql.exact.oracle import alpha_zero_limit, cql_fixed_point
 from cql.exact.tabular import TabularMDP, bellman_backup, evaluate_policies, greedy_policy, policy_evaluation, state_value
 from cql.exact.theorems import covered, models_of, penalty, true_model_of
+from cql.networks import Layer, PopulationMLP
+from cql.policy import Policy
+from cql.population import all_members
+from cql.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -172,23 +177,25 @@ def test_the_command_prints_a_row_a_method(capsys):
 
 
 def test_a_run_gives_rows_for_its_networks(tmp_path, capsys):
-    import train
-
-    run = str(tmp_path / "run")
-    assert train.main(["--alpha", "0", "6", "--num-seeds", "2", "--bc-steps", "0", "--steps", "40", "--hidden", "8",
-                       "--episodes", "20", "--device", "cpu", "--out", run]) == 0
-    capsys.readouterr()
-    assert bounds.main([run, "--alpha", "6"]) == 0
-    text = capsys.readouterr().out
-    assert "trained, alpha 0, each seed" in text and "trained, alpha 0, min of 2" in text
-    assert bounds.main([run, "--slip", "0"]) == 2
+    """Two tables of numbers in place of trained networks."""
+    config = Config(episodes=20, alpha=(0, 6), num_seeds=2, bc_steps=0, hidden=(0,))
+    datasets = datasets_for(config, {})
+    run = RunFolder.create(str(tmp_path / "run"), config, datasets)
+    tables = torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 1, 225, 4)
+    for member in all_members(config):
+        layers = [Layer(tables[member.seed - config.seed].clone(), None)]
+        Policy(PopulationMLP(225, 4, (), True), layers, **vars(member)).save(run.policy_path(member.name))
+    assert bounds.main([str(run.path), "--alpha", "6"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("trained")]
+    true = policy_evaluation(true_model_of(datasets[0]), np.eye(4)[np.zeros(225, int)], 0.99)[0][0]   # always up
+    assert [row[:4] for row in rows] == [["trained,", "alpha", "0,", "each"], ["trained,", "alpha", "0,", "min"]]
+    assert float(rows[0][5]) == pytest.approx(2 - true, abs=0.006)
+    assert float(rows[1][6]) == pytest.approx(1 - true, abs=0.006)
+    assert bounds.main([str(run.path), "--slip", "0"]) == 2
     assert "RUN brings its own data" in capsys.readouterr().err
 
 
 def test_a_run_without_alpha_zero_is_refused(tmp_path, capsys):
-    from cql.config import Config
-    from cql.runs import RunFolder
-
     config = Config(episodes=5)
     RunFolder.create(str(tmp_path / "run"), config, datasets_for(config, {}))
     assert bounds.main([str(tmp_path / "run")]) == 2

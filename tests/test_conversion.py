@@ -1,5 +1,7 @@
 """What alpha means elsewhere: slopes by finite differences, conversions by solving, the blind band on random problems."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_huber_is_the_half_square_while_residuals_stay_within_the_knee():
 def test_scaled_rewards_are_another_alpha_at_another_temperature(scale):
     """Q' / c solves Q = y + alpha_half / c (1 - p / beta) with p = softmax(c Q), and no other temperature does."""
     mdp, counts = problem(1)
-    scaled = TabularMDP(mdp.probability, mdp.next_state, mdp.reward * scale, mdp.terminated, None, None, mdp.terminal, None)
+    scaled = replace(mdp, reward=mdp.reward * scale)
     alpha, temperature = scale_rewards(6.0, scale)
     q = cql_fixed_point(scaled, counts, [6.0], 0.9).q[0] / scale
     logged, beta = counts > 0, empirical_policy(counts)
@@ -104,7 +106,7 @@ def test_band_by_hand():
 
 @pytest.mark.parametrize("scale", [0.1, 5.0, 500.0])
 def test_huber_keeps_the_softmax_in_its_band_whatever_the_rewards(scale):
-    for seed in range(4):
+    for seed in range(3):
         mdp, counts = problem(seed, scale)
         alphas, logged = np.array([0.5, 1.5, 6.0]), counts > 0
         q = cql_fixed_point(mdp, counts, alphas, 0.9, "huber").q
@@ -128,7 +130,7 @@ def test_huber_can_be_blind_to_reward_where_the_square_is_not():
 
 def test_blind_states_choose_the_mode_of_the_data():
     blind = 0
-    for seed in range(6):
+    for seed in range(4):
         mdp, counts = problem(seed, 500.0)
         seen, beta = counts.any(-1), empirical_policy(counts)
         for alpha in (3.0, 20.0):
@@ -136,7 +138,7 @@ def test_blind_states_choose_the_mode_of_the_data():
             q = cql_fixed_point(mdp, counts, [alpha], 0.9, "huber").q[0]
             assert (greedy_actions(q)[verdict] == beta.argmax(-1)[verdict]).all()
             blind += verdict.sum()
-    assert blind > 10
+    assert blind > 8
     np.testing.assert_array_equal(greedy_is_blind([[0.9, 0.1], [0.5, 0.5], [1.0, 0.0]], 0.5), [False, False, True])
     assert not greedy_is_blind([0.99, 0.01], 1e6, "mse")
 

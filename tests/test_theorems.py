@@ -260,6 +260,21 @@ def test_theorem_3_4_by_a_minimiser_that_knows_no_formula():
 # ---------------------------------------------------------------------------------------------------- invariants
 
 
+def test_the_inner_maximum_is_a_logsumexp():
+    """max_mu alpha E_mu[Q] + w H(mu) = w logsumexp(alpha Q / w), at softmax(alpha Q / w): Eq. 4 needs w = alpha."""
+    rng = np.random.default_rng(0)
+    q, mus = rng.normal(scale=3, size=4), rng.dirichlet(np.ones(4), size=2000)
+    for alpha, weight in [(3.0, 3.0), (3.0, 1.0), (0.5, 2.0)]:
+        top = weight * np.log(np.exp(alpha * q / weight).sum())
+
+        def value(mu):
+            return alpha * mu @ q - weight * (mu * np.log(np.maximum(mu, 1e-300))).sum(-1)
+
+        assert value(softmax(alpha * q / weight)) == pytest.approx(top)
+        assert (value(mus) <= top).all()
+        assert (top == pytest.approx(alpha * np.log(np.exp(q).sum()))) == (weight == alpha)
+
+
 def test_invariants_of_the_fixed_point(grid):
     for _, mdp, counts, gamma in problems(grid):
         for alpha in (0.05, 6.0, 200.0):

@@ -226,8 +226,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
 
 
 @pytest.mark.parametrize("edit, sentence", [
-    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"inputs": {}}, "does not belong to"),
-    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"inputs": 3}, "is no"),
+    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"files": {}}, "does not belong to"),
+    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"files": 3}, "is no"),
     (lambda c: c | {"slice": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
 ])
 def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):

@@ -340,7 +340,7 @@ def audit_bc(exact: Exact, p) -> dict:
     return {"kl_mean": float(visits @ np.where(seen, divergence, 0.0)), "kl_max": float(divergence[seen].max()),
             "total_variation_mean": float(visits[seen] @ variation), "total_variation_max": float(variation.max()),
             "unlogged_mass": float(visits[seen] @ np.where(logged, 0.0, p).sum(-1)[seen]),
-            "greedy_as_counts": float(agree.mean()), "states": int(seen.sum()), "network": network, "by_counts": counts}
+            "greedy_as_counts": float(agree.mean()), "of": int(seen.sum()), "network": network, "by_counts": counts}
 
 
 def _mean(x):

@@ -11,7 +11,7 @@ from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies,
 from cql.metrics import read_metrics
 from cql.policy import Policy
 from cql.population import Member, all_members
-from cql.runs import RunFolder
+from cql.runs import RunError, RunFolder
 
 DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000
 
@@ -49,10 +49,12 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
 
 
 def load_policy(run: RunFolder, member: Member) -> Policy:
-    """The policy of a member; of a finished run only if it is the one that the manifest records."""
+    """The policy of a member. Raises RunError if the file is missing, damaged or another member's."""
     path = run.policy_path(member.name)
-    run.check(str(path.relative_to(run.path)))
-    return Policy.load(path)
+    policy = Policy.load(path)
+    if Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed) != member:
+        raise RunError(f"{path} is the policy of another member.")
+    return policy
 
 
 def divergence(run: RunFolder) -> dict[str, dict]:

@@ -232,8 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(datasets)} data draw(s), gamma {gamma:g}; mean ± standard deviation over the draws; alpha of the default "
-          "loss, twice the paper's")
+    print(f"{len(datasets)} data draw(s), gamma {gamma:g}; mean ± standard deviation over the draws; alpha of the "
+          "default loss, twice the paper's")
     print(table(rows))
     return 0
 

@@ -77,7 +77,8 @@ def softmax_band(alpha, convention: str = "huber", num_quantiles: int | None = N
     """(low, high): where p / beta must lie at every stationary point, whatever the rewards.
 
     Stationarity on a logged pair is slope + alpha (p / beta - 1) = 0. A slope bounded by b leaves p / beta in
-    [1 - b / alpha, 1 + b / alpha]: b = knee for "huber", knee N / 2 for "quantile_huber". A square has no bound: (0, inf).
+    [1 - b / alpha, 1 + b / alpha]: b = knee for "huber", knee N / 2 for "quantile_huber". A square has no bound, and
+    gives (0, inf).
 
     Args:
         alpha: a number or an array, in units of `convention`; 0 gives (0, inf). knee: of torch's `huber_loss`.

@@ -356,7 +356,9 @@ class _Problem:
         chain[:, self.states] = weight * (~self.mdp.terminated if self.huber else self.mdp.continuing)[self.states]
         edges = self.mdp.edges
         scale = np.maximum(np.abs(gap).max(-1), 1e-300)                # so that the tolerance is relative to the gap
-        step = _solve(edges, self.gamma * edges.collect(chain), (gap / scale[:, None]).T, tolerance=1e-5)
+        # five digits are enough of a step, and come faster by iteration unless gamma is very near 1
+        step = _solve(edges, self.gamma * edges.collect(chain), (gap / scale[:, None]).T, tolerance=1e-5,
+                      dense_states=64 if self.gamma <= 0.999 else None)
         return step.T * scale[:, None]
 
 

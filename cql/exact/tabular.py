@@ -653,10 +653,10 @@ def _ends(mdp, policies):
     return _reaches(mdp.edges, mdp.edges.under(policies), directly.T).T
 
 
-def _solve(edges, weight, right, transposed=False, tolerance=1e-12, max_iterations=1_000_000):
+def _solve(edges, weight, right, transposed=False, tolerance=1e-12, dense_states=None, max_iterations=1_000_000):
     """x = right + W x (or W^T x) for the sparse W of `weight` [E, N]; right, x [S, N]."""
     num_states, num = right.shape
-    if num_states <= DENSE_STATES:
+    if num_states <= (DENSE_STATES if dense_states is None else dense_states):
         x = np.empty((num, num_states))
         chunk = max(1, DENSE_CHUNK // num_states ** 2)
         rows, columns = (edges.target, edges.source) if transposed else (edges.source, edges.target)

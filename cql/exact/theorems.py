@@ -469,8 +469,8 @@ def _report_alpha(true_mdp, mdp, counts, q, alpha, gamma, start):
                      + "".join(f"{f'{x.alpha_half:.3g} ({x.alpha_half_of_the_rest:.3g}; C {x.c:.2g})':>{width}}"
                                for x, width in zip(paper, (27, 28))))
     free = int((seen & (penalty(counts, greedy) <= ROUNDING)).sum())
-    return [*lines, f"  in brackets: over the states with D > 0 alone; the greedy policy has D = 0 in {free} states, and one "
-            "such state makes the paper's constant infinite"]
+    return [*lines, f"  in brackets: over the states with D > 0 alone; the greedy policy has D = 0 in {free} states, and "
+            "one such state makes the paper's constant infinite"]
 
 
 def _at_start(side, start, policy):

@@ -1,0 +1,174 @@
+"""Kills, damage, full disks and rivals; the long versions are ``python -m benchmarks.faults kill 100`` and ``corrupt 1000``."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cql.collect import environment_spec, make_environment
+from cql.config import Config, ConfigError
+from cql.dataset import DatasetError, OfflineDataset
+from cql.diagnostics import value_bound
+from cql.exact.oracle import cql_fixed_point
+from cql.exact.tabular import empirical_mdp
+from tests.test_dataset import arrays, collected
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "400", "--log-every", "10", "--device", "cpu"]
+
+
+def command(*argv, **options):
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.mark.parametrize("what, times, summary", [("kill", "5", "bit-identical"), ("corrupt", "25", "0 neither")])
+def test_faults_in_short(what, times, summary):
+    done = command("-m", "benchmarks.faults", what, times)
+    assert done.returncode == 0 and summary in done.stdout, done.stdout + done.stderr
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_elsewhere(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount")
+    try:
+        done = command("train.py", *TINY, "--out", str(disk / "run"))
+        assert done.returncode == 2 and "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr and not list((disk / "run").rglob(".*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)  # room again: it goes on
+        assert command("train.py", "--resume", str(disk / "run")).returncode == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert command("train.py", *TINY, "--out", str(tmp_path / "run")).returncode == 0
+
+
+def test_a_second_trainer_is_turned_away_and_a_signal_stops_the_first_cleanly(tmp_path):
+    run = tmp_path / "run"
+    first = subprocess.Popen([sys.executable, "train.py", *TINY, "--steps", "1000000", "--out", str(run)], cwd=ROOT,
+                             stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoint.pt").exists() and first.poll() is None:
+        time.sleep(0.05)
+    second = command("train.py", "--resume", str(run))
+    assert second.returncode == 2 and "another process is writing" in second.stderr
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130 and f"python train.py --resume {run}" in errors and "Traceback" not in errors
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    done = command("train.py", *TINY, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_a_vanished_data_file_is_named(tmp_path):
+    run = tmp_path / "run"
+    assert command("train.py", *TINY, "--out", str(run)).returncode == 0
+    (run / "datasets/42.npz").unlink()
+    (run / "manifest.json").unlink()
+    done = command("train.py", "--resume", str(run))
+    assert done.returncode == 2 and "datasets/42.npz" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_divergence_is_named_and_the_healthy_go_on(tmp_path):
+    """One member overflows float32; its neighbour must end where it ends alone, and nothing averages over the two."""
+    import json
+
+    import torch
+
+    from cql.policy import Policy
+
+    for name, alphas in (("both", ["6", "1e39"]), ("alone", ["6"])):
+        done = command("train.py", *TINY, "--alpha", *alphas, "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        if name == "both":
+            assert "cql-a1e+39-s42-d42 diverged by update 10: its outputs are not finite" in done.stderr
+            assert "DIVERGED (not finite, since update 10)" in done.stdout
+    members = json.loads((tmp_path / "both/evaluation.json").read_text())["members"]
+    assert [m["diverged"] for m in members] == [None, None, {"since": 10, "reason": "not finite"}]
+    assert members[2]["exact"] is None and members[1]["exact"]["return"] is not None
+    assert not (tmp_path / "both/policies/cql-a1e+39-s42-d42.pt").exists()
+    for a, b in zip(*(Policy.load(tmp_path / name / "policies/cql-a6-s42-d42.pt").layers for name in ("both", "alone"))):
+        torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
+    data = OfflineDataset.from_arrays(**arrays())  # rewards -1 on the way, 50 at the end; alpha 6 is 3 before a half square
+    assert value_bound(data, 6.0, 0.99, "mse") == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
+    assert value_bound(data, 0.0, 0.99, "mse") == pytest.approx(50 * 1.05 + 1)
+    assert value_bound(data, 6.0, 0.99, "huber") == np.inf
+    drawn = collected(100)
+    model, counts = empirical_mdp(drawn, 225, 4)
+    alphas = [0.0, 0.5, 6.0, 50.0, 500.0]
+    best = cql_fixed_point(model, counts, alphas, 0.99).q.max((1, 2))
+    for alpha, value in zip(alphas, best):
+        assert value <= value_bound(drawn, alpha, 0.99, "mse")
+
+
+# ------------------------------------------------------------------------------------------ properties of hostile input
+
+PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from([f for f in Config.__dataclass_fields__]), value=PLAIN)
+def test_no_config_file_gets_past_the_checks_with_a_traceback(name, value):
+    import json
+    contents = json.loads(Config().to_json()) | {name: value}
+    try:
+        config = Config.from_json(json.dumps(contents))
+    except ConfigError as error:
+        assert str(error).count("\n") == 0
+    else:
+        assert Config.from_json(config.to_json()) == config
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.text(alphabet="S.HGx ", max_size=6), max_size=6))
+def test_no_map_gets_past_the_checks_with_a_traceback(rows):
+    try:
+        environment = make_environment({"id": "SafetyCriticalGridWorld-v0", "max_episode_steps": 20, "arguments": {"desc": rows}})
+    except ConfigError as error:
+        assert str(error).count("\n") == 0
+    else:
+        environment.reset(seed=0)
+        assert environment.step(1)[1] in (-1.0, -100.0, 50.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(["observations", "actions", "rewards", "next_observations", "terminations", "truncations"]),
+       value=st.lists(st.integers(-5, 5) | st.floats() | st.booleans() | st.text(max_size=2), max_size=5), metadata=PLAIN)
+def test_no_arrays_get_past_the_checks_with_a_traceback(name, value, metadata):
+    changed = arrays() | {name: np.array(value)}
+    try:
+        data = OfflineDataset.from_arrays(**changed, metadata={"num_actions": metadata} if metadata else None)
+    except DatasetError as error:
+        assert str(error).count("\n") == 0
+    else:
+        assert len(data.compress().counts) <= len(data) == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_damaged_data_sets_are_refused_or_unchanged(seed, tmp_path_factory):
+    import random
+
+    from benchmarks.faults import damage
+    data = OfflineDataset.from_arrays(**arrays(), metadata={"num_states": 4})
+    path = tmp_path_factory.mktemp("d") / "d.npz"
+    path.write_bytes(damage(data.to_bytes(), data.to_bytes(), random.Random(seed)))
+    try:
+        assert OfflineDataset.load(path).to_bytes() == data.to_bytes()
+    except DatasetError as error:
+        assert str(error).count("\n") == 0
