@@ -30,8 +30,9 @@ SWEEP = ["--episodes", "60", "--hidden", "16", "--bc-steps", "300", "--steps", "
          "--device", "cpu"]
 
 
-def in_child(main, argv: list[str], kill_after: float | None = None) -> tuple[int | None, str]:
-    """Runs a command in a forked process; returns its exit status (None: killed) and what it wrote to stderr."""
+def in_child(main, argv: list[str], kill_after: float | None = None, kill_at: Path | None = None) -> tuple[int | None, str]:
+    """Runs a command in a forked process, killed after so many seconds or once a file is there; returns its exit status
+    (None: killed) and what it wrote to stderr."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -48,6 +49,9 @@ def in_child(main, argv: list[str], kill_after: float | None = None) -> tuple[in
     os.close(writer)
     if kill_after is not None:
         time.sleep(kill_after)
+    while kill_at is not None and not kill_at.exists():
+        time.sleep(0.005)
+    if kill_after is not None or kill_at is not None:
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reader) as pipe:
         text = pipe.read()
@@ -111,8 +115,8 @@ def corrupt(times: int, folder: Path, random: random.Random) -> int:
     """Returns how many damaged files were neither refused in one sentence nor harmless."""
     for name, seed in (("sound", "42"), ("other", "77")):
         assert in_child(train.main, [*SWEEP, "--seed", seed, "--data-seed", seed, "--out", str(folder / name)])[0] == 0
-    assert in_child(train.main, [*SWEEP, "--out", str(folder / "cut")], 1.5)[0] is None  # interrupted: no manifest to help
-    assert (folder / "cut/checkpoint.pt").exists(), "killed before the first checkpoint: run it again"
+    cut = folder / "cut"  # killed in the middle: no manifest to help
+    assert in_child(train.main, [*SWEEP, "--out", str(cut)], kill_at=cut / "policies/cql-a1-s42-d42.pt")[0] is None
     shutil.copytree(folder / "cut", folder / "finished")
     assert in_child(train.main, ["--resume", str(folder / "finished")])[0] == 0
     whole, sound = outcome(folder / "finished"), outcome(folder / "sound")

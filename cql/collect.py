@@ -15,6 +15,9 @@ from cql.exact.tabular import TabularMDP
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # columns that 80 steps are meant for
 MAX_MAP_FILE = 1_000_000  # bytes
+MAX_RANDOM_MAP = 1000  # cells a side
+GRID_WORLD = (envs.ENV_ID, f"envs:{envs.ENV_ID}")
+GRID_ARGUMENTS = {"desc", "map_name", "slip_probability", "observation"}
 
 
 def environment_spec(config: Config) -> dict:
@@ -23,26 +26,40 @@ def environment_spec(config: Config) -> dict:
     Raises:
         ConfigError: unknown map, unreadable map file, or a wide map without --max-episode-steps.
     """
-    arguments = {}
-    steps = config.max_episode_steps or DEFAULT_MAX_EPISODE_STEPS
-    if config.env.rpartition(":")[2] == envs.ENV_ID:
-        desc = _map_rows(config.map)
-        if max(map(len, desc), default=0) > WIDEST_DEFAULT_MAP and config.max_episode_steps is None:
-            raise ConfigError(f"a map of {max(map(len, desc))} columns needs --max-episode-steps: "
-                              f"{DEFAULT_MAX_EPISODE_STEPS} may not cross it.")
-        arguments = {"desc": list(desc), "slip_probability": config.slip, "observation": config.observation}
-        if config.map in envs.MAPS:
-            arguments["map_name"] = config.map
-    return {"id": config.env, "arguments": arguments, "max_episode_steps": steps}
+    if config.env not in GRID_WORLD:
+        return {"id": config.env, "arguments": {}, "max_episode_steps": config.max_episode_steps}
+    desc = _map_rows(config.map)
+    longest = max(len(desc), max(map(len, desc), default=0))
+    if longest > WIDEST_DEFAULT_MAP and config.max_episode_steps is None:
+        raise ConfigError(f"a map {longest} cells long needs --max-episode-steps: {DEFAULT_MAX_EPISODE_STEPS} may not cross it.")
+    arguments = {"desc": list(desc), "slip_probability": config.slip, "observation": config.observation}
+    if config.map in envs.MAPS:
+        arguments["map_name"] = config.map
+    return {"id": envs.ENV_ID, "arguments": arguments,
+            "max_episode_steps": config.max_episode_steps or DEFAULT_MAX_EPISODE_STEPS}
 
 
 def make_environment(spec: dict) -> gymnasium.Env:
-    """The environment of a spec. Raises ConfigError, one sentence, if Gymnasium or the map refuses it."""
+    """The environment of a spec. Raises ConfigError, one sentence, if Gymnasium or the map refuses it.
+
+    Specs are read from files, so none may name a module to import or ask for a window.
+    """
+    name, arguments, steps = spec["id"], spec["arguments"], spec["max_episode_steps"]
+    if ":" in name:
+        raise ConfigError(f"the environment {name} names a module: only environments registered with Gymnasium are made.")
+    if "render_mode" in arguments or (name == envs.ENV_ID and not arguments.keys() <= GRID_ARGUMENTS):
+        raise ConfigError(f"the environment {name} is given arguments that are not allowed here: {', '.join(arguments)}.")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+        raise ConfigError(f"max_episode_steps must be a positive number, not {steps!r}.")
     try:
-        return gymnasium.make(spec["id"], max_episode_steps=spec["max_episode_steps"], disable_env_checker=True,
-                              **spec["arguments"])
-    except (ValueError, TypeError, KeyError, ImportError, gymnasium.error.Error) as error:
-        raise ConfigError(f"the environment {spec.get('id')} cannot be made: {str(error).splitlines()[0]}") from None
+        environment = gymnasium.make(name, disable_env_checker=True, **({} if steps is None else {"max_episode_steps": steps}),
+                                     **arguments)
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError, OverflowError, gymnasium.error.Error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"the environment {name} cannot be made: {reason}") from None
+    if not environment.spec.max_episode_steps:
+        raise ConfigError(f"the environment {name} has no step limit: give --max-episode-steps.")
+    return environment
 
 
 def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
@@ -83,6 +100,8 @@ def _map_rows(name: str) -> tuple[str, ...]:
     if name.startswith("random:"):
         try:
             size, _, seed = name.removeprefix("random:").partition(":")
+            if int(size) > MAX_RANDOM_MAP:
+                raise ValueError(f"at most {MAX_RANDOM_MAP} cells a side")
             return tuple(envs.generate_random_map(int(size), seed=int(seed or 0)))
         except ValueError as error:
             raise ConfigError(f"--map {name} is not random:SIZE[:SEED] ({error}).") from None
@@ -113,17 +132,32 @@ def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
     named = dataset.metadata.get("environment")
     if named is None:
         if given.keys() & {"env", "map", "slip", "observation", "max_episode_steps"}:
-            return [replace(dataset, metadata={**dataset.metadata, "environment": environment_spec(config)})]
+            return [_told(dataset, config, given)]
         return [dataset]
     _refuse_contradictions(named, environment_spec(config), given)
     return [dataset]
+
+
+def _told(dataset: OfflineDataset, config: Config, given: dict) -> OfflineDataset:
+    """Plain arrays with the environment that the user says they came from, and its sizes."""
+    ignored = given.keys() & {"map", "slip", "observation"}
+    if config.env not in GRID_WORLD and ignored:
+        raise ConfigError(f"--{min(ignored)} is a setting of {envs.ENV_ID}, not of {config.env}.")
+    spec = environment_spec(config)
+    environment = make_environment(spec)
+    metadata = {**dataset.metadata, "environment": spec}
+    for name, space in (("num_states", environment.observation_space), ("num_actions", environment.action_space)):
+        # plain arrays know only what occurs in them; the environment knows how much there is
+        if isinstance(space, gymnasium.spaces.Discrete) and name in metadata and metadata[name] < space.n:
+            metadata[name] = int(space.n)
+    return replace(dataset, metadata=metadata)
 
 
 def _refuse_contradictions(named: dict, asked: dict, given: dict) -> None:
     if not isinstance(named, dict) or not isinstance(named.get("arguments"), dict):
         raise DatasetError("the data set's metadata name an environment in no known form.")
     for flag, mine, theirs in (
-            ("env", asked["id"], named.get("id")),
+            ("env", asked["id"].rpartition(":")[2], named.get("id")),
             ("map", asked["arguments"].get("desc"), named["arguments"].get("desc")),
             ("slip", asked["arguments"].get("slip_probability"), named["arguments"].get("slip_probability")),
             ("observation", asked["arguments"].get("observation"), named["arguments"].get("observation")),
@@ -203,8 +237,8 @@ def summary(dataset: OfflineDataset) -> str:
     episodes = len(returns)
     lines = [f"transitions {len(dataset):,}   episodes {episodes:,}   "
              f"return {returns.mean():.1f} ± {returns.std(ddof=1) if episodes > 1 else 0:.1f}"]
-    spec = dataset.metadata.get("environment", {})
-    if spec.get("id", "").rpartition(":")[2] == envs.ENV_ID:
+    spec = dataset.metadata.get("environment")
+    if isinstance(spec, dict) and spec.get("id") == envs.ENV_ID:
         ended = dataset.rewards[dataset.terminations]
         lines.append(f"hazard rate {(ended < 0).sum() / episodes:.3f}   goal rate {(ended > 0).sum() / episodes:.3f}   "
                      f"truncated {dataset.truncations.sum() / episodes:.3f}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cql.losses import TD_LOSSES
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
+LARGEST_ALPHA = 1e18  # beyond, the square of a gradient, which Adam keeps, leaves float32
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
@@ -97,7 +98,7 @@ class Config:
     def from_json(cls, text: str) -> "Config":
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the config is no JSON ({error}).") from None
         if not isinstance(values, dict):
             raise ConfigError("the config is no JSON object.")
@@ -160,12 +161,15 @@ def _check(c: Config) -> None:
     def flag(name: str) -> str:
         return "--" + name.replace("_", "-")
 
-    for name in ("map", "observation", "slip", "epsilon", "gamma", "lr"):
-        value = getattr(c, name)
-        require(not isinstance(value, float) or math.isfinite(value), f"{flag(name)} must be a finite number, not {value}.")
+    for name, value in vars(c).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            require(not isinstance(number, int) or abs(number) < 2**31, f"{flag(name)} is out of any range.")
+    for name in ("slip", "epsilon", "gamma", "lr"):
+        require(math.isfinite(getattr(c, name)), f"{flag(name)} must be a finite number, not {getattr(c, name)}.")
     require(len(c.alpha) > 0, "--alpha needs at least one value.")
     for alpha in c.alpha:
         require(math.isfinite(alpha) and alpha >= 0, f"--alpha must be finite and not negative, not {alpha}.")
+        require(alpha <= LARGEST_ALPHA, f"--alpha must be at most {LARGEST_ALPHA:g}, not {alpha}.")
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
     require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
     require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")

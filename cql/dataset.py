@@ -76,14 +76,16 @@ class OfflineDataset:
         terminations = _flags(terminations, "terminations")
         truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
         if episode_ids is None:
-            if truncations.shape != terminations.shape:
+            if truncations.shape != terminations.shape or terminations.ndim != 1:
                 raise DatasetError(f"truncations has {truncations.size} entries, terminations {terminations.size}.")
             ends = terminations | truncations
             episode_ids = np.concatenate([[0], np.cumsum(ends[:-1])]) if ends.size else np.zeros(0)
+        if metadata is not None and not isinstance(metadata, dict):
+            raise DatasetError("the metadata are no dictionary.")
         metadata = dict(metadata or {})
         if actions.size:
             metadata.setdefault("num_actions", int(actions.max()) + 1)
-        if observations.ndim == 1 and observations.size and next_observations.size:
+        if observations.ndim == 1 and next_observations.ndim == 1 and next_observations.size:
             metadata.setdefault("num_states", int(max(observations.max(), next_observations.max())) + 1)
         return cls(observations, actions, _numbers(rewards, "rewards", np.float32), next_observations, terminations,
                    truncations, _integers(episode_ids, "episode_ids"),
@@ -92,6 +94,11 @@ class OfflineDataset:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Index of the first transition of every episode ``[E]``."""
+        return np.flatnonzero(np.diff(self.episode_ids, prepend=self.episode_ids[0] - 1))
 
     @property
     def discrete(self) -> bool:
@@ -227,10 +234,22 @@ def _distinct(columns: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.nda
     return first, counts
 
 
+def _array(values, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise DatasetError(f"{name} is ragged: its entries differ in length.") from None
+    if array.ndim == 0:
+        raise DatasetError(f"{name} is a single value, not one per transition.")
+    return array
+
+
 def _observations(array, name: str) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim == 0 or len(array) == 0:
+    array = _array(array, name)
+    if len(array) == 0:
         raise DatasetError("the data set has no transitions.")
+    if array.dtype == np.bool_:
+        array = array.astype(np.int32)
     if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
         return _integers(array, name)
     if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
@@ -241,7 +260,7 @@ def _observations(array, name: str) -> np.ndarray:
 
 
 def _integers(array, name: str) -> np.ndarray:
-    array = np.asarray(array)
+    array = _array(array, name)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         if not np.issubdtype(array.dtype, np.floating) or not np.array_equal(array, np.floor(array)):
             raise DatasetError(f"{name} must be integers.")
@@ -251,20 +270,24 @@ def _integers(array, name: str) -> np.ndarray:
 
 
 def _numbers(array, name: str, dtype) -> np.ndarray:
-    array = np.asarray(array)
+    array = _array(array, name)
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
         raise DatasetError(f"{name} must be numbers.")
     return array.astype(dtype)
 
 
 def _flags(array, name: str) -> np.ndarray:
-    array = np.asarray(array)
+    array = _array(array, name)
     if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.number) and np.isin(array, (0, 1)).all()):
         raise DatasetError(f"{name} must be true or false (0 or 1).")
     return array.astype(np.bool_)
 
 
 def _validate(data: OfflineDataset) -> None:
+    for name in ("observations", "next_observations"):
+        array = getattr(data, name)
+        if (array.ndim, array.dtype) not in ((1, np.int32), (2, np.float32)) or not len(array):
+            raise DatasetError(f"{name} must be [D] int32 or [D, n] float32, not empty; got {array.dtype} {array.shape}.")
     for name, dtype in ARRAYS.items():
         array = getattr(data, name)
         if array is None:
@@ -289,10 +312,12 @@ def _validate(data: OfflineDataset) -> None:
     probabilities = data.behavior_probabilities
     if probabilities is not None and not ((probabilities > 0) & (probabilities <= 1)).all():
         raise DatasetError("behavior_probabilities must lie in (0, 1]: each logged action was possible.")
-    starts = np.flatnonzero(np.diff(data.episode_ids)) + 1
-    ids = data.episode_ids[np.concatenate([[0], starts])]
+    ids = data.episode_ids[data.episode_starts]
     if len(np.unique(ids)) != len(ids):
         raise DatasetError("the transitions of an episode must stand together: an episode_id comes back later.")
+    going_on = np.flatnonzero((data.terminations | data.truncations)[:-1] & (np.diff(data.episode_ids) == 0))
+    if going_on.size:
+        raise DatasetError(f"transition {going_on[0]} ends its episode, yet the next one has the same episode_id.")
 
 
 def _validate_range(data: OfflineDataset, name: str, size) -> None:

@@ -12,7 +12,7 @@ from cql.networks import PopulationMLP
 from cql.sampling import Transitions
 
 SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
-MAX_ROWS = 16_384  # distinct observations looked at; beyond, so many evenly spaced ones stand for all
+MAX_ROWS = 16_384  # distinct observations looked at, and first ones; beyond, so many evenly spaced ones stand for all
 
 
 class Diagnostics:
@@ -25,26 +25,27 @@ class Diagnostics:
     """
 
     def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], environment: gymnasium.Env | None):
-        device = transitions.actions.device
-        logged = torch.unique(transitions.rows.long())
-        logged = logged[:: -(-len(logged) // MAX_ROWS)]  # [R] rows of the observation table
-        self.inputs = transitions.observations[logged]  # [R] or [R, n]
+        device, actions = transitions.actions.device, transitions.num_actions
+        rows = [table_rows(transitions, dataset.observations) for dataset in datasets]  # each [D]
+        first = [row[dataset.episode_starts] for row, dataset in zip(rows, datasets)]  # each [E]
+        looked_at = np.union1d(_evenly(np.unique(np.concatenate(rows))), _evenly(np.unique(np.concatenate(first))))  # [R]
+        self.inputs = transitions.observations[torch.from_numpy(looked_at).to(device)]  # [R] or [R, n]
+        place = np.full(len(transitions.observations), -1)  # of a table row among those looked at
+        place[looked_at] = np.arange(len(looked_at))
         counts, starts = [], []
-        for dataset in datasets:
-            rows = table_rows(transitions, dataset.observations, logged)  # [D], −1 where not looked at
-            seen = rows >= 0
-            pairs = rows[seen] * transitions.num_actions + dataset.actions[seen]
-            counts.append(np.bincount(pairs, minlength=len(logged) * transitions.num_actions))
-            first = np.flatnonzero(np.diff(dataset.episode_ids, prepend=-1))
-            starts.append(np.bincount(rows[first][rows[first] >= 0], minlength=len(logged)))
-        counts = np.stack(counts).reshape(len(datasets), len(logged), transitions.num_actions).astype(np.float64)
+        for row, start, dataset in zip(rows, first, datasets):
+            seen = place[row] >= 0
+            pairs = place[row][seen] * actions + dataset.actions[seen]
+            counts.append(np.bincount(pairs, minlength=len(looked_at) * actions))
+            starts.append(np.bincount(place[start][place[start] >= 0], minlength=len(looked_at)))
+        counts = np.stack(counts).reshape(len(datasets), len(looked_at), actions).astype(np.float64)
         starts = np.stack(starts).astype(np.float64)
 
         def tensor(array):
             return torch.from_numpy(array).to(device, torch.float32)
 
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [draws, R, A]
-        self.start_weights = tensor(starts / np.maximum(starts.sum(1, keepdims=True), 1))  # [draws, R]
+        self.start_weights = tensor(starts / starts.sum(1, keepdims=True))  # [draws, R]
         self.mdp = exact_model(environment)
         if self.mdp is not None:
             self.horizon = environment.spec.max_episode_steps
@@ -109,17 +110,18 @@ def value_bound(dataset: OfflineDataset, alpha: float, gamma: float, td_loss: st
     return bound + 0.05 * abs(bound) + 1 if np.isfinite(bound) else np.inf
 
 
-def table_rows(transitions: Transitions, observations: np.ndarray, logged: Tensor) -> np.ndarray:
-    """Position of each observation among the table rows ``logged``, −1 if it is none of them: ``[D, …] -> [D]`` int64."""
+def table_rows(transitions: Transitions, observations: np.ndarray) -> np.ndarray:
+    """Row of each observation in the table of distinct ones, ``[D, …] -> [D]`` int64."""
     if transitions.discrete:
-        rows = observations.astype(np.int64)
-    else:
-        table = transitions.observations.cpu().numpy()
-        _, rows = np.unique(np.concatenate([table, observations]), axis=0, return_inverse=True)
-        rows = rows.reshape(-1)[len(table) :]  # the table is itself sorted and distinct: its ranks are its row numbers
-    position = np.full(len(transitions.observations), -1)
-    position[logged.cpu().numpy()] = np.arange(len(logged))
-    return position[rows]
+        return observations.astype(np.int64)
+    table = transitions.observations.cpu().numpy()
+    _, rows = np.unique(np.concatenate([table, observations]), axis=0, return_inverse=True)
+    return rows.reshape(-1)[len(table) :]  # the table is itself sorted and distinct: its ranks are its row numbers
+
+
+def _evenly(rows: np.ndarray) -> np.ndarray:
+    """At most MAX_ROWS of them, evenly spaced."""
+    return rows[:: -(-len(rows) // MAX_ROWS)]
 
 
 def state_inputs(environment: gymnasium.Env) -> Tensor:

@@ -100,6 +100,7 @@ def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tens
                  weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """``d total / d Q`` in closed form, shaped as ``q_values``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
     slope = td_error_slope(taken(q_values, actions, rows), targets, td_loss)  # [M, B]
+    assert alpha.shape == slope.shape[:1], (alpha.shape, slope.shape)
     alpha = alpha[:, None]
     return _gradient(q_values, actions, alpha, slope - alpha, weights, rows)
 
@@ -116,7 +117,13 @@ def bc_gradient(logits: Tensor, actions: Tensor, weights: Tensor | None = None, 
 
 
 def taken(q_values: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
-    """``Q(s, a)`` at the logged action: ``[M, R, A], [M, B] -> [M, B]``."""
+    """``Q(s, a)`` at the logged action: ``[M, R, A], [M, B] -> [M, B]``.
+
+    With ``rows`` the actions must be known to lie in 0 … A − 1 (a data set is checked for that); without, PyTorch checks.
+    """
+    if rows is None:
+        _same_shape(q_values[..., 0], actions)
+        return q_values.gather(-1, actions[..., None]).squeeze(-1)
     return q_values.flatten(-2).gather(-1, _pairs(q_values, actions, rows))
 
 
@@ -144,6 +151,8 @@ def _gradient(q_values: Tensor, actions: Tensor, penalty: Tensor, at_taken: Tens
         shares = at_taken * weights
         row_weights = penalty * _sum_at_rows(weights, rows, q_values.shape[-2])  # [M, R]
     gradient = q_values.softmax(-1).mul_(row_weights[..., None])  # [M, R, A]
+    if rows is None:
+        return gradient.scatter_add_(-1, actions[..., None], shares[..., None])
     gradient.flatten(-2).scatter_add_(-1, _pairs(q_values, actions, rows), shares)
     return gradient
 
@@ -154,14 +163,10 @@ def _sum_at_rows(weights: Tensor, rows: Tensor | None, count: int) -> Tensor:
     return weights.new_zeros(*weights.shape[:-1], count).scatter_add_(-1, rows, weights)
 
 
-def _pairs(q_values: Tensor, actions: Tensor, rows: Tensor | None) -> Tensor:
+def _pairs(q_values: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
     """Positions of the logged (row, action) in the flattened last two axes of ``q_values``, ``[M, B]``."""
-    count, width = q_values.shape[-2:]
-    if rows is None:
-        assert q_values.shape[:-1] == actions.shape, (q_values.shape, actions.shape)
-        return actions + torch.arange(0, count * width, width, device=actions.device)
     assert q_values.shape[:-2] == actions.shape[:-1] and rows.shape == actions.shape, (q_values.shape, actions.shape)
-    return actions + width * rows
+    return actions + q_values.shape[-1] * rows
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

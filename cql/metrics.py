@@ -120,11 +120,14 @@ def _first_event() -> Event:
 
 
 def read_metrics(path: Path) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
-    """``metrics.csv`` as ``{(member, metric): (steps, values)}``."""
+    """``metrics.csv`` as ``{(member, metric): (steps, values)}``. Raises RunError for a line that is none of its."""
     series = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            steps, values = series.setdefault((row["member"], row["metric"]), ([], []))
-            steps.append(int(row["step"]))
-            values.append(float(row["value"]))
+    try:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                steps, values = series.setdefault((row["member"], row["metric"]), ([], []))
+                steps.append(int(row["step"]))
+                values.append(float(row["value"]))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read as a log ({type(error).__name__}: {error}).") from None
     return series

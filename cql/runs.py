@@ -106,7 +106,7 @@ class RunFolder:
     def read_json(self, name: str):
         try:
             return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} cannot be read ({error}).") from None
 
     # ------------------------------------------------------------------------------------------- manifest
@@ -121,6 +121,7 @@ class RunFolder:
         before = {}
         if (self.path / MANIFEST).is_file():
             before = self.read_json(MANIFEST)
+            before = before if isinstance(before, dict) else {}
         self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": _versions(), "commit": _commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
@@ -209,6 +210,8 @@ def contents_digest(value) -> str:
 
     def add(value) -> None:
         if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise TypeError("a tensor larger than its memory, or sparse")
             array = value.detach().cpu().contiguous().numpy()
             digest.update(f"tensor {array.dtype.str} {array.shape};".encode())
             digest.update(array.tobytes())

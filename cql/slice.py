@@ -64,8 +64,11 @@ class Slice:
 
     def restore(self, state: dict[str, Tensor], sums: list) -> None:
         """Takes over a checkpoint. Raises RunError if its shapes are not these."""
-        for mine, theirs in [*zip(self.state, state.values()), *zip(self.sums, sums)]:
-            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        theirs_by_name = [state[name] for name in learner.State._fields]
+        if len(sums) != len(self.sums) + 1:
+            raise RunError("checkpoint.pt does not fit this run's config.")
+        for mine, theirs in [*zip(self.state, theirs_by_name), *zip(self.sums, sums)]:
+            if not isinstance(theirs, Tensor) or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
                 raise RunError("checkpoint.pt does not fit this run's config.")
             mine.copy_(theirs)
         self.summed = sums[-1]

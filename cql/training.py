@@ -56,10 +56,6 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
         RunError: no such device, or a checkpoint that does not belong to this run.
     """
     device = resolve_device(config.device)
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
-        torch.use_deterministic_algorithms(True)
-    torch.set_flush_denormal(True)  # Adam's moments of rarely visited states decay into denormals, which are slow
     log = MetricsLog(run.path)
     transitions = Transitions(datasets, device, compress=config.full_batch)
     diagnostics = Diagnostics(transitions, datasets, environment)
@@ -68,7 +64,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
         run.remove_partial_files()
         log.cut_back(position["log_sizes"] if position else {})
         log.create()
-    with _signals() as interrupted, _threads() as threads:
+    with _signals() as interrupted, _torch_settings(device) as threads:
         for number, group in enumerate(slices(config)):
             if position is None or number >= position["slice"]:
                 part = Slice(group, config, transitions, datasets)
@@ -166,12 +162,26 @@ def _load_checkpoint(run: RunFolder, config: Config) -> dict | None:
                 raise RunError(f"{path} does not belong to {run.path / name}: one of the two was changed or swapped.")
         if len(contents["files"]) != len(run.digests(config, _done(run, config, contents["slice"]))):
             raise RunError(f"{path} was written when other policies were there: one is missing or was added.")
-        known = contents["state"] is None or set(contents["state"]) == set(learner.State._fields)
-        if not known or not 0 <= contents["slice"] <= len(slices(config)) or contents["step"] < 0:
+        if not _fits(contents, config):
             raise RunError(f"{path} does not fit this run's config.")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise RunError(f"{path} is no checkpoint of this project ({error}).") from None
     return contents
+
+
+def _fits(contents: dict, config: Config) -> bool:
+    """Whether a checkpoint's position and parts are such as this config's run writes."""
+    groups, number, step = slices(config), contents["slice"], contents["step"]
+    sizes = contents["log_sizes"]
+    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
+        return False
+    if not isinstance(number, int) or not isinstance(step, int) or not 0 <= number <= len(groups):
+        return False
+    if contents["state"] is None:
+        return step == 0
+    return (number < len(groups) and 0 < step < (config.steps if groups[number][0].algorithm == "cql" else config.bc_steps)
+            and contents["state"].keys() == set(learner.State._fields) and isinstance(contents["sums"], list)
+            and isinstance(contents["sums"][-1], int))
 
 
 def _done(run: RunFolder, config: Config, number: int) -> list[str]:
@@ -181,13 +191,19 @@ def _done(run: RunFolder, config: Config, number: int) -> list[str]:
 
 
 @contextmanager
-def _threads():
-    """Yields the number of CPU threads and puts it back at the end."""
-    threads = torch.get_num_threads()
+def _torch_settings(device: torch.device):
+    """Within it PyTorch is set for training; yields the number of CPU threads. What it found is put back at the end."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_flush_denormal(True)  # Adam's moments of rarely visited states decay into denormals, which are slow
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        torch.use_deterministic_algorithms(True)
     try:
         yield threads
     finally:
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def crossing(hazard_logs, safe_logs):
 
     The way's target is -1 + 0.99 * 50 = 48.5 at every alpha (one logged action below), the hazard's -100.
     """
-    environment = make_environment({"id": "envs:SafetyCriticalGridWorld-v0", "max_episode_steps": 10, "arguments": {
+    environment = make_environment({"id": "SafetyCriticalGridWorld-v0", "max_episode_steps": 10, "arguments": {
         "desc": ["SH", ".G"], "slip_probability": 0.0}})
     rows = [(0, 3, -100.0, 1, True)] * hazard_logs + [(0, 1, -1.0, 2, False)] * safe_logs + [(2, 3, 50.0, 3, True)] * 5
     return OfflineDataset.from_arrays(*map(np.array, zip(*rows)), metadata={"num_states": 4, "num_actions": 4}), environment

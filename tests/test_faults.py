@@ -1,5 +1,6 @@
 """Kills, damage, full disks and rivals; the long versions are ``python -m benchmarks.faults kill 100`` and ``corrupt 1000``."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matplotlib.figure import Figure
+
+import train
+from cql.analysis import plots
 from cql.collect import environment_spec, make_environment
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
@@ -80,26 +86,45 @@ def test_a_vanished_data_file_is_named(tmp_path):
     assert done.returncode == 2 and "datasets/42.npz" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_divergence_is_named_and_the_healthy_go_on(tmp_path):
-    """One member overflows float32; its neighbour must end where it ends alone, and nothing averages over the two."""
-    import json
-
-    import torch
-
+def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys):
+    """One member turns NaN; its neighbour must end where it ends alone, and nothing averages over the two in silence."""
     from cql.policy import Policy
+    from cql.slice import Slice
+    monkeypatch.setattr(plots, "draw_all", lambda run: [])
+    assert train.main([*TINY, "--alpha", "6", "--out", str(tmp_path / "alone")]) == 0
+    original = Slice.block_of_updates
 
-    for name, alphas in (("both", ["6", "1e39"]), ("alone", ["6"])):
-        done = command("train.py", *TINY, "--alpha", *alphas, "--out", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-        if name == "both":
-            assert "cql-a1e+39-s42-d42 diverged by update 10: its outputs are not finite" in done.stderr
-            assert "DIVERGED (not finite, since update 10)" in done.stdout
+    def poisoned(self, start, end):
+        original(self, start, end)
+        if self.algorithm == "cql" and end >= 20:
+            self.work.layers[1].weight[1] = torch.nan
+
+    monkeypatch.setattr(Slice, "block_of_updates", poisoned)
+    assert train.main([*TINY, "--alpha", "6", "20", "--out", str(tmp_path / "both")]) == 0
+    printed = capsys.readouterr()
+    assert "cql-a20-s42-d42 diverged by update 20: its outputs are not finite" in printed.err
+    assert "DIVERGED (not finite, since update 20)" in printed.out
     members = json.loads((tmp_path / "both/evaluation.json").read_text())["members"]
-    assert [m["diverged"] for m in members] == [None, None, {"since": 10, "reason": "not finite"}]
+    assert [m["diverged"] for m in members] == [None, None, {"since": 20, "reason": "not finite"}]
     assert members[2]["exact"] is None and members[1]["exact"]["return"] is not None
-    assert not (tmp_path / "both/policies/cql-a1e+39-s42-d42.pt").exists()
+    assert not (tmp_path / "both/policies/cql-a20-s42-d42.pt").exists()
     for a, b in zip(*(Policy.load(tmp_path / name / "policies/cql-a6-s42-d42.pt").layers for name in ("both", "alone"))):
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
+    """A value above what any exact solution reaches: the run goes on, the member is flagged as run away."""
+    from cql.slice import Slice
+    monkeypatch.setattr(Slice, "loss_means", lambda self, original=Slice.loss_means: (
+        self.work.layers[-1].bias.add_(1000 * (self.algorithm == "cql")), original(self))[1])
+    said = []
+    monkeypatch.setattr("cql.analysis.look.Figure.text", lambda self, *args, original=Figure.text, **kw: (
+        said.append(args[2]), original(self, *args, **kw))[1])
+    assert train.main([*TINY, "--steps", "20", "--out", str(tmp_path / "run")]) == 0
+    entry = json.loads((tmp_path / "run/evaluation.json").read_text())["members"][1]
+    assert entry["diverged"] == {"since": 10, "reason": "runaway"} and entry["exact"] is not None
+    pictures = list((tmp_path / "run/figures").glob("*.png"))
+    assert len(pictures) == 5 == sum("diverged: 1 of 2 members (cql-a6-s42-d42)" in text for text in said)
 
 
 def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
@@ -124,7 +149,6 @@ PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | s
 @settings(max_examples=200, deadline=None)
 @given(name=st.sampled_from([f for f in Config.__dataclass_fields__]), value=PLAIN)
 def test_no_config_file_gets_past_the_checks_with_a_traceback(name, value):
-    import json
     contents = json.loads(Config().to_json()) | {name: value}
     try:
         config = Config.from_json(json.dumps(contents))

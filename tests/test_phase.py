@@ -45,6 +45,8 @@ def test_a_flip_known_in_closed_form(td_loss, factor):
     assert [(flip.state, flip.before, flip.after) for flip in flips] == [(0, 1, 0)]
     expected = factor * 2 * 6 / (1 / 0.1 - 1 / 0.9)
     assert flips[0].alpha == pytest.approx(expected, rel=phase.FLIP_TOLERANCE)
+    coarse = phase.flip_points(mdp, counts, found, GAMMA, td_loss, math.inf)  # the middle of two points
+    assert len(coarse) == 1 and coarse[0].alpha == pytest.approx(expected, rel=1)
     for row in found.rows():  # -1 + 10 in two steps, or 2 in one
         early = row["alpha"] < expected
         assert row["return"] == pytest.approx(9 if early else 2)
@@ -153,7 +155,7 @@ def test_equal_results_give_equal_pictures(run):
     result = json.loads((run / "run/evaluation.json").read_text())  # any entries: two of them are enough
     mdp, counts = two_ways(0.1)
     found = phase.curve(mdp, mdp, counts, [1.0, 10.0], GAMMA, 5)
-    page = {"curve": found.rows(), "references": phase.references(mdp, mdp, counts, GAMMA, 5), "flips": [], "horizon": 5,
+    page = {"curve": found.rows(), "references": phase.references(mdp, mdp, counts, GAMMA, 5), "flips": [], "flip_tolerance": None, "horizon": 5,
             "gamma": GAMMA, "td_loss": "mse", "transitions": 10, "states_with_data": 2, "flip_states": 0,
             "trained": [entry for entry in result["members"] if entry["alpha"] == 0]}
     first, second = (phase_plot.png(phase_plot.phase_figure(page)) for _ in range(2))
@@ -172,7 +174,7 @@ def plain_dataset(folder):
     (["--gamma", "1"], "gamma < 1"), (["--num-datasets", "2"], "one data draw"), (["--out", "."], "exists already"),
     (["--run", "nothing"], "no run folder"), (["--run", "run", "--map", "blocks"], "leave out --map"),
     (["--run", "run", "--data-seed", "7"], "no data draw 7"), (["--dataset", "plain.npz"], "name no environment"),
-    (["--dataset", "plain.npz", "--map", "map.txt"], "does not fit"),
+    (["--dataset", "plain.npz", "--map", "map.txt"], "environment"),
     (["--dataset", "plain.npz", "--env", "CartPole-v1"], "does not fit"), (["--map", "nowhere"], "--map nowhere"),
 ])
 def test_bad_input_gets_one_sentence_and_writes_nothing(run, monkeypatch, capsys, argv, sentence):

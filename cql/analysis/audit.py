@@ -90,8 +90,8 @@ def logged_model(dataset: OfflineDataset, environment: gymnasium.Env, mdp: Tabul
         raise DatasetError("the data set's observations are not of the kind that the environment shows.")
     columns = [states_of(observations, inputs) for observations in (dataset.observations, dataset.next_observations)]
     if min(column.min() for column in columns) < 0:
-        raise DatasetError("some observations of the data set are none of the environment's states: an audit needs states that "
-                           "can be told apart and counted.")
+        raise DatasetError("some observations of the data set are none of the environment's states: an audit needs "
+                           "states that can be told apart and counted.")
     logged = _Columns(dataset, *columns)
     try:
         empirical, counts = empirical_mdp(logged, mdp.num_states, mdp.num_actions, mdp.hazard, mdp.goal, mdp.start,
@@ -256,7 +256,8 @@ def audit_cql(exact: Exact, q, alpha: float) -> tuple[dict, dict]:
         "p_below_beta": {"states": int(below.sum()), "of": int(seen.sum()), "share_of_visits": float(visits @ below)},
         "unlogged_mass": {"mean": float(visits @ mass), "max": float(mass.max())},
         "hazard": hazard_certificate(exact, alpha, actions, oracle_actions)}
-    states = {"value": value, "oracle_value": np.where(seen, oracle_value, np.nan), "true_value": value_true, "action": actions,
+    states = {"value": value, "oracle_value": np.where(seen, oracle_value, np.nan), "true_value": value_true,
+              "action": actions,
               "oracle_action": np.where(seen, oracle_actions, -1), "p_greedy": p[top], "beta_greedy": exact.beta[top],
               "unlogged_mass": np.where(seen, mass, np.nan),
               "q": q, "q_oracle": np.where(logged, oracle, np.nan), "q_true": q_true}
@@ -431,7 +432,8 @@ def text(audit: dict) -> str:
     lines = [_about(audit)]
     groups = {alpha: [e for e in cql if e["alpha"] == alpha] for alpha in sorted({e["alpha"] for e in cql})}
     if groups:
-        lines += ["", *_start_page(groups), "", *_oracle_page(groups), "", *_error_page(groups), "", *_hazard_page(audit, groups)]
+        lines += ["", *_start_page(groups), "", *_oracle_page(groups), "", *_error_page(groups), "",
+                  *_hazard_page(audit, groups)]
     if bc:
         lines += ["", *_bc_page(bc)]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import envs
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import NOT_FINITE, SOUND, greedy_policies, state_inputs
-from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation
+from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation, start_distribution
 from cql.metrics import read_metrics
 from cql.policy import Policy
 from cql.population import Member, all_members
@@ -31,7 +31,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     environment = environment_of(datasets[config.data_seed])
     members, diverged = all_members(config), divergence(run)
     policies = [None if diverged.get(member.name, {}).get("reason") == "not finite"
-                else load_policy(run, member) for member in members]
+                else load_policy(run, member, datasets[member.data_seed]) for member in members]
     model = exact_model(environment)
     rollouts = Rollouts(environment, model, episodes, seed) if environment is not None else None
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
@@ -48,12 +48,16 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
             "references": _references(model, environment, config), "members": entries}
 
 
-def load_policy(run: RunFolder, member: Member) -> Policy:
-    """The policy of a member. Raises RunError if the file is missing, damaged or another member's."""
+def load_policy(run: RunFolder, member: Member, dataset: OfflineDataset) -> Policy:
+    """The policy of a member. Raises RunError if the file is missing, damaged, another member's or of other sizes."""
     path = run.policy_path(member.name)
     policy = Policy.load(path)
     if Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed) != member:
         raise RunError(f"{path} is the policy of another member.")
+    inputs = dataset.num_states if dataset.discrete else dataset.observations.shape[1]
+    if (policy.network.discrete, policy.network.inputs, policy.network.outputs) != (
+            dataset.discrete, inputs, dataset.num_actions):
+        raise RunError(f"{path} does not fit the run's data: other observations or actions.")
     return policy
 
 
@@ -160,18 +164,13 @@ def _exact_members(model, environment, policies: list[Policy | None], gamma: flo
 
 def _start_value(model: TabularMDP, tables: np.ndarray, gamma: float) -> list[float | None]:
     """True infinite-horizon discounted value at the start, ``[N]``; None at gamma 1 where an episode may never end."""
-    start = np.zeros(model.num_states)
-    if isinstance(model.start, int):
-        start[model.start] = 1.0
-    else:
-        start = model.start
     try:
         values, _ = policy_evaluation(model, tables, gamma)
     except ValueError:
         if gamma < 1:
             raise
         return [None] * len(tables)
-    return (values @ start).tolist()
+    return (values @ start_distribution(model)).tolist()
 
 
 def _exact_entry(result, n: int) -> dict:
@@ -199,13 +198,11 @@ def _value_estimate(policy: Policy, dataset: OfflineDataset) -> float | None:
     """``max_a Q(s0, a)``, averaged over the first observations of the data's episodes; None for BC."""
     if policy.algorithm == "bc":
         return None
-    first = dataset.observations[np.flatnonzero(np.diff(dataset.episode_ids, prepend=dataset.episode_ids[0] - 1))]
-    return float(policy.q_values(first).max(-1).mean(dtype=np.float64))
+    return float(policy.q_values(dataset.observations[dataset.episode_starts]).max(-1).mean(dtype=np.float64))
 
 
 def table(evaluation: dict) -> str:
     """The evaluation as text: a row a member, exact beside rollout, references below."""
-    has_exact = evaluation["references"]["optimal"]["exact"] is not None
     columns = ["policy", "alpha", "seed", "data", "return", "hazard", "goal", "true V", "V estimate", "rollout return",
                "hazard", "goal", "mismatch", "unsupported"]
     rows = []
@@ -232,8 +229,11 @@ def table(evaluation: dict) -> str:
     left = sum(widths[:4]) + 2 * 4
     heading = " " * left + "exact".ljust(sum(widths[4:8]) + 2 * 4) + " " * (widths[8] + 2) + (
         f"rollouts ({evaluation['rollout_episodes']} episodes)" if any(e["rollout"] for e in evaluation["members"]) else "")
-    notes = [] if has_exact else ["No environment with a known model: nothing exact can be said, and without an environment "
-                                  "no rollouts either."]
+    notes = []
+    if evaluation["environment"] is None:
+        notes = ["No environment: nothing exact can be said, and there are no rollouts."]
+    elif evaluation["references"]["optimal"]["exact"] is None:
+        notes = ["The environment has no transition table: nothing exact can be said."]
     return "\n".join([heading.rstrip(), *(line.rstrip() for line in lines), *notes])
 
 

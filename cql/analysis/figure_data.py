@@ -83,7 +83,7 @@ class Pictured:
         return np.ones(len(self.inputs), dtype=bool) if self.mdp is None else ~self.mdp.terminal
 
     def policy(self, member: Member) -> Policy:
-        return load_policy(self.run, member)
+        return load_policy(self.run, member, self.datasets[member.data_seed])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ those of one undiscounted episode with its step limit. alpha is in the units of 
 import argparse
 import datetime
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
 from cql.exact.tabular import (
+    DENSE_STATES,
     TabularMDP,
     backward_induction,
     bellman_backup,
@@ -68,7 +70,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Flip:
-    """At `alpha` (known to `FLIP_TOLERANCE`) the greedy action of `state` changes, as alpha rises."""
+    """At `alpha` (known to the tolerance of the search) the greedy action of `state` changes, as alpha rises."""
 
     alpha: float
     state: int
@@ -176,10 +178,11 @@ def _far_policy(q, targets):
     return greedy_policy(np.where(_best(q), targets, -np.inf))
 
 
-def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse") -> list[Flip]:
+def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse",
+                tolerance=FLIP_TOLERANCE) -> list[Flip]:
     """Every change of a greedy action that the points of a curve show, pinned down by bisection of log alpha.
 
-    All intervals are halved at once until each one with a change is narrower than `FLIP_TOLERANCE`. A state that changes
+    All intervals are halved at once until each one with a change is narrower than `tolerance` (infinite: none is halved). A state that changes
     several times between two points is followed through all of them if its ends differ; a change that is undone between
     two points is not seen.
 
@@ -189,7 +192,7 @@ def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse
     alphas, values, actions = found.alphas, found.value, settled_actions(found.q)
     while True:
         change = (actions[1:] != actions[:-1]).any(-1)                                                # [N - 1]
-        wide = np.flatnonzero(change & (alphas[1:] > alphas[:-1] * (1 + FLIP_TOLERANCE)))
+        wide = np.flatnonzero(change & (alphas[1:] > alphas[:-1] * (1 + tolerance)))
         if not wide.size:
             break
         middle = np.sqrt(alphas[wide] * alphas[wide + 1])
@@ -215,7 +218,8 @@ def table(result: dict, cells=None, action_names=None) -> str:
     lines = ["Exact CQL(H) over alpha, no training: value it believes in at the start, and what its greedy policy is worth.",
              f"gamma {result['gamma']:g}, loss {result['td_loss']}, {result['horizon']} steps an episode, "
              f"{result['transitions']:,} transitions, {result['states_with_data']} states with data", "",
-             f"{'alpha':>12}  {'V believed':>10}  {'true V':>8}  {'return':>8}  {'hazard':>7}  {'goal':>7}  {'mismatch':>8}  flips"]
+             f"{'alpha':>12}  {'V believed':>10}  {'true V':>8}  {'return':>8}  {'hazard':>7}  {'goal':>7}  "
+             f"{'mismatch':>8}  flips"]
     previous = 0.0
     for row in rows:
         number = int(((flips > previous) & (flips <= row["alpha"])).sum())
@@ -232,6 +236,8 @@ def table(result: dict, cells=None, action_names=None) -> str:
              + ">".join(str(action_names[a] if action_names else a) for a in (flip["before"], flip["after"]))
              for flip in result["flips"][:MOST_FLIPS]]
     lines += ["  " + "".join(f"{text:<28}" for text in shown[n:n + 4]).rstrip() for n in range(0, len(shown), 4)]
+    if len(flips) and result["flip_tolerance"] is None:
+        lines.append("  (a large map: each alpha is the middle of two points of the curve, not bisected further)")
     if len(flips) > MOST_FLIPS:
         lines.append(f"  and {len(flips) - MOST_FLIPS:,} more, in phase.json")
     return "\n".join(lines)
@@ -283,13 +289,16 @@ def phase(environment, mdp, dataset, alphas, gamma, td_loss="mse", behavior=None
     try:
         found = curve(mdp, empirical, counts, alphas, gamma, horizon, td_loss)
         held = references(mdp, empirical, counts, gamma, horizon, behavior)
-        changes = flip_points(empirical, counts, found, gamma, td_loss) if flips else []
+        # on a large map every solution takes seconds and thousands of actions flip: there, between which points is enough
+        tolerance = FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
+        changes = flip_points(empirical, counts, found, gamma, td_loss, tolerance) if flips else []
     except (ValueError, CertificateError) as error:
         raise ConfigError(str(error)) from None
     return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
             "gamma": gamma, "td_loss": td_loss, "horizon": horizon, "transitions": int(counts.sum()),
             "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(found.residual.max()),
             "references": held, "curve": found.rows(),
+            "flip_tolerance": tolerance if tolerance < math.inf else None,
             "flips": [vars(flip) for flip in changes], "flip_states": len({flip.state for flip in changes})}
 
 
