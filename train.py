@@ -10,7 +10,7 @@ from cql.collect import datasets_for, environment_of, summary
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
-from cql.training import Interrupted, resolve_device, train
+from cql.training import Interrupted, refuse_too_large, resolve_device, train
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def open_run(arguments: argparse.Namespace):
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))
+    refuse_too_large(config, datasets[0])
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
 

@@ -157,6 +157,14 @@ class Slice:
         return losses.td_target(batch.rewards, batch.terminations, values, self.config.gamma)
 
 
+def memory_needed(config: Config, dataset: OfflineDataset) -> int:
+    """Bytes that the largest slice's parameters, gradient, target and moments take, and its schedule."""
+    inputs = dataset.num_states if dataset.discrete else dataset.observations.shape[1]
+    network = PopulationMLP(inputs, dataset.num_actions, config.hidden, dataset.discrete)
+    members = min(config.slice_size, len(config.alpha) * config.num_seeds * config.num_datasets)
+    return 4 * (members * network.parameters_per_member * 6 + 3 * max(config.steps, config.bc_steps))
+
+
 def cosine_schedule(rate: float, steps: int) -> Tensor:
     """Learning rate of every update, from ``rate`` down to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983): ``[steps]``."""
     progress = torch.arange(steps, dtype=torch.float64) / max(steps, 1)

@@ -18,7 +18,7 @@ from cql.metrics import MetricsLog
 from cql.population import slices
 from cql.runs import RunError, RunFolder, archive_bytes, load_archive
 from cql.sampling import Transitions
-from cql.slice import Slice
+from cql.slice import Slice, memory_needed
 
 ONE_THREAD = 2**24  # multiply-adds of a slice's largest product below which a second CPU thread costs more than it gives
 CHECKPOINT_FORMAT = 1
@@ -41,6 +41,14 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA device(s) here.")
     return device
+
+
+def refuse_too_large(config: Config, dataset: OfflineDataset) -> None:
+    """Raises RunError if the population cannot fit into this machine's memory, before anything is written."""
+    needed, present = memory_needed(config, dataset), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise RunError(f"this population needs {needed / 2**30:,.0f} GiB and the machine has {present / 2**30:,.0f}: "
+                       "give a smaller --slice-size, --hidden or --steps.")
 
 
 def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], environment: gymnasium.Env | None,

@@ -137,20 +137,48 @@ BAD_COMMANDS = [
     (["--resume", "nothing"], "nothing is no run folder"), (["--map", "random:25"], "needs --max-episode-steps"),
     (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
     (["--resume", ".", "--alpha", "1"], "give no others"), (["--batch-size", "1000000"], "is larger than the data set"),
+    (["--hidden", "10000000", "10000000"], "this population needs"), (["--map", "random:60000"], "at most 1000 cells"),
+    (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "at most 1e+18"),
+    (["--env", "this:Foo-v0", "--dataset", "PLAIN"], "names a module"),
+    (["--env", "FrozenLake-v1", "--slip", "0.1", "--dataset", "PLAIN"], "--slip is a setting of"),
+    (["--env", "CliffWalking-v1", "--dataset", "PLAIN"], "has no step limit"),
 ]
 
 
 @pytest.mark.parametrize("argv, sentence", BAD_COMMANDS)
-def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, sentence):
+def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, tmp_path_factory, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
     tiny = [] if "--resume" in argv else TINY[2:] if "--dataset" in argv else TINY
-    assert train.main([*tiny, *argv]) == 2
+    plain = plain_arrays(tmp_path_factory.mktemp("plain") / "plain.npz")
+    assert train.main([*tiny, *(plain if word == "PLAIN" else word for word in argv)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
+METADATA = {"num_states": 6, "num_actions": 5}
+GRID = {"id": "SafetyCriticalGridWorld-v0", "arguments": {}, "max_episode_steps": 80}
+
+
+@pytest.mark.parametrize("metadata, sentence", [
+    ([], "not a JSON object"), ({"environment": 3}, "in no known form"), ({"environment": GRID}, "does not fit the environment"),
+    ({"environment": GRID | {"id": "evil:Foo-v0"}}, "names a module"), ({"num_states": 2**31 - 1}, "this population needs"),
+    ({"environment": GRID | {"arguments": {"render_mode": "human"}}}, "not allowed here"),
+    ({"environment": GRID | {"max_episode_steps": -1}}, "max_episode_steps must be"),
+    ({"environment": {"id": "CartPole-v1", "arguments": {}, "max_episode_steps": 9}}, "does not fit the environment"),
+])
+def test_hostile_metadata_get_one_sentence(tmp_path, monkeypatch, capsys, metadata, sentence):
+    monkeypatch.chdir(tmp_path)
+    data = plain_arrays(tmp_path / "bad.npz", metadata=json.dumps(METADATA | metadata if isinstance(metadata, dict) else metadata))
+    assert train.main([*TINY[2:], "--dataset", data]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.npz"]
+
+
 @pytest.mark.parametrize("changes, sentence", [
+    (dict(rewards=np.float32(1)), "rewards is a single value"),
+    (dict(terminations=np.array([True, *[False] * 49]), episode_ids=np.zeros(50, int)), "ends its episode, yet"),
     (dict(rewards=np.full(50, np.nan)), "rewards holds NaN"), (dict(actions=np.full(50, -1)), "actions must lie"),
     (dict(actions=np.zeros(49, int)), "actions has 49 entries"),
     (dict(terminations=np.ones(50, bool), truncations=np.ones(50, bool)), "both terminated and truncated"),
