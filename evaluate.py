@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cql.analysis import audit, evaluation, plots
+from cql.analysis import audit, evaluation, phase_plot, plots
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             plots.draw_all(run)
             if audited is not None:
                 run.write_json("audit.json", audited)
-                audit.draw(run, audited)
+                phase_plot.draw_audit(run, audited)
             run.write_manifest()
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

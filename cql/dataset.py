@@ -4,6 +4,7 @@ Axes: ``D`` transitions. ``terminations`` and ``truncations`` never hold at once
 allowed step is a termination.
 """
 
+import hashlib
 import io
 import json
 import zipfile
@@ -123,19 +124,18 @@ class OfflineDataset:
         write_whole(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
+        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        arrays["metadata"] = np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
+        # the digest stands first and the metadata that ask for it last: no single hole takes both
+        arrays = {"sha256": np.array(_digest(arrays)), **arrays}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            for name in (*ARRAYS, "metadata"):
-                array = self._metadata_array() if name == "metadata" else getattr(self, name)
-                if array is not None:
-                    member = io.BytesIO()
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-                    # a fixed date, so that the bytes depend on the contents alone
-                    archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getbuffer())
+            for name, array in arrays.items():
+                member = io.BytesIO()
+                np.lib.format.write_array(member, array, allow_pickle=False)
+                # a fixed date, so that the bytes depend on the contents alone
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getbuffer())
         return buffer.getvalue()
-
-    def _metadata_array(self) -> np.ndarray:
-        return np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
 
     @classmethod
     def load(cls, path) -> "OfflineDataset":
@@ -151,7 +151,10 @@ class OfflineDataset:
                 if missing:
                     raise DatasetError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}.")
                 arrays = {name: archive[name] for name in ARRAYS if name in archive}
-                metadata = json.loads(str(archive["metadata"])) if "metadata" in archive else {}
+                metadata, digested, digest = {}, None, str(archive["sha256"]) if "sha256" in archive else None
+                if "metadata" in archive:
+                    metadata = json.loads(str(archive["metadata"]))
+                    digested = _digest({**arrays, "metadata": archive["metadata"]})
         except DatasetError:
             raise
         except FileNotFoundError:
@@ -160,8 +163,11 @@ class OfflineDataset:
             raise DatasetError(f"{path} cannot be read as a data set ({_first_line(error)}).") from None
         if not isinstance(metadata, dict):
             raise DatasetError(f"{path}: its metadata are not a JSON object.")
-        if metadata.pop("format", FORMAT) != FORMAT:
-            raise DatasetError(f"{path} is of a format that this version does not know.")
+        if "format" in metadata or digest is not None:  # written by this project: whole, or not at all
+            if metadata.pop("format", None) != FORMAT:
+                raise DatasetError(f"{path} is of a format that this version does not know.")
+            if digest != digested:
+                raise DatasetError(f"{path} is damaged: its contents do not have the digest it was written with.")
         try:
             return cls.from_arrays(**arrays, metadata=metadata)
         except DatasetError as error:
@@ -209,6 +215,13 @@ def state_action_counts(dataset: OfflineDataset) -> np.ndarray:
     pairs = dataset.observations.astype(np.int64) * dataset.num_actions + dataset.actions
     counts = np.bincount(pairs, minlength=dataset.num_states * dataset.num_actions)
     return counts.reshape(dataset.num_states, dataset.num_actions)
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
@@ -273,7 +286,8 @@ def _numbers(array, name: str, dtype) -> np.ndarray:
     array = _array(array, name)
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
         raise DatasetError(f"{name} must be numbers.")
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        return array.astype(dtype)
 
 
 def _flags(array, name: str) -> np.ndarray:

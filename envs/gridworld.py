@@ -61,7 +61,7 @@ class SafetyCriticalGridWorld(gymnasium.Env):
 
     ## Description
     The agent moves on a grid of `rows x columns` cells, one cell per step. Every move may slip. Entering a
-    goal is the only reward, entering a hazard costs more than any detour, so a good policy keeps its
+    goal is the only reward, entering a hazard costs more than a detour, so a good policy keeps its
     distance from hazards even where the direct way leads along them.
 
     The dynamics are a finite table, `P`, and `step` samples that very table: simulator and model are one.

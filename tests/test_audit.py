@@ -10,7 +10,7 @@ import pytest
 import evaluate
 import train
 from cql import runs
-from cql.analysis import audit
+from cql.analysis import audit, logged
 from cql.collect import environment_spec, exact_model, generate_offline_episodes, make_environment
 from cql.config import Config
 from cql.dataset import DatasetError, OfflineDataset
@@ -253,10 +253,10 @@ def test_data_of_another_environment():
     islands, blocks = (make_environment(environment_spec(Config(map=name))) for name in ("islands", "blocks"))
     dataset = generate_offline_episodes(islands, config.episodes * 10)
     with pytest.raises(DatasetError, match="of another environment"):
-        audit.logged_model(dataset, blocks, exact_model(blocks))
+        logged.logged_model(dataset, blocks, exact_model(blocks))
     lake = gymnasium.make("FrozenLake-v1", map_name="8x8")
     with pytest.raises(DatasetError, match="does not fit: .* data set of another environment"):
-        audit.logged_model(dataset, lake, exact_model(lake))
+        logged.logged_model(dataset, lake, exact_model(lake))
 
 
 def test_vectors_that_are_no_states():
@@ -265,12 +265,12 @@ def test_vectors_that_are_no_states():
     dataset = OfflineDataset.from_arrays(*[random.normal(size=(6, 2)).astype(np.float32), np.array([0, 1, 2, 3, 0, 1]), np.zeros(6),
                                          random.normal(size=(6, 2)).astype(np.float32), [False] * 6])
     with pytest.raises(DatasetError, match="none of the environment's states"):
-        audit.logged_model(dataset, environment, exact_model(environment))
+        logged.logged_model(dataset, environment, exact_model(environment))
     indices = make_environment(environment_spec(Config()))
     with pytest.raises(DatasetError, match="not of the kind"):
-        audit.logged_model(dataset, indices, exact_model(indices))
+        logged.logged_model(dataset, indices, exact_model(indices))
 
 
 def test_an_environment_without_a_table():
     with pytest.raises(runs.RunError, match="no transition table P"):
-        audit.known_model(gymnasium.make("CartPole-v1"))
+        logged.known_model(gymnasium.make("CartPole-v1"))

@@ -207,12 +207,12 @@ def test_a_data_set_of_another_environment_is_refused(tmp_path):
     data = collected(5)
     data.save(tmp_path / "d.npz")
     assert datasets_for(Config(dataset=str(tmp_path / "d.npz")), {})[0].to_bytes() == data.to_bytes()
-    for given, sentence in ((dict(map="blocks"), "--map contradicts"), (dict(slip=0.1), "--slip contradicts"),
+    for asked, sentence in ((dict(map="blocks"), "--map contradicts"), (dict(slip=0.1), "--slip contradicts"),
                             (dict(observation="coordinates"), "--observation contradicts"),
                             (dict(max_episode_steps=90), "--max-episode-steps contradicts"),
                             (dict(episodes=7), "does not go with --dataset"), (dict(epsilon=0.1), "does not go with")):
         with pytest.raises(ConfigError, match=sentence):
-            datasets_for(Config(dataset=str(tmp_path / "d.npz"), **given), given)
+            datasets_for(Config(dataset=str(tmp_path / "d.npz"), **asked), asked)
     lying = OfflineDataset.from_arrays(**arrays(), metadata={"environment": data.metadata["environment"]})
     with pytest.raises(ConfigError, match="does not fit the environment"):
         environment_of(lying)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import train
 from cql.analysis import plots
-from cql.collect import environment_spec, make_environment
+from cql.collect import make_environment
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import value_bound

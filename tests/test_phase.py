@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import train
-from cql.analysis import audit, phase_plot
+from cql.analysis import logged, phase_command, phase_plot
 from cql.collect import environment_spec, exact_model, generate_offline_episodes, make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
@@ -32,7 +32,7 @@ def two_ways(share):
 def islands():
     environment = make_environment(environment_spec(Config()))
     mdp = exact_model(environment)
-    empirical, counts = audit.logged_model(generate_offline_episodes(environment, 40), environment, mdp)
+    empirical, counts = logged.logged_model(generate_offline_episodes(environment, 40), environment, mdp)
     return mdp, empirical, counts
 
 
@@ -123,7 +123,7 @@ def run(tmp_path_factory):
 
 def test_the_command_writes_prints_and_draws(run, capsys):
     capsys.readouterr()
-    assert phase.main(["--map", str(run / "map.txt"), "--episodes", "20", "--points", "7", "--out", str(run / "phase")]) == 0
+    assert phase_command.main(["--map", str(run / "map.txt"), "--episodes", "20", "--points", "7", "--out", str(run / "phase")]) == 0
     printed = capsys.readouterr().out
     for words in ("V believed", "BC by counts", "behaviour", "alpha -> 0+", "Highest return", f"folder: {run / 'phase'}"):
         assert words in printed
@@ -135,7 +135,7 @@ def test_the_command_writes_prints_and_draws(run, capsys):
 
 
 def test_a_run_is_laid_over_its_own_curve(run):
-    assert phase.main(["--run", str(run / "run"), "--alpha", "1", "5", "50", "--out", str(run / "over")]) == 0
+    assert phase_command.main(["--run", str(run / "run"), "--alpha", "1", "5", "50", "--out", str(run / "over")]) == 0
     found = json.loads((run / "over/phase.json").read_text())
     assert [entry["algorithm"] for entry in found["trained"]] == ["bc", "cql", "cql"]
     evaluation = json.loads((run / "run/evaluation.json").read_text())
@@ -147,7 +147,7 @@ def test_a_run_is_laid_over_its_own_curve(run):
 def test_without_out_a_fresh_folder_is_made(run, monkeypatch):
     monkeypatch.chdir(run)
     for _ in range(2):
-        assert phase.main(["--map", "map.txt", "--episodes", "5", "--alpha", "1"]) == 0
+        assert phase_command.main(["--map", "map.txt", "--episodes", "5", "--alpha", "1"]) == 0
     assert [path.name.startswith("phase-") for path in (run / "runs").iterdir()] == [True, True]
 
 
@@ -181,7 +181,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(run, monkeypatch, capsys
     monkeypatch.chdir(run)
     plain_dataset(run)
     before = sorted(run.iterdir())
-    assert phase.main([*argv, *(["--episodes", "5"] if "--dataset" not in argv and "--run" not in argv else [])]) == 2
+    assert phase_command.main([*argv, *(["--episodes", "5"] if "--dataset" not in argv and "--run" not in argv else [])]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert sorted(run.iterdir()) == before

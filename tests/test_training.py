@@ -171,7 +171,7 @@ def test_logged_losses_are_those_of_the_updates(tmp_path):
 
 def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path):
     run = run_of(tmp_path / "r", bc_steps=1, steps=0, log_every=1, batch_size="full")
-    data, policy = run.datasets(run.config())[0], None
+    data = run.datasets(run.config())[0]
     from cql.networks import PopulationMLP
     network = PopulationMLP(225, 4, (16,), True)
     logits = network.forward(network.layers(network.initial([42])), torch.from_numpy(data.observations).long()[None])[-1]

@@ -24,17 +24,15 @@ import gymnasium
 import numpy as np
 
 import envs
-from cql.analysis.figure_data import Board, states_of
-from cql.collect import environment_of, exact_model
-from cql.config import Config
-from cql.dataset import DatasetError, OfflineDataset
+from cql.analysis.evaluation import divergence, load_policy
+from cql.analysis.logged import grid_words, known_model, logged_model
+from cql.collect import environment_of
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.oracle import CertificateError, alpha_zero_limit, cql_fixed_point, empirical_policy, half_square_alpha
 from cql.exact.phase import ROUNDING, settled_actions, settled_policy
 from cql.exact.tabular import (
     TabularMDP,
     bellman_backup,
-    empirical_mdp,
     evaluate_policies,
     greedy_actions,
     greedy_policy,
@@ -43,7 +41,6 @@ from cql.exact.tabular import (
     state_value,
     value_iteration,
 )
-from cql.policy import Policy
 from cql.population import Member, all_members
 from cql.runs import RunError, RunFolder
 
@@ -51,84 +48,6 @@ TERMS = ("optimisation", "conservatism", "sampling", "policy")
 MAX_DETAILED, MAX_DETAILED_STATES = 6, 20_000  # members with per-state arrays, and states of all of them together
 SHOWN_ALPHA = 6.0  # these arrays go to the members nearest to the default first
 CLEAR = 0.01  # a gap between actions is clear from this share of the Q range on
-
-
-# ------------------------------------------------------------------------------------------------ the data as a model
-
-
-def known_model(environment: gymnasium.Env | None) -> TabularMDP:
-    """The true model of an environment with a start and a step limit.
-
-    Raises:
-        RunError: there is none to hold anything against.
-    """
-    if environment is None:
-        raise RunError("the data name no environment: without its true model nothing exact can be said.")
-    mdp = exact_model(environment)
-    if mdp is None:
-        raise RunError(f"the environment {environment.spec.id} has no transition table P: without the true model nothing "
-                       "exact can be said.")
-    if mdp.start is None:
-        raise RunError(f"the environment {environment.spec.id} does not say where it starts.")
-    return mdp
-
-
-def logged_model(dataset: OfflineDataset, environment: gymnasium.Env, mdp: TabularMDP):
-    """What the data say, over the states of the true model: (empirical MDP, counts [S, A]).
-
-    Observations may be indices or vectors; vectors must be those the environment shows in its states.
-
-    Raises:
-        DatasetError: they are not, or a logged transition cannot happen in this environment.
-    """
-    inputs = state_inputs(environment).numpy()
-    if dataset.num_actions != mdp.num_actions:
-        raise DatasetError(f"the data set has {dataset.num_actions} actions and the environment {mdp.num_actions}: it is of "
-                           "another environment.")
-    if (dataset.observations.ndim == 1) != (inputs.ndim == 1) or (
-            inputs.ndim == 2 and dataset.observations.shape[1:] != inputs.shape[1:]):
-        raise DatasetError("the data set's observations are not of the kind that the environment shows.")
-    columns = [states_of(observations, inputs) for observations in (dataset.observations, dataset.next_observations)]
-    if min(column.min() for column in columns) < 0:
-        raise DatasetError("some observations of the data set are none of the environment's states: an audit needs "
-                           "states that can be told apart and counted.")
-    logged = _Columns(dataset, *columns)
-    try:
-        empirical, counts = empirical_mdp(logged, mdp.num_states, mdp.num_actions, mdp.hazard, mdp.goal, mdp.start,
-                                          mdp.terminal)
-    except ValueError as error:
-        raise DatasetError(f"the data set does not fit: {error}") from None
-    strange = impossible_outcomes(mdp, empirical)
-    if strange.any():
-        s, a, k = np.argwhere(strange)[0]
-        raise DatasetError(f"the data set is of another environment: action {a} in state {s} cannot lead to state "
-                           f"{empirical.next_state[s, a, k]} with reward {empirical.reward[s, a, k]:g} here.")
-    return empirical, counts
-
-
-class _Columns:
-    """A data set with states in place of observations, as `empirical_mdp` reads it."""
-
-    def __init__(self, dataset, states, next_states):
-        self.observations, self.next_observations = states, next_states
-        self.actions, self.rewards, self.terminations = dataset.actions, dataset.rewards, dataset.terminations
-
-
-def behavior_policy(environment: gymnasium.Env, config: Config) -> np.ndarray | None:
-    """[S, A]: the policy that generated the data, None where they were given."""
-    if not isinstance(environment.unwrapped, envs.SafetyCriticalGridWorld) or config.dataset is not None:
-        return None
-    return envs.safe_behavior_policy(environment, config.epsilon)
-
-
-def impossible_outcomes(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
-    """[S, A, K'] bool: outcomes of the data's model that the true one gives no probability. Rewards to 1e-4."""
-    possible = np.zeros(empirical.probability.shape, dtype=bool)
-    for k in range(mdp.probability.shape[-1]):
-        possible |= ((mdp.probability[..., k, None] > 0) & (empirical.next_state == mdp.next_state[..., k, None])
-                     & (empirical.terminated == mdp.terminated[..., k, None])
-                     & np.isclose(empirical.reward, mdp.reward[..., k, None], rtol=1e-4, atol=1e-4))
-    return (empirical.probability > 0) & ~possible
 
 
 # --------------------------------------------------------------------------------------------------- pure computations
@@ -368,7 +287,9 @@ def audit(run: RunFolder) -> dict:
     if config.gamma == 1:
         raise RunError("the run has gamma 1, where the fixed point of CQL need not exist: an audit needs gamma below 1.")
     inputs = state_inputs(environment).numpy()
-    members, detailed = all_members(config), _detailed(all_members(config), mdp.num_states)
+    lost = {name for name, found in divergence(run).items() if found["reason"] == "not finite"}  # they have no policy
+    members = [member for member in all_members(config) if member.name not in lost]
+    detailed = _detailed(members, mdp.num_states)
     entries, draws = {}, {}
     for data_seed, dataset in datasets.items():
         mine = [member for member in members if member.data_seed == data_seed]
@@ -383,7 +304,7 @@ def audit(run: RunFolder) -> dict:
         if any(member.data_seed == data_seed for member in detailed):
             draws[str(data_seed)]["states"] = {k: _plain(v) for k, v in exact.states().items()}
         for member in mine:
-            policy = Policy.load(run.policy_path(member.name))
+            policy = load_policy(run, member, dataset)
             if member.algorithm == "bc":
                 entries[member] = {**vars(member), **audit_bc(exact, policy.probabilities(inputs).astype(np.float64))}
                 continue
@@ -410,16 +331,6 @@ def _plain(array: np.ndarray):
     if np.issubdtype(array.dtype, np.integer):
         return array.tolist()
     return [float(f"{x:.7g}") if math.isfinite(x) else None for x in array.tolist()]
-
-
-def grid_words(environment, mdp) -> tuple[list[str] | None, list[str] | None]:
-    """(name of each state by row and column, name of each action as an arrow); None where states are no cells."""
-    board = Board.of(environment, mdp)
-    if board is None:
-        return None, None
-    arrows = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}
-    names = [arrows.get(tuple(int(x) for x in move), str(a)) for a, move in enumerate(board.moves)]
-    return ["({},{})".format(*divmod(s, board.shape[1])) for s in range(mdp.num_states)], names
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -555,13 +466,3 @@ def _bc_page(bc) -> list[str]:
                  "same greedy", "return", "counts'", "hazard", "counts'"], rows,
                  ["KL: excess cross-entropy over the data, in nats; TV: total variation distance per state."]
                  + [f"and {len(bc) - 12} more members in audit.json"] * (len(bc) > 12))
-
-
-# ------------------------------------------------------------------------------------------------------------ pictures
-
-
-def draw(run: RunFolder, audit: dict) -> list:
-    """Draws an audit into the run's ``figures/``: audit_values, audit_decomposition, audit_phase. Returns their paths."""
-    from cql.analysis import phase_plot  # matplotlib is slow to load, and the numbers do not need it
-
-    return phase_plot.draw_audit(run, audit)

@@ -7,8 +7,9 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cql.analysis.audit import TERMS, behavior_policy, known_model
+from cql.analysis.audit import TERMS
 from cql.analysis.figure_data import Pictured, shown_member
+from cql.analysis.logged import behavior_policy, exact_curve, known_model
 from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, VERMILION, WIDTH, about, heading
 from cql.analysis.maps import (
     ERRORS,
@@ -177,7 +178,7 @@ def audit_phase(pictured: Pictured) -> Figure | None:
     members = [e for e in pictured.evaluation["members"] if e["data_seed"] == config.data_seed]
     if config.td_loss not in phase.TD_LOSSES or not any(e["algorithm"] == "cql" for e in members):
         return None
-    result = phase.phase(pictured.environment, known_model(pictured.environment), pictured.dataset, phase.default_alphas(),
+    result = exact_curve(pictured.environment, known_model(pictured.environment), pictured.dataset, phase.default_alphas(),
                          config.gamma, config.td_loss, behavior_policy(pictured.environment, config), flips=False)
     result["trained"] = members
     return phase_figure(result, "The trained members beside the exact curve over α")

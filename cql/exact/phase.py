@@ -10,19 +10,13 @@ Axes: N alpha, S state, A action. float64. Values are discounted over an infinit
 those of one undiscounted episode with its step limit. alpha is in the units of the TD loss, as in `train.py`.
 """
 
-import argparse
-import datetime
-import json
-import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
 from cql.exact.tabular import (
-    DENSE_STATES,
     TabularMDP,
     backward_induction,
     bellman_backup,
@@ -271,140 +265,7 @@ def _facts(rows):
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------- the command
-
-
-def phase(environment, mdp, dataset, alphas, gamma, td_loss="mse", behavior=None, flips=True) -> dict:
-    """Everything above for one data set, as the content of ``phase.json``.
-
-    Raises:
-        ConfigError: the environment or gamma rule a curve out; DatasetError: the data set is of another environment.
-    """
-    from cql.analysis.audit import logged_model
-    from cql.config import ConfigError
-    from cql.exact.oracle import CertificateError
-
-    horizon = environment.spec.max_episode_steps
-    empirical, counts = logged_model(dataset, environment, mdp)
-    try:
-        found = curve(mdp, empirical, counts, alphas, gamma, horizon, td_loss)
-        held = references(mdp, empirical, counts, gamma, horizon, behavior)
-        # on a large map every solution takes seconds and thousands of actions flip: there, between which points is enough
-        tolerance = FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
-        changes = flip_points(empirical, counts, found, gamma, td_loss, tolerance) if flips else []
-    except (ValueError, CertificateError) as error:
-        raise ConfigError(str(error)) from None
-    return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
-            "gamma": gamma, "td_loss": td_loss, "horizon": horizon, "transitions": int(counts.sum()),
-            "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(found.residual.max()),
-            "references": held, "curve": found.rows(),
-            "flip_tolerance": tolerance if tolerance < math.inf else None,
-            "flips": [vars(flip) for flip in changes], "flip_states": len({flip.state for flip in changes})}
-
-
-def parse(argv):
-    from cql import config as settings
-
-    parser = argparse.ArgumentParser(prog="python -m cql.exact.phase", description=(
-        "The exact curve of CQL over alpha, without training: a table, phase.json and phase.png."))
-    parser.add_argument("--out", metavar="DIR", help="folder to make (default: a timestamped one under runs/)")
-    parser.add_argument("--run", metavar="RUN", help="lay the trained members of this run over the curve; environment, data, "
-                        "gamma and loss are then the run's (--data-seed chooses among its draws)")
-    parser.add_argument("--points", type=int, metavar="N",
-                        help=f"points from {LOWEST:g} to {HIGHEST:g} (default {POINTS})")
-    parser.add_argument("--alpha", type=float, nargs="+", default=argparse.SUPPRESS, metavar="A",
-                        help="these values instead of evenly spaced ones")
-    parser.add_argument("--gamma", type=float, default=argparse.SUPPRESS, metavar="X",
-                        help="discount factor (default 0.99)")
-    parser.add_argument("--td-loss", choices=TD_LOSSES, default=argparse.SUPPRESS,
-                        help="the loss whose units alpha has (default mse)")
-    settings.add_arguments(parser, groups=("environment and data",))
-    return parser.parse_args(argv)
-
-
-def _setting(arguments):
-    """(config, dataset, entries of the run's members trained on it)."""
-    from cql import config as settings
-    from cql.collect import datasets_for
-    from cql.runs import RunError, RunFolder
-
-    given = settings.given(arguments)
-    config = settings.from_arguments(arguments)
-    if arguments.points is not None and "alpha" in given:
-        raise settings.ConfigError("--points and --alpha both say where the curve is computed: give one of them.")
-    if arguments.points is not None and arguments.points < 2:
-        raise settings.ConfigError(f"--points must be at least 2, not {arguments.points}.")
-    if config.num_datasets > 1:
-        raise settings.ConfigError("a curve belongs to one data draw: choose it with --data-seed, without --num-datasets.")
-    if arguments.run is None:
-        return config, datasets_for(config, given)[0], []
-    foreign = sorted(given.keys() - {"alpha", "data_seed"})
-    if foreign:
-        raise settings.ConfigError(f"--run brings its own environment, data, gamma and loss: leave out "
-                                   f"--{foreign[0].replace('_', '-')}.")
-    run = RunFolder.open(arguments.run)
-    theirs = run.config()
-    data_seed = given.get("data_seed", theirs.data_seed)
-    if data_seed not in theirs.data_seeds:
-        raise settings.ConfigError(f"the run {arguments.run} has no data draw {data_seed}.")
-    if theirs.td_loss not in TD_LOSSES:
-        raise settings.ConfigError(f"the run was trained with {theirs.td_loss}, whose fixed point need not be unique: "
-                                   f"the curve needs {' or '.join(TD_LOSSES)}.")
-    evaluation = run.read_json("evaluation.json")
-    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("members"), list):
-        raise RunError(f"{run.path / 'evaluation.json'} lists no members.")
-    dataset = run.datasets(theirs)[theirs.data_seeds.index(data_seed)]
-    return theirs, dataset, [entry for entry in evaluation["members"] if entry["data_seed"] == data_seed]
-
-
-def _folder(out):
-    """A new folder for the results; the caller has made sure that everything else is in order."""
-    from cql.config import ConfigError
-
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for number in range(1000):
-        path = Path(out) if out is not None else Path("runs") / (f"phase-{stamp}" + (f"-{number}" if number else ""))
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if out is not None:
-                raise ConfigError(f"the folder {out} exists already: give another --out.") from None
-        except OSError as error:
-            raise ConfigError(f"the folder {path} cannot be made ({error.strerror}).") from None
-    raise ConfigError("no free name for a folder under runs/: give --out.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    # what is below knows files, environments and pictures: brought in only where the command runs
-    from cql.analysis import audit, phase_plot
-    from cql.collect import environment_of
-    from cql.config import ConfigError
-    from cql.dataset import DatasetError
-    from cql.files import write_whole
-    from cql.runs import RunError
-
-    arguments = parse(argv)
-    try:
-        if arguments.out is not None and Path(arguments.out).exists():
-            raise ConfigError(f"the folder {arguments.out} exists already: give another --out.")
-        config, dataset, trained = _setting(arguments)
-        environment = environment_of(dataset)
-        mdp = audit.known_model(environment)
-        alphas = arguments.alpha if "alpha" in arguments else default_alphas(arguments.points or POINTS)
-        result = phase(environment, mdp, dataset, alphas, config.gamma, config.td_loss,
-                       audit.behavior_policy(environment, config))
-        result["trained"] = trained
-        folder = _folder(arguments.out)
-        write_whole(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
-        write_whole(folder / "phase.png", phase_plot.png(phase_plot.phase_figure(result)))
-    except (ConfigError, DatasetError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(result, *audit.grid_words(environment, mdp)))
-    print(f"folder: {folder}")
-    return 0
-
-
 if __name__ == "__main__":
+    from cql.analysis.phase_command import main  # files, environments and pictures: what is exact knows none of them
+
     sys.exit(main())
