@@ -7,6 +7,7 @@ allowed step is a termination.
 import hashlib
 import io
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from cql.files import write_whole
 
 FORMAT = 1
+MAX_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a small archive can unpack to any size
 ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box observations
     "observations": None,
     "actions": np.int32,
@@ -146,6 +148,10 @@ class OfflineDataset:
         """
         path = Path(path)
         try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > MAX_BYTES:
+                raise DatasetError(f"{path} unpacks to {unpacked / 2**30:,.0f} GiB, more than this machine's memory.")
             with np.load(path, allow_pickle=False) as archive:
                 missing = [name for name in REQUIRED if name not in archive]
                 if missing:

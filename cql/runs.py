@@ -65,6 +65,9 @@ class RunFolder:
         run = cls(path)
         if not (run.path / "config.json").is_file():
             raise RunError(f"{path} is no run folder: it has no config.json.")
+        for inside in run.path.rglob("*"):
+            if inside.is_symlink():  # it could lead reading or writing out of the folder
+                raise RunError(f"{inside} is a symbolic link: a run folder holds none.")
         return run
 
     def config(self) -> Config:

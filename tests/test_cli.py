@@ -218,6 +218,14 @@ def test_evaluate_refuses_in_one_sentence(finished, tmp_path, capsys):
     assert evaluate.main([str(copy)]) == 0
 
 
+def test_a_link_out_of_the_run_is_not_followed(finished, tmp_path, capsys):
+    import shutil
+    shutil.copytree(finished, tmp_path / "copy")
+    shutil.move(tmp_path / "copy/policies", tmp_path / "elsewhere")
+    (tmp_path / "copy/policies").symlink_to(tmp_path / "elsewhere")
+    assert evaluate.main([str(tmp_path / "copy")]) == 2 and "symbolic link" in capsys.readouterr().err
+
+
 def test_two_processes_never_write_one_run(finished, capsys):
     with runs.RunFolder.open(finished).lock():
         assert evaluate.main([str(finished)]) == 2

@@ -95,6 +95,13 @@ def test_missing_files_and_arrays_are_named(tmp_path):
         OfflineDataset.load(tmp_path / "objects.npz")
 
 
+def test_a_small_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", **{**arrays(), "rewards": np.zeros(10**6)})
+    monkeypatch.setattr("cql.dataset.MAX_BYTES", 10**6)
+    with pytest.raises(DatasetError, match="more than this machine's memory"):
+        OfflineDataset.load(tmp_path / "bomb.npz")
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), vectors=st.booleans())
 def test_compression_loses_nothing_but_the_order(seed, vectors):
