@@ -1,5 +1,7 @@
 """What is measured of a population while it trains; the names are those of ``cql.metrics.METRICS``."""
 
+import math
+
 import gymnasium
 import numpy as np
 import torch
@@ -82,6 +84,10 @@ class Diagnostics:
         found = {name: values.double().tolist() for name, values in found.items()}
         if self.mdp is not None:
             found |= self._exact(population_outputs(network, layers, self.states, len(draws)).argmax(-1).cpu().numpy())
+        for m, health in enumerate(found["health/diverged"]):
+            if health == NOT_FINITE:  # the greedy action of a NaN is no action: nothing said of it would be true
+                for name in found.keys() - {"health/diverged"}:
+                    found[name][m] = math.nan
         return found
 
     def _exact(self, actions: np.ndarray) -> dict[str, list[float]]:

@@ -24,6 +24,7 @@ from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import value_bound
 from cql.exact.oracle import cql_fixed_point
 from cql.exact.tabular import empirical_mdp
+from cql.metrics import read_metrics
 from tests.test_dataset import arrays, collected
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +107,9 @@ def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys
     assert "DIVERGED (not finite, since update 20)" in printed.out
     members = json.loads((tmp_path / "both/evaluation.json").read_text())["members"]
     assert [m["diverged"] for m in members] == [None, None, {"since": 20, "reason": "not finite"}]
+    logged = read_metrics(tmp_path / "both/metrics.csv")
+    assert np.isnan(logged["cql-a20-s42-d42", "exact/return"][1][1:]).all()
+    assert np.isfinite(logged["cql-a6-s42-d42", "exact/return"][1]).all()
     assert members[2]["exact"] is None and members[1]["exact"]["return"] is not None
     assert not (tmp_path / "both/policies/cql-a20-s42-d42.pt").exists()
     for a, b in zip(*(Policy.load(tmp_path / name / "policies/cql-a6-s42-d42.pt").layers for name in ("both", "alone"))):

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from cql.analysis.audit import TERMS
 from cql.analysis.figure_data import Pictured, shown_member
 from cql.analysis.logged import behavior_policy, exact_curve, known_model
-from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, VERMILION, WIDTH, about, heading
+from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, VERMILION, WIDTH, about, heading, warn_of_divergence
 from cql.analysis.maps import (
     ERRORS,
     _colour_bar,
@@ -50,6 +50,7 @@ def draw_audit(run: RunFolder, audit: dict) -> list:
                              ("audit_decomposition", audit_decomposition(pictured, audit)),
                              ("audit_phase", audit_phase(pictured))):
             if figure is not None:
+                warn_of_divergence(figure, pictured)
                 drawn.append(run.path / "figures" / f"{name}.png")
                 write_whole(drawn[-1], png(figure))
     return drawn
@@ -109,8 +110,10 @@ def _phase_figure(result, title, source):
         handles.append(Line2D([], [], marker="|", color=GREY, linestyle="", label=f"greedy action flips ({len(flips)})"))
     if trained is not None:
         handles.append(Line2D([], [], marker="o", color="white", markeredgecolor=BLACK, markersize=6, linestyle="",
-                              label="trained members" + trained))
+                              label="trained members"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.4)
+    if trained:
+        axes[0, 0].text(0.98, 0.9, trained, transform=axes[0, 0].transAxes, color="#444444", fontsize=9, ha="right")
     heading(figure, title, source or _source(result))
     return figure
 
@@ -142,7 +145,7 @@ def _trained(axes, panels, entries, alphas) -> str | None:
     """The members as points; those far off the exact curve at the frame, so that the curve stays readable.
 
     Returns:
-        What the legend must add, or None if there are no members.
+        What the picture must add in words (maybe nothing), or None if there are no members.
     """
     entries = [e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None]
     if not entries:
@@ -165,8 +168,10 @@ def _trained(axes, panels, entries, alphas) -> str | None:
             x = np.clip(alpha, alphas[0] / wide, alphas[-1] * wide) if alpha > 0 else alphas[0] / wide**2
             ax.plot(x, y if inside else np.clip(y, low + pad, high - pad), "o" if inside else "v" if y < low else "^",
                     markersize=6 if inside else 8, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.5, zorder=5)
-    notes = ["α = 0 far left"] * any(e["alpha"] == 0 for e in entries) + ["triangles: off the frame"] * beyond
-    return f" ({'; '.join(notes)})" if notes else ""
+    notes = ["far left: α = 0"] * any(e["alpha"] == 0 for e in entries) + ["triangles: off the frame"] * beyond
+    diverged = sum(e.get("diverged") is not None for e in entries)
+    notes += [f"{diverged} of {len(entries)} diverged"] * bool(diverged)
+    return "; ".join(notes)
 
 
 # ------------------------------------------------------------------------------------------------------------- the audit
