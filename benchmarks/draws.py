@@ -9,18 +9,21 @@ import sys
 import numpy as np
 
 from cql.collect import environment_of, exact_model
+from cql.config import ConfigError
+from cql.dataset import DatasetError
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.oracle import cql_fixed_point
 from cql.exact.tabular import empirical_mdp, evaluate_policies
 from cql.policy import Policy
 from cql.population import Member
-from cql.runs import RunFolder
+from cql.runs import RunError, RunFolder
 
 NAMES = ("return", "of BC", "hazard", "of BC", "Δ return", "Δ V(start)", "mean |ΔQ|")
 
 
 def main(path: str) -> None:
     run = RunFolder.open(path)
+    run.refuse_changes()
     config = run.config()
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
     environment = environment_of(datasets[config.data_seed])
@@ -31,7 +34,7 @@ def main(path: str) -> None:
     print("Δ: trained minus the exact CQL solution of the same data")
     print("draw   alpha" + "".join(f"{name:>12}" for name in NAMES))
     rows = []
-    for entry in (e for e in entries if e["algorithm"] == "cql"):
+    for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]
         empirical, counts = empirical_mdp(datasets[entry["data_seed"]], model.num_states, model.num_actions)
         q = cql_fixed_point(empirical, counts, [entry["alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
@@ -62,4 +65,7 @@ def _cells(row) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except (ConfigError, DatasetError, RunError) as error:
+        sys.exit(f"error: {error}")

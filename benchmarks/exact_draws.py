@@ -6,6 +6,7 @@ action. Prints the comparison and draws the distribution into --out FILE.png.
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib import style
@@ -13,20 +14,23 @@ from matplotlib.figure import Figure
 
 from cql import config as settings
 from cql.analysis.look import BLACK, BLUE, DPI, ORANGE, STYLE, WIDTH, heading
-from cql.collect import datasets_for, environment_of, exact_model
+from cql.analysis.logged import known_model, logged_model
+from cql.collect import datasets_for, environment_of
 from cql.config import ConfigError
 from cql.diagnostics import greedy_policies
-from cql.exact.oracle import cql_fixed_point
-from cql.exact.tabular import empirical_mdp, evaluate_policies
+from cql.dataset import DatasetError
+from cql.exact.oracle import CertificateError, cql_fixed_point
+from cql.exact.tabular import evaluate_policies
+from cql.runs import RunError
 
 
-def outcomes(config, alpha: float, gamma: float):
+def outcomes(config, given: dict, alpha: float, gamma: float):
     """(return, hazard probability) of CQL and of BC for every draw: two arrays ``[draws, 2]``, columns CQL and BC."""
-    datasets = datasets_for(config, {})
+    datasets = datasets_for(config, given)
     environment = environment_of(datasets[0])
-    model, actions = exact_model(environment), []
+    model, actions = known_model(environment), []
     for dataset in datasets:
-        empirical, counts = empirical_mdp(dataset, model.num_states, model.num_actions)
+        empirical, counts = logged_model(dataset, environment, model)
         q = cql_fixed_point(empirical, counts, [alpha], gamma).q[0]
         actions += [np.where(np.isfinite(q), q, -1e300).argmax(-1), counts.argmax(-1)]
     result = evaluate_policies(model, greedy_policies(np.array(actions), model.num_actions),
@@ -59,11 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gamma", type=float, default=0.99, metavar="X")
     parser.add_argument("--out", metavar="FILE.png", help="draw the distribution")
     arguments = parser.parse_args(argv)
+    given = {name: value for name, value in settings.given(arguments).items() if name not in ("alpha", "gamma")}
     try:
-        config = settings.Config(**{"num_datasets": 64} | {
-            name: value for name, value in settings.given(arguments).items() if name not in ("alpha", "gamma")})
-        returns, hazards = outcomes(config, arguments.alpha, arguments.gamma)
-    except ConfigError as error:
+        if arguments.out and not (arguments.out.endswith(".png") and Path(arguments.out).parent.is_dir()):
+            raise ConfigError(f"--out {arguments.out} must be a .png in a folder that exists.")
+        if "dataset" in given:
+            raise ConfigError("many draws are generated, so --dataset has no part here.")
+        config = settings.Config(**{"num_datasets": 64} | given, alpha=(arguments.alpha,), gamma=arguments.gamma)
+        returns, hazards = outcomes(config, given, arguments.alpha, arguments.gamma)
+        if len(returns) < 2:
+            raise ConfigError("one draw has no distribution: --num-datasets must be at least 2.")
+    except (ConfigError, DatasetError, RunError, CertificateError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     count = len(returns)

@@ -100,20 +100,19 @@ class Diagnostics:
 def value_bound(dataset: OfflineDataset, alpha: float, gamma: float, td_loss: str) -> float:
     """What no exact solution of the squared loss exceeds at a logged state; a learned value above it has run away.
 
-    Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is the reward of an outcome that
-    terminates, or r + gamma max Q: so the largest value is at most the larger of the two terms below. A margin of 5 % and 1
-    is for minibatch noise. Infinite for the Huber loss, whose solutions it does not bound.
+    Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is r where the outcome terminates or
+    leads to a state without data (value 0), else r + gamma max Q: so the largest value is at most the largest of the terms
+    below. Never below 0, about where networks start; with a margin of 5 % and 1 for minibatch noise. Infinite for the
+    Huber loss, whose solutions it does not bound.
     """
     if td_loss == "huber":
         return np.inf
     alpha_half = alpha / 2 if td_loss == "mse" else alpha
     ended = dataset.terminations
     ends = float(dataset.rewards[ended].max()) + alpha_half if ended.any() else -np.inf
-    on = float(dataset.rewards[~ended].max()) + alpha_half if (~ended).any() else -np.inf
-    if on > -np.inf:
-        on = on / (1 - gamma) if gamma < 1 else (np.inf if on > 0 else -np.inf)
-    bound = max(ends, on)
-    return bound + 0.05 * abs(bound) + 1 if np.isfinite(bound) else np.inf
+    step = float(dataset.rewards[~ended].max()) + alpha_half if (~ended).any() else -np.inf
+    for_ever = -np.inf if step <= 0 else step / (1 - gamma) if gamma < 1 else np.inf
+    return 1.05 * max(ends, step, for_ever, 0.0) + 1
 
 
 def table_rows(transitions: Transitions, observations: np.ndarray) -> np.ndarray:

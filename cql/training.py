@@ -181,15 +181,15 @@ def _fits(contents: dict, config: Config) -> bool:
     """Whether a checkpoint's position and parts are such as this config's run writes."""
     groups, number, step = slices(config), contents["slice"], contents["step"]
     sizes = contents["log_sizes"]
-    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
+    if not isinstance(sizes, dict) or "metrics.csv" not in sizes or not all(type(n) is int and n >= 0 for n in sizes.values()):
         return False
-    if not isinstance(number, int) or not isinstance(step, int) or not 0 <= number <= len(groups):
+    if type(number) is not int or type(step) is not int or not 0 <= number <= len(groups):
         return False
     if contents["state"] is None:
         return step == 0
     return (number < len(groups) and 0 < step < (config.steps if groups[number][0].algorithm == "cql" else config.bc_steps)
             and contents["state"].keys() == set(learner.State._fields) and isinstance(contents["sums"], list)
-            and isinstance(contents["sums"][-1], int))
+            and type(contents["sums"][-1]) is int and contents["sums"][-1] >= 0)
 
 
 def _done(run: RunFolder, config: Config, number: int) -> list[str]:

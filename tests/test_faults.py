@@ -136,12 +136,20 @@ def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
     assert value_bound(data, 6.0, 0.99, "mse") == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
     assert value_bound(data, 0.0, 0.99, "mse") == pytest.approx(50 * 1.05 + 1)
     assert value_bound(data, 6.0, 0.99, "huber") == np.inf
+    only_steps = OfflineDataset.from_arrays([0], [0], [-1.2], [1], [False])  # to a state without data: its Q is the reward
+    assert value_bound(only_steps, 0.0, 0.99, "mse") == 1.0
     drawn = collected(100)
     model, counts = empirical_mdp(drawn, 225, 4)
     alphas = [0.0, 0.5, 6.0, 50.0, 500.0]
     best = cql_fixed_point(model, counts, alphas, 0.99).q.max((1, 2))
     for alpha, value in zip(alphas, best):
         assert value <= value_bound(drawn, alpha, 0.99, "mse")
+
+
+def test_a_run_whose_members_all_diverge_is_finished_and_says_so(tmp_path, capsys):
+    assert train.main([*TINY, "--lr", "1e30", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("DIVERGED (not finite") == 2
+    assert (tmp_path / "run/manifest.json").exists()
 
 
 # ------------------------------------------------------------------------------------------ properties of hostile input

@@ -20,6 +20,7 @@ from cql.exact.oracle import (
     eq1_fixed_point,
     eq2_fixed_point,
     half_square_alpha,
+    level_residual,
 )
 from cql.exact.tabular import TabularMDP, empirical_mdp, policy_evaluation, state_value, value_iteration
 
@@ -414,3 +415,14 @@ def test_wrong_arguments(change, message):
 def test_alpha_in_half_square_units():
     np.testing.assert_array_equal(half_square_alpha([2.0, 6.0], "mse"), [1.0, 3.0])
     assert half_square_alpha(2.0, "half_mse") == half_square_alpha(2.0, "huber") == 2.0
+
+
+def test_a_level_that_rounding_hides_is_not_certified(islands):
+    """At alpha 1e12 the residual's tolerance is 1e3: only the level, in which alpha cancels, tells a wrong Q."""
+    mdp, counts = islands
+    solution = cql_fixed_point(mdp, counts, [1e3, 1e12], 0.99, strict=False)
+    assert solution.certified.tolist() == [True, False]
+    shifted = solution.q[:1] + 0.01
+    assert level_residual(mdp, counts, shifted, 0.99)[0] > 1e-5 > 1e-9 > solution.level_residual[0]
+    with pytest.raises(CertificateError, match="level"):
+        cql_fixed_point(mdp, counts, [1e12], 0.99)

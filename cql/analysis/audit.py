@@ -112,7 +112,8 @@ class Exact:
             solution = cql_fixed_point(self.empirical, self.counts, alphas, gamma, td_loss, strict=False)
             for n, alpha in enumerate(alphas):
                 # the limit alpha -> 0+ is Q*_support itself, so that nothing is left for conservatism
-                self.oracle[alpha] = solution.q[n] if alpha > 0 else self.support_data
+                # (the Huber loss has a limit of its own, a location of the targets that is not their mean)
+                self.oracle[alpha] = solution.q[n] if alpha > 0 or td_loss == "huber" else self.support_data
                 self.residual[alpha] = float(solution.residual[n])
                 self.certified[alpha] = bool(solution.certified[n])
 
@@ -387,9 +388,9 @@ def _start_page(groups) -> list[str]:
              *(_cell(_over(group, "start", "decomposition", term), "+.2f") for term in TERMS)]
             for alpha, group in groups.items()]
     notes = ["true V: of the learned greedy policy; V*: the optimum. error = learned V - true V, positive if it is too high.",
-             "It is the sum of  optimisation: network - oracle;  conservatism: what alpha does to the fixed point;",
-             "sampling: the data's model for the true one;  policy: what the learned policy loses against the best",
-             "that logged actions allow."]
+             "It is the sum of  optimisation: network - oracle, at the learned action;  conservatism: what alpha does to the fixed",
+             "point (under Huber, what that loss does too);  sampling: the data's model for the true one;",
+             "policy: what the learned policy loses against the best that logged actions allow."]
     if any(row[-1] == "–" for row in rows):
         notes.append("–: a greedy action at the start was never logged; then the error is generalisation and has no parts.")
     return _grid("1. The value at the start (discounted), and why the learned one is off",

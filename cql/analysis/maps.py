@@ -27,6 +27,8 @@ def policy_map(pictured: Pictured) -> Figure | None:
     if board is None:
         return None
     shown = [m for m in (figure_data.shown_member(pictured.members, name) for name in ("bc", "cql")) if m is not None]
+    if not shown:  # every member diverged
+        return None
     policies = [pictured.policy(member) for member in shown]
     actions = np.stack([policy.act(pictured.inputs) for policy in policies])  # [N, S]
     true, _, words = figure_data.exact_values(pictured.mdp, actions, pictured.config.gamma,

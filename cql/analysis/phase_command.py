@@ -52,6 +52,7 @@ def _setting(arguments):
         raise ConfigError(f"--run brings its own environment, data, gamma and loss: leave out "
                                    f"--{foreign[0].replace('_', '-')}.")
     run = RunFolder.open(arguments.run)
+    run.refuse_changes()
     theirs = run.config()
     data_seed = given.get("data_seed", theirs.data_seed)
     if data_seed not in theirs.data_seeds:
@@ -63,7 +64,7 @@ def _setting(arguments):
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("members"), list):
         raise RunError(f"{run.path / 'evaluation.json'} lists no members.")
     dataset = run.datasets(theirs)[theirs.data_seeds.index(data_seed)]
-    return theirs, dataset, [entry for entry in evaluation["members"] if entry["data_seed"] == data_seed]
+    return theirs, dataset, [entry for entry in evaluation["members"] if entry.get("data_seed") == data_seed]
 
 
 def _folder(out):
@@ -95,9 +96,13 @@ def main(argv: list[str] | None = None) -> int:
         result = exact_curve(environment, mdp, dataset, alphas, config.gamma, config.td_loss,
                        behavior_policy(environment, config))
         result["trained"] = trained
+        try:
+            picture = phase_plot.png(phase_plot.phase_figure(result))
+        except (KeyError, TypeError) as error:
+            raise RunError(f"the run's evaluation.json is not of the known form ({type(error).__name__}: {error}).") from None
         folder = _folder(arguments.out)
         write_whole(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
-        write_whole(folder / "phase.png", phase_plot.png(phase_plot.phase_figure(result)))
+        write_whole(folder / "phase.png", picture)
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

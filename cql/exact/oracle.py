@@ -54,6 +54,8 @@ class Solution:
         alphas: [N], in the units of `td_loss`.
         q: [N, S, A]; -inf on pairs without data, 0 in terminal states.
         residual: [N], max over logged pairs of |beta td'(Q - y) + alpha (p - beta)|, y recomputed from `q`.
+        level_residual: [N], max over states of |sum_a beta td'(Q - y)|, in which alpha cancels: at a large alpha rounding
+            in alpha (p - beta) would hide a wrong level of Q from the residual.
         bellman_residual: [N], max over logged pairs of |Q - T Q| in the units of Q, T Q = E[y] + alpha_half (1 - p/beta).
             None for the Huber loss, which has no such form.
         beta: [S, A], the data's action frequencies; rows without data are 0.
@@ -65,6 +67,7 @@ class Solution:
     alphas: np.ndarray
     q: np.ndarray
     residual: np.ndarray
+    level_residual: np.ndarray
     bellman_residual: np.ndarray | None
     beta: np.ndarray
     states_without_data: int
@@ -78,8 +81,9 @@ class Solution:
 
     @property
     def certified(self) -> np.ndarray:
-        """[N] bool: residual below 1e-9 (1 + alpha)."""
-        return self.residual <= CERTIFICATE * (1 + self.alphas)
+        """[N] bool: residual below 1e-9 (1 + alpha), level_residual below 1e-9 (1 + max |Q|)."""
+        size = np.abs(np.where(np.isfinite(self.q), self.q, 0.0)).max((1, 2))
+        return (self.residual <= CERTIFICATE * (1 + self.alphas)) & (self.level_residual <= CERTIFICATE * (1 + size))
 
 
 def half_square_alpha(alphas, td_loss):
@@ -133,7 +137,8 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
 
     Raises:
         ValueError: arguments out of range, gamma = 1, a logged pair without a model.
-        CertificateError: a residual is not below 1e-9 (1 + alpha), and `strict`.
+        CertificateError: a certificate fails (see `Solution.certified`), and `strict`: above alpha of about 1e6
+            float64 does not hold the solution.
     """
     alphas = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if alphas.ndim != 1 or alphas.size == 0:
@@ -152,12 +157,12 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
     q[:, mdp.terminal] = 0
     q[:, problem.states] = np.where(problem.logged, q_logged, -np.inf)
     residual, bellman = certificate(mdp, beta, q, alphas, gamma, td_loss)
-    solution = Solution(alphas, q, residual, bellman, beta,
+    solution = Solution(alphas, q, residual, level_residual(mdp, beta, q, gamma, td_loss), bellman, beta,
                         int((~beta.any(-1) & ~mdp.terminal).sum()), iterations, td_loss)
     if strict and not solution.certified.all():
         worst = int(np.argmax(np.where(solution.certified, -1, residual)))
         raise CertificateError(f"No certified CQL fixed point at alpha = {alphas[worst]:g} ({td_loss}): the stationarity "
-                               f"residual is {residual[worst]:.3g}, above {CERTIFICATE * (1 + alphas[worst]):.3g}.")
+                               f"residual is {residual[worst]:.3g}, that of the level {solution.level_residual[worst]:.3g}.")
     return solution
 
 
@@ -166,28 +171,38 @@ def certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse"):
 
     Written from the equations and not from the solver: what it finds small is a solution, however it was come by.
     """
-    beta = _checked_beta(mdp, counts, gamma)
-    logged = (beta > 0) & ~mdp.terminal[:, None]                                                     # [S, A]
+    beta, logged, slope, error = _td_slopes(mdp, counts, q, gamma, td_loss)
     alphas, q = np.asarray(alphas, dtype=np.float64), np.asarray(q, dtype=np.float64)
-    values = np.where(logged.any(-1), state_value(q), 0.0)                                           # [N, S]
     shifted = np.where(logged, q, -np.inf)
     shifted = shifted - np.where(logged.any(-1), shifted.max(-1), 0.0)[..., None]
     p = np.exp(shifted)
     p /= np.maximum(p.sum(-1, keepdims=True), 1)                                                     # [N, S, A]
-    q = np.where(logged, q, 0.0)
-
-    if td_loss == "huber":
-        targets = mdp.reward + gamma * np.where(mdp.terminated, 0.0, values[:, mdp.next_state])      # [N, S, A, K]
-        slope = (mdp.probability * np.clip(q[..., None] - targets, -1, 1)).sum(-1)
-        bellman = None
-    else:
-        error = q - bellman_backup(mdp, values, gamma)
-        slope = (2 if td_loss == "mse" else 1) * error
+    bellman = None
+    if error is not None:
         ratio = np.divide(p, beta, out=np.zeros_like(p), where=beta > 0)
         shift = half_square_alpha(alphas, td_loss)[:, None, None] * (1 - ratio)
         bellman = np.where(logged, np.abs(error - shift), 0.0).max((1, 2))
     stationarity = beta * slope + alphas[:, None, None] * (p - beta)
     return np.where(logged, np.abs(stationarity), 0.0).max((1, 2)), bellman
+
+
+def level_residual(mdp: TabularMDP, counts, q, gamma, td_loss="mse"):
+    """[N]: max over states of |sum_a beta td'(Q - y)| of any q [N, S, A], as defined at `Solution`."""
+    beta, logged, slope, _ = _td_slopes(mdp, counts, q, gamma, td_loss)
+    return np.abs(np.where(logged, beta * slope, 0.0).sum(-1)).max(-1)
+
+
+def _td_slopes(mdp, counts, q, gamma, td_loss):
+    """beta [S, A], logged [S, A], td' averaged over outcomes [N, S, A], and Q - E[y] (None for Huber), y made from q."""
+    beta = _checked_beta(mdp, counts, gamma)
+    logged = (beta > 0) & ~mdp.terminal[:, None]                                                     # [S, A]
+    values = np.where(logged.any(-1), state_value(np.asarray(q, dtype=np.float64)), 0.0)             # [N, S]
+    q = np.where(logged, q, 0.0)
+    if td_loss == "huber":
+        targets = mdp.reward + gamma * np.where(mdp.terminated, 0.0, values[:, mdp.next_state])      # [N, S, A, K]
+        return beta, logged, (mdp.probability * np.clip(q[..., None] - targets, -1, 1)).sum(-1), None
+    error = q - bellman_backup(mdp, values, gamma)
+    return beta, logged, (2 if td_loss == "mse" else 1) * error, error
 
 
 def _checked_beta(mdp, counts, gamma):
