@@ -297,7 +297,7 @@ def _map_legend(figure: Figure, board: Board, arrows: str | None, unsupported=Tr
     if arrows and unsupported:
         handles.append(Line2D([], [], marker=r"$\rightarrow$" if pointed else "o", color=VERMILION, linestyle="",
                               markersize=14 if pointed else 5, label="greedy action never logged in this state"))
-    handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, hatch="XXX", linewidth=0, label="state never visited"))
+    handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, hatch="xxx", linewidth=0, label="state never visited"))
     if blank:
         handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, linewidth=0.5, label=blank))
     if board.hazard.any():
