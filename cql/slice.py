@@ -29,7 +29,8 @@ class Slice:
 
     Attributes:
         state: what training changes; sums, summed: loss terms since the last log entry and over how many updates.
-        draws: ``[M]`` the data draw of each member. bounds: ``[M]`` see ``value_bound``. steps: updates to do. schedule: ``[steps]`` learning rates.
+        draws: ``[M]`` the data draw of each member. bounds: ``[M]`` see ``value_bound``.
+        steps: updates to do. schedule: ``[steps]`` learning rates.
     """
 
     def __init__(self, members: list[Member], config: Config, transitions: Transitions, datasets: list[OfflineDataset]):
