@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from cql.analysis import audit, evaluation, phase_plot, plots
+from cql.analysis.results import write_results
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
             result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
             run.write_json("evaluation.json", result)
+            write_results(run)
             plots.draw_all(run)
             if audited is not None:
                 run.write_json("audit.json", audited)

@@ -6,6 +6,7 @@ import time
 
 from cql import config as settings
 from cql.analysis import evaluation, plots
+from cql.analysis.results import write_results
 from cql.collect import datasets_for, environment_of, summary
 from cql.config import ConfigError
 from cql.dataset import DatasetError
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             trained = time.perf_counter()
             result = evaluation.evaluate(run)
             run.write_json("evaluation.json", result)
+            write_results(run)
             plots.draw_all(run)
             run.write_manifest(device=str(resolve_device(config.device)), training_seconds=round(trained - started, 1),
                                seconds=round(time.perf_counter() - started, 1))

@@ -7,7 +7,14 @@ import envs
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import NOT_FINITE, SOUND, greedy_policies, state_inputs
-from cql.exact.tabular import TabularMDP, backward_induction, evaluate_policies, policy_evaluation, start_distribution
+from cql.exact.tabular import (
+    TabularMDP,
+    backward_induction,
+    evaluate_policies,
+    expected_visits,
+    policy_evaluation,
+    start_distribution,
+)
 from cql.metrics import read_metrics
 from cql.policy import Policy
 from cql.population import Member, all_members
@@ -35,7 +42,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     model = exact_model(environment)
     rollouts = Rollouts(environment, model, episodes, seed) if environment is not None else None
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
-    exact = _exact_members(model, environment, policies, config.gamma)
+    exact = _exact_members(model, environment, policies, [support[member.data_seed] for member in members], config.gamma)
     entries = []
     for member, policy, known in zip(members, policies, exact):
         data, judged = support[member.data_seed], policy is not None
@@ -150,16 +157,24 @@ def _state(environment: gymnasium.Env) -> int:
     return int(grid.state if hasattr(grid, "state") else grid.s)
 
 
-def _exact_members(model, environment, policies: list[Policy | None], gamma: float) -> list[dict | None]:
-    judged = [policy for policy in policies if policy is not None]
+def _exact_members(model, environment, policies: list[Policy | None], supports: list[Support],
+                   gamma: float) -> list[dict | None]:
+    judged = [n for n, policy in enumerate(policies) if policy is not None]
+    found = [None] * len(policies)
     if model is None or not judged:
-        return [None] * len(policies)
-    inputs = state_inputs(environment).numpy()
-    tables = greedy_policies(np.stack([policy.act(inputs) for policy in judged]), model.num_actions)  # [N, S, A]
-    result = evaluate_policies(model, tables, horizon=environment.spec.max_episode_steps)
+        return found
+    inputs, horizon = state_inputs(environment).numpy(), environment.spec.max_episode_steps
+    actions = np.stack([policies[n].act(inputs) for n in judged])  # [N, S]
+    tables = greedy_policies(actions, model.num_actions)  # [N, S, A]
+    result = evaluate_policies(model, tables, horizon=horizon)
     values = _start_value(model, tables, gamma)
-    entries = iter([_exact_entry(result, n) | {"discounted_value": values[n]} for n in range(len(judged))])
-    return [None if policy is None else next(entries) for policy in policies]
+    visits = expected_visits(model, tables, horizon=horizon)  # [N, S]
+    for row, n in enumerate(judged):
+        unsupported = [not supports[n].supported(x, a) for x, a in zip(inputs, actions[row])]  # [S]
+        found[n] = _exact_entry(result, row) | {
+            "discounted_value": values[row],
+            "unsupported_action_rate": float(visits[row] @ unsupported / visits[row].sum()) if visits[row].any() else None}
+    return found
 
 
 def _start_value(model: TabularMDP, tables: np.ndarray, gamma: float) -> list[float | None]:

@@ -525,17 +525,31 @@ def evaluate_policies(mdp: TabularMDP, policies, start=None, horizon=None) -> Po
     """
     policies, single = _policies(mdp, policies)
     start, horizon = start_distribution(mdp, start), _check_horizon(horizon)
+    return _summary(mdp, lambda mdp: _visits(mdp, policies, start, horizon),
+                    lambda seen, per_pair: np.einsum("ns,nsa,sa->n", seen, policies, per_pair), single)
 
-    def visits(mdp):                                                                                  # [N, S]
-        edges, weight = mdp.edges, mdp.edges.under(policies)
-        mass = np.repeat(start[:, None], len(policies), axis=1)
-        total = np.zeros_like(mass)
-        for _ in range(horizon):
-            total += mass
-            mass = edges.forward(weight, mass)
-        return total.T
 
-    return _summary(mdp, visits, lambda seen, per_pair: np.einsum("ns,nsa,sa->n", seen, policies, per_pair), single)
+def expected_visits(mdp: TabularMDP, policies, start=None, horizon=None):
+    """Expected number of steps taken from each state in one episode of at most `horizon` steps: [N, S], or [S].
+
+    Raises:
+        ValueError: no valid policy, start or horizon.
+    """
+    policies, single = _policies(mdp, policies)
+    seen = _visits(mdp, policies, start_distribution(mdp, start), _check_horizon(horizon))
+    seen = np.where(mdp.terminal, 0.0, seen)
+    return seen[0] if single else seen
+
+
+def _visits(mdp, policies, start, horizon):
+    """[N, S]: expected visits of each state while the episode is on, the state it ends in left out."""
+    edges, weight = mdp.edges, mdp.edges.under(policies)
+    mass = np.repeat(start[:, None], len(policies), axis=1)
+    total = np.zeros_like(mass)
+    for _ in range(horizon):
+        total += mass
+        mass = edges.forward(weight, mass)
+    return total.T
 
 
 def evaluate_time_dependent(mdp: TabularMDP, policies, start=None) -> PolicyEvaluation:

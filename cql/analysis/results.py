@@ -1,0 +1,133 @@
+"""One line per member of a run, with every number it is judged by: ``results.csv``, and the same numbers as arrays.
+
+``Population`` is what statistics, figures and the report start from: an array ``[draws, seeds]`` per metric and group,
+a group being an (algorithm, alpha). What a member does not have (no policy, no known model) is NaN there, empty in the file.
+"""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cql.config import Config
+from cql.files import write_whole
+from cql.metrics import read_metrics
+from cql.population import all_members
+from cql.runs import RunFolder
+
+Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
+
+SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gamma", "batch_size", "lr", "target_interval")
+COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact, the rest is measured or logged
+    "algorithm": "cql or bc",
+    "alpha": "weight of the penalty; empty for BC",
+    "seed": "training seed",
+    "data_seed": "seed of the data draw",
+    **{name: f"the run's --{name.replace('_', '-')}" for name in SETTINGS},
+    "updates": "gradient updates done",
+    "diverged": "runaway or not finite, empty if neither",
+    "return": "exact undiscounted return of the greedy policy over the episode",
+    "hazard_probability": "exact probability that its episode ends in a hazard",
+    "goal_probability": "exact probability that it ends in the goal",
+    "unsupported_action_rate": "exact share of its steps whose action the data do not hold in that state",
+    "discounted_value": "true V of the greedy policy at the start: what value_estimate should have been",
+    "value_estimate": "max_a Q at the start; empty for BC",
+    "value_error": "value_estimate - discounted_value: positive where it promises too much",
+    "action_mismatch_rate": "share of logged transitions whose action is not the greedy one",
+    "rollout_return": "mean return of the rollouts",
+    "rollout_hazard_rate": "share of the rollouts that end in a hazard",
+    "rollout_goal_rate": "share that ends in the goal",
+    "rollout_unsupported_action_rate": "share of the rollouts' steps whose action the data do not hold in that state",
+    "td_error": "losses/td at the last log entry",
+    "conservative_gap": "losses/conservative_gap at the last log entry",
+    "cross_entropy": "losses/cross_entropy at the last log entry; BC only",
+    "data_q": "q/data_mean at the last log entry",
+    "unlogged_mass": "policy/unlogged_mass at the last log entry",
+}
+_LOGGED = {"td_error": "losses/td", "conservative_gap": "losses/conservative_gap", "cross_entropy": "losses/cross_entropy",
+           "data_q": "q/data_mean", "unlogged_mass": "policy/unlogged_mass"}
+_EXACT = ("return", "hazard_probability", "goal_probability", "unsupported_action_rate", "discounted_value")
+_ROLLOUT = {"rollout_return": "return_mean", "rollout_hazard_rate": "hazard_rate", "rollout_goal_rate": "goal_rate",
+            "rollout_unsupported_action_rate": "unsupported_action_rate"}
+
+
+def member_rows(run: RunFolder) -> list[dict]:
+    """One dictionary per member with the keys of ``COLUMNS``, from ``evaluation.json`` and ``metrics.csv``; None: not known.
+
+    Raises:
+        RunError: one of the two is missing or damaged.
+    """
+    config, series = run.config(), read_metrics(run.path / "metrics.csv")
+    entries = {(e["algorithm"], e["alpha"], e["seed"], e["data_seed"]): e for e in run.read_json("evaluation.json")["members"]}
+    rows = []
+    for member in all_members(config):
+        entry = entries[member.algorithm, member.alpha, member.seed, member.data_seed]
+        exact, rollout = entry["exact"] or {}, entry["rollout"] or {}
+        row = {**vars(member), **{name: getattr(config, name) for name in SETTINGS},
+               "updates": config.steps if member.algorithm == "cql" else config.bc_steps,
+               "diverged": entry["diverged"] and entry["diverged"]["reason"],
+               **{name: exact.get(name) for name in _EXACT}, "value_estimate": entry["value_estimate"],
+               "action_mismatch_rate": entry["action_mismatch_rate"],
+               **{name: rollout.get(key) for name, key in _ROLLOUT.items()},
+               **{name: _last(series.get((member.name, metric))) for name, metric in _LOGGED.items()}}
+        known = row["value_estimate"] is not None and row["discounted_value"] is not None
+        row["value_error"] = row["value_estimate"] - row["discounted_value"] if known else None
+        rows.append({name: row[name] for name in COLUMNS})
+    return rows
+
+
+def write_results(run: RunFolder) -> list[dict]:
+    """Writes ``results.csv``, whole; numbers in full precision."""
+    rows, text = member_rows(run), io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value is None else repr(value) if isinstance(value, float) else value
+                      for name, value in row.items()} for row in rows)
+    write_whole(run.path / "results.csv", text.getvalue().encode())
+    return rows
+
+
+@dataclass(frozen=True)
+class Population:
+    """The members of one run as arrays.
+
+    Args:
+        config: of the run; rows: ``member_rows``.
+    """
+
+    config: Config
+    rows: list[dict]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> "Population":
+        return cls(run.config(), member_rows(run))
+
+    @property
+    def groups(self) -> list[Group]:
+        """BC first where it was trained, then CQL by rising alpha."""
+        found = {(row["algorithm"], row["alpha"]) for row in self.rows}
+        return sorted(found, key=lambda group: (group[0], group[1] or 0.0))
+
+    @property
+    def alphas(self) -> list[float]:
+        return [alpha for algorithm, alpha in self.groups if algorithm == "cql"]
+
+    def values(self, metric: str, group: Group) -> np.ndarray:
+        """``[draws, seeds]`` float64, NaN where a member does not have it."""
+        return self._array(group, lambda row: math.nan if row[metric] is None else float(row[metric]))
+
+    def diverged(self, group: Group) -> np.ndarray:
+        """``[draws, seeds]`` bool."""
+        return self._array(group, lambda row: row["diverged"] is not None)
+
+    def _array(self, group: Group, read) -> np.ndarray:
+        found = {(row["data_seed"], row["seed"]): read(row) for row in self.rows if (row["algorithm"], row["alpha"]) == group}
+        return np.array([[found[draw, seed] for seed in self.config.seeds] for draw in self.config.data_seeds])
+
+
+def _last(series) -> float | None:
+    if series is None or not math.isfinite(series[1][-1]):
+        return None
+    return series[1][-1]

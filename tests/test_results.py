@@ -1,0 +1,85 @@
+"""results.csv and the population as arrays, from a run made for it."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from cql.analysis.results import COLUMNS, Population
+from cql.exact.tabular import TabularMDP, evaluate_policies, expected_visits
+from cql.runs import RunFolder
+from tests.mdps import random_table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "run"
+    assert train.main(["--alpha", "1", "20", "--num-seeds", "2", "--num-datasets", "3", "--episodes", "20", "--steps", "60",
+                       "--bc-steps", "40", "--log-every", "20", "--hidden", "8", "--out", str(path)]) == 0
+    return RunFolder.open(path)
+
+
+def test_one_line_per_member_with_the_numbers_of_the_evaluation(run):
+    with open(run.path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = run.read_json("evaluation.json")["members"]
+    assert len(rows) == len(entries) == 3 * 2 * 3 and list(rows[0]) == list(COLUMNS)
+    for row, entry in zip(rows, entries):
+        assert row["algorithm"] == entry["algorithm"] and int(row["data_seed"]) == entry["data_seed"]
+        assert float(row["return"]) == entry["exact"]["return"]
+        if entry["algorithm"] == "bc":
+            assert row["alpha"] == row["value_estimate"] == row["value_error"] == row["td_error"] == ""
+        else:
+            assert float(row["value_error"]) == entry["value_estimate"] - entry["exact"]["discounted_value"]
+            assert float(row["conservative_gap"]) > 0
+
+
+def test_arrays_are_draws_by_seeds(run):
+    population = Population.of(run)
+    assert population.groups == [("bc", None), ("cql", 1.0), ("cql", 20.0)] and population.alphas == [1.0, 20.0]
+    returns = population.values("return", ("cql", 20.0))
+    assert returns.shape == (3, 2)
+    wanted = {(e["data_seed"], e["seed"]): e["exact"]["return"] for e in run.read_json("evaluation.json")["members"]
+              if e["alpha"] == 20.0}
+    assert returns[2, 1] == wanted[44, 43] and returns[0, 1] == wanted[42, 43]
+    assert np.isnan(population.values("value_estimate", ("bc", None))).all()
+    assert not population.diverged(("cql", 1.0)).any()
+
+
+def test_evaluating_again_writes_the_same_file(run):
+    before = (run.path / "results.csv").read_bytes()
+    assert evaluate.main([str(run.path)]) == 0
+    assert (run.path / "results.csv").read_bytes() == before
+
+
+def test_a_run_without_a_model_has_empty_columns(tmp_path):
+    data = dict(observations=np.arange(6) % 3, actions=np.arange(6) % 2, rewards=np.ones(6), next_observations=np.arange(6) % 3,
+                terminations=np.array([0, 0, 1] * 2))
+    np.savez(tmp_path / "data.npz", **data)
+    out = tmp_path / "run"
+    assert train.main(["--dataset", str(tmp_path / "data.npz"), "--steps", "4", "--bc-steps", "0", "--out", str(out)]) == 0
+    with open(out / "results.csv", newline="") as file:
+        row, = csv.DictReader(file)
+    assert row["return"] == row["rollout_return"] == row["value_error"] == ""
+    assert np.isfinite(float(row["value_estimate"]))
+
+
+def test_expected_visits_count_the_steps_of_an_episode():
+    mdp = TabularMDP.from_P(random_table(np.random.default_rng(5)))
+    policies = np.random.default_rng(6).dirichlet(np.ones(mdp.num_actions), (2, mdp.num_states))
+    visits = expected_visits(mdp, policies, start=0, horizon=7)
+    length = evaluate_policies(mdp, policies, start=0, horizon=7).length
+    assert np.allclose(visits.sum(-1), length)
+    assert np.allclose(expected_visits(mdp, policies[0], start=0, horizon=1), np.eye(mdp.num_states)[0] * ~mdp.terminal[0])
+
+
+def test_without_slips_the_exact_unsupported_rate_is_that_of_every_rollout(tmp_path):
+    out = tmp_path / "run"
+    assert train.main(["--slip", "0", "--alpha", "0", "6", "--num-seeds", "3", "--episodes", "5", "--steps", "40", "--bc-steps",
+                       "40", "--hidden", "8", "--out", str(out)]) == 0
+    rates = [(e["exact"]["unsupported_action_rate"], e["rollout"]["unsupported_action_rate"])
+             for e in RunFolder.open(out).read_json("evaluation.json")["members"]]
+    assert max(rate for rate, _ in rates) > 0
+    assert all(exact == pytest.approx(rollout, abs=1e-12) for exact, rollout in rates)
