@@ -79,7 +79,7 @@ def test_without_slips_the_exact_unsupported_rate_is_that_of_every_rollout(tmp_p
     out = tmp_path / "run"
     assert train.main(["--slip", "0", "--alpha", "0", "6", "--num-seeds", "3", "--episodes", "5", "--steps", "40", "--bc-steps",
                        "40", "--hidden", "8", "--out", str(out)]) == 0
-    rates = [(e["exact"]["unsupported_action_rate"], e["rollout"]["unsupported_action_rate"])
+    rates = [(e["exact_unsupported_action_rate"], e["rollout"]["unsupported_action_rate"])
              for e in RunFolder.open(out).read_json("evaluation.json")["members"]]
     assert max(rate for rate, _ in rates) > 0
     assert all(exact == pytest.approx(rollout, abs=1e-12) for exact, rollout in rates)

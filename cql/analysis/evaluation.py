@@ -44,11 +44,12 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
     exact = _exact_members(model, environment, policies, [support[member.data_seed] for member in members], config.gamma)
     entries = []
-    for member, policy, known in zip(members, policies, exact):
+    for member, policy, (known, unsupported) in zip(members, policies, exact):
         data, judged = support[member.data_seed], policy is not None
         entries.append({**vars(member), "diverged": diverged.get(member.name),
                         "rollout": rollouts.judge(policy, data) if rollouts is not None and judged else None,
                         "action_mismatch_rate": data.mismatch_rate(policy) if judged else None, "exact": known,
+                        "exact_unsupported_action_rate": unsupported,
                         "value_estimate": _value_estimate(policy, datasets[member.data_seed]) if judged else None})
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
             "rollout_episodes": episodes, "rollout_seed": seed,
@@ -158,9 +159,10 @@ def _state(environment: gymnasium.Env) -> int:
 
 
 def _exact_members(model, environment, policies: list[Policy | None], supports: list[Support],
-                   gamma: float) -> list[dict | None]:
+                   gamma: float) -> list[tuple[dict | None, float | None]]:
+    """Per member its ``exact`` entry and the exact share of its steps that the data do not support."""
     judged = [n for n, policy in enumerate(policies) if policy is not None]
-    found = [None] * len(policies)
+    found = [(None, None)] * len(policies)
     if model is None or not judged:
         return found
     inputs, horizon = state_inputs(environment).numpy(), environment.spec.max_episode_steps
@@ -171,9 +173,8 @@ def _exact_members(model, environment, policies: list[Policy | None], supports: 
     visits = expected_visits(model, tables, horizon=horizon)  # [N, S]
     for row, n in enumerate(judged):
         unsupported = [not supports[n].supported(x, a) for x, a in zip(inputs, actions[row])]  # [S]
-        found[n] = _exact_entry(result, row) | {
-            "discounted_value": values[row],
-            "unsupported_action_rate": float(visits[row] @ unsupported / visits[row].sum()) if visits[row].any() else None}
+        found[n] = (_exact_entry(result, row) | {"discounted_value": values[row]},
+                    float(visits[row] @ unsupported / visits[row].sum()) if visits[row].any() else None)
     return found
 
 

@@ -48,7 +48,7 @@ COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact,
 }
 _LOGGED = {"td_error": "losses/td", "conservative_gap": "losses/conservative_gap", "cross_entropy": "losses/cross_entropy",
            "data_q": "q/data_mean", "unlogged_mass": "policy/unlogged_mass"}
-_EXACT = ("return", "hazard_probability", "goal_probability", "unsupported_action_rate", "discounted_value")
+_EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")
 _ROLLOUT = {"rollout_return": "return_mean", "rollout_hazard_rate": "hazard_rate", "rollout_goal_rate": "goal_rate",
             "rollout_unsupported_action_rate": "unsupported_action_rate"}
 
@@ -68,7 +68,8 @@ def member_rows(run: RunFolder) -> list[dict]:
         row = {**vars(member), **{name: getattr(config, name) for name in SETTINGS},
                "updates": config.steps if member.algorithm == "cql" else config.bc_steps,
                "diverged": entry["diverged"] and entry["diverged"]["reason"],
-               **{name: exact.get(name) for name in _EXACT}, "value_estimate": entry["value_estimate"],
+               **{name: exact.get(name) for name in _EXACT},
+               "unsupported_action_rate": entry["exact_unsupported_action_rate"], "value_estimate": entry["value_estimate"],
                "action_mismatch_rate": entry["action_mismatch_rate"],
                **{name: rollout.get(key) for name, key in _ROLLOUT.items()},
                **{name: _last(series.get((member.name, metric))) for name, metric in _LOGGED.items()}}
