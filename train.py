@@ -10,8 +10,11 @@ from cql.analysis.results import write_results
 from cql.collect import datasets_for, environment_of, summary
 from cql.config import ConfigError
 from cql.dataset import DatasetError
+from cql.ranks import Ranks, Stopped, joined
 from cql.runs import RunError, RunFolder
 from cql.training import Interrupted, refuse_too_large, resolve_device, train
+
+ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, ConfigError, DatasetError, RunError, OSError)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -22,7 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_run(arguments: argparse.Namespace):
+def open_run(arguments: argparse.Namespace, ranks: Ranks):
     """The run folder, its config and its data: of a run to go on with, or of a new one."""
     given = settings.given(arguments)
     if arguments.resume:
@@ -33,7 +36,7 @@ def open_run(arguments: argparse.Namespace):
         config = run.config()
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)
-    resolve_device(config.device)  # refused before anything is written
+    resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))
@@ -41,32 +44,72 @@ def open_run(arguments: argparse.Namespace):
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
 
-def main(argv: list[str] | None = None) -> int:
+def lead(argv: list[str] | None, ranks: Ranks) -> int:
+    """What the first rank does: all but the slices that others train."""
     arguments = parse(argv)
     started = time.perf_counter()
     run = None
     try:
-        run, config, datasets = open_run(arguments)
+        run, config, datasets = open_run(arguments, ranks)
         print(f"data {config.data_seed}: {summary(datasets[0])}" + (
             f"\nand {len(datasets) - 1} further draws of the same kind" if len(datasets) > 1 else ""))
-        with run.lock():
-            train(run, config, datasets, environment_of(datasets[0]), resume=bool(arguments.resume))
+        with run.lock() as held:
+            run.remove_partial_files()
+            if ranks.world > 1:
+                run.share_lock(held)
+            ranks.tell({"run": str(run.path.absolute()), "resume": bool(arguments.resume)})
+            train(run, config, datasets, environment_of(datasets[0]), bool(arguments.resume), ranks)
             trained = time.perf_counter()
             result = evaluation.evaluate(run)
             run.write_json("evaluation.json", result)
             write_results(run)
             plots.draw_all(run)
-            run.write_manifest(device=str(resolve_device(config.device)), training_seconds=round(trained - started, 1),
-                               seconds=round(time.perf_counter() - started, 1))
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{stop}\nGo on with: python train.py --resume {run.path}" if run else "interrupted", file=sys.stderr)
-        return 130
-    except (ConfigError, DatasetError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            run.write_manifest(device=str(resolve_device(config.device)), ranks=ranks.world,
+                               training_seconds=round(trained - started, 1), seconds=round(time.perf_counter() - started, 1))
+    except ENDINGS as end:
+        return ended(end, ranks, run)
     print(evaluation.table(result))
     print(f"run folder: {run.path}")
     return 0
+
+
+def follow(ranks: Ranks) -> int:
+    """What the other ranks do: read the run that the first has made and train slices of it."""
+    run = None
+    try:
+        word = ranks.hear()
+        run = RunFolder.open(word["run"])
+        with run.lock(shared=True):
+            config = run.config()
+            datasets = run.datasets(config)
+            train(run, config, datasets, environment_of(datasets[0]), word["resume"], ranks)
+    except ENDINGS as end:
+        return ended(end, ranks, run)
+    return 0
+
+
+def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
+    """Ends the job, with one message and not one a rank; returns the exit status."""
+    if isinstance(end, Stopped):
+        ranks.say(f"error: {end}")
+        return end.status
+    if isinstance(end, (Interrupted, KeyboardInterrupt)):
+        ranks.stop("")
+        ranks.say(f"{ranks.account()}{end}\nGo on with: {ranks.launcher} train.py --resume {run.path}" if run else "interrupted")
+        return 130
+    name = "" if ranks.first else f"rank {ranks.rank}: "
+    ranks.say(f"error: {name}{end}")
+    ranks.stop(f"rank {ranks.rank}: {end}", 2)
+    return 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        with joined() as ranks:
+            return lead(argv, ranks) if ranks.first else follow(ranks)
+    except Stopped as end:
+        print(f"error: {end}", file=sys.stderr)
+        return end.status
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ thread per member, so that a population of hundreds costs hundreds of small appe
 
 import csv
 import io
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cql.files import whole_file
 from cql.population import Member
 from cql.runs import RunError
 
@@ -40,10 +42,17 @@ EVENT_FILE = "events.out.tfevents.0.glassbox-cql"  # one file a member, its name
 
 
 class MetricsLog:
-    """The log of one run folder."""
+    """The log of one run folder, or of some members of it.
 
-    def __init__(self, folder: Path):
-        self.csv = folder / "metrics.csv"
+    Args:
+        folder: of the run.
+        lines: the file to write instead of the run's ``metrics.csv``.
+        names: the members whose event files are this log's; by default all that are there, pictures too.
+    """
+
+    def __init__(self, folder: Path, lines: Path | None = None, names: list[str] | None = None):
+        self.folder, self.names = folder, names
+        self.csv = lines or folder / "metrics.csv"
         self.tensorboard = folder / "tensorboard"
         self.create()
 
@@ -86,9 +95,11 @@ class MetricsLog:
 
     def sizes(self) -> dict[str, int]:
         """Length in bytes of every file of the log, by its path relative to the run."""
-        root = self.csv.parent
-        return {str(path.relative_to(root)): path.stat().st_size
-                for path in [self.csv, *sorted(self.tensorboard.rglob(EVENT_FILE))]}
+        if self.names is None:
+            events = sorted(self.tensorboard.rglob(EVENT_FILE))
+        else:
+            events = [path for path in map(self.event_path, self.names) if path.exists()]
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in [self.csv, *events]}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
         """Makes the log what it was when ``sizes`` was taken: later lines, events and files go.
@@ -96,15 +107,15 @@ class MetricsLog:
         Raises:
             RunError: a file is missing or shorter than it was then.
         """
-        root = self.csv.parent
+        present = self.sizes()
         for name, length in sizes.items():
-            if self.sizes().get(name, -1) < length:
-                raise RunError(f"{root / name} is missing or shorter than the checkpoint says: the run cannot go on.")
-        for name, length in self.sizes().items():
+            if present.get(name, -1) < length:
+                raise RunError(f"{self.folder / name} is missing or shorter than the checkpoint says: the run cannot go on.")
+        for name, length in present.items():
             if name not in sizes:
-                (root / name).unlink()
+                (self.folder / name).unlink()
             elif length > sizes[name]:
-                with open(root / name, "r+b") as file:
+                with open(self.folder / name, "r+b") as file:
                     file.truncate(sizes[name])
 
     def _append(self, path: Path, events: list[Event]) -> None:
@@ -117,6 +128,16 @@ class MetricsLog:
 
 def _first_event() -> Event:
     return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def join_csv(target: Path, parts: list[Path]) -> None:
+    """Writes the lines of several logs into one, in order. Raises OSError if one is missing."""
+    with whole_file(target) as file:
+        file.write(HEADER.encode())
+        for path in parts:
+            with open(path, "rb") as part:
+                part.readline()
+                shutil.copyfileobj(part, file)
 
 
 def read_metrics(path: Path) -> dict[tuple[str, str], tuple[list[int], list[float]]]:

@@ -3,6 +3,9 @@
     config.json  datasets/<data_seed>.npz  checkpoint.pt  metrics.csv  policies/*.pt  tensorboard/<member>/
     evaluation.json  figures/*.png  manifest.json
 
+While several processes train it, ``shards/<slice>/`` holds a checkpoint.pt and a metrics.csv of each slice; at the end they are
+put together and the folder is what one process leaves.
+
 ``python -m cql.runs verify RUN`` holds every file against the manifest.
 """
 
@@ -15,6 +18,7 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,13 +27,41 @@ import torch
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
 from cql.files import write_whole
+from cql.population import Member
 
 MANIFEST = "manifest.json"
+SHARDS = "shards"
 PACKAGES = ("glassbox-cql", "torch", "numpy", "gymnasium", "tensorboard", "matplotlib")
 
 
 class RunError(ValueError):
     """A run folder that cannot be used; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Slices that one process trains one after the other, with a checkpoint and a log of their own.
+
+    Attributes:
+        folder: of the two files. first: number of the first of its slices. groups: their members.
+    """
+
+    folder: Path
+    first: int
+    groups: list[list[Member]]
+
+    @property
+    def end(self) -> int:
+        """The number after that of its last slice."""
+        return self.first + len(self.groups)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.csv"
 
 
 class RunFolder:
@@ -89,19 +121,36 @@ class RunFolder:
     def policy_path(self, name: str) -> Path:
         return self.path / "policies" / f"{name}.pt"
 
-    def lock(self):
-        """An open file whose lock is held until it is closed: two processes never write one run.
+    def shards(self, groups: list[list[Member]], apart: bool) -> list[Shard]:
+        """The shards in which a run's slices are trained: one, the run folder itself, or with ``apart`` one a slice, so that
+        any number of processes can go on with them. A run that has begun stays as it is."""
+        apart = not (self.path / "checkpoint.pt").exists() and (apart or (self.path / SHARDS).exists())
+        if not apart:
+            return [Shard(self.path, 0, groups)]
+        return [Shard(self.path / SHARDS / str(number), number, [group]) for number, group in enumerate(groups)]
+
+    def lock(self, shared: bool = False):
+        """An open file whose lock is held until it is closed: two jobs never write one run.
+
+        Args:
+            shared: together with others that hold it so; ``share_lock`` turns an exclusive lock into such a one.
 
         Raises:
             RunError: another process has it.
         """
-        file = open(self.path / "config.json", "rb")  # no file of its own: a run holds nothing but its results
+        # no file of its own: a run holds nothing but its results; open for writing, for so NFS wants it
+        file = open(self.path / "config.json", "r+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             file.close()
             raise RunError(f"another process is writing {self.path}.") from None
         return file
+
+    @staticmethod
+    def share_lock(file) -> None:
+        """Lets others hold the lock of ``file`` too, if they ask for a shared one."""
+        fcntl.flock(file, fcntl.LOCK_SH)
 
     def write_json(self, name: str, value) -> None:
         write_whole(self.path / name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
