@@ -94,8 +94,12 @@ def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
         ranks.say(f"error: {end}")
         return end.status
     if isinstance(end, (Interrupted, KeyboardInterrupt)):
-        ranks.stop("")
-        ranks.say(f"{ranks.account()}{end}\nGo on with: {ranks.launcher} train.py --resume {run.path}" if run else "interrupted")
+        ranks.stop()
+        if run:
+            how = f"Go on with: {ranks.launcher} train.py --resume {run.path}"
+            ranks.say("\n".join(filter(None, (ranks.reason, str(end), how))))
+        elif ranks.first:
+            ranks.say("interrupted")
         return 130
     name = "" if ranks.first else f"rank {ranks.rank}: "
     ranks.say(f"error: {name}{end}")

@@ -21,9 +21,10 @@ from typing import Iterator
 import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life, and between two looks at those of the others
-SILENCE = 60.0  # seconds without one after which a rank on another node counts as gone
+SILENCE = 30.0  # seconds without one after which a rank on another node counts as gone
 STORE_TIMEOUT = timedelta(seconds=120)  # for an answer of the store, and for all ranks to appear
 LEFT = b"left"  # the last sign of life of a rank that ended in good order
+STORE_GONE = "torchrun on the first node, which holds the store of the job, is gone."
 
 
 class Stopped(Exception):
@@ -79,12 +80,18 @@ class Ranks:
 
     # --------------------------------------------------------------------------------------------------- the end
 
-    def stop(self, reason: str, status: int = 130) -> None:
-        """Ends the job: the others notice within about a second. The first reason stands."""
+    def stop(self, reason: str = "", status: int = 130) -> None:
+        """Ends the job: the others notice within about a second. The first reason stands.
+
+        Args:
+            reason: a line that names the rank; without one, that of a rank of this node which vanished just now (it is why torchrun
+                sends the others a signal), or none.
+        """
         try:
+            reason = reason or next(filter(None, map(self._gone, self._processes)), "")
             stands = json.loads(self._store.compare_set("stop", "", json.dumps([reason, status])))
-        except RuntimeError:  # the store is gone, and with it the job
-            stands = [reason, status]
+        except RuntimeError:
+            stands = [reason or STORE_GONE, status]
         self._ending = self._ending or stands
 
     @property
@@ -100,13 +107,10 @@ class Ranks:
         if not spoken:
             print(text, file=sys.stderr)
 
-    def account(self) -> str:
-        """Why the job ends, where it is not by this rank's doing: a line that names the rank, or nothing."""
-        with suppress(RuntimeError):
-            for rank in self._processes:
-                if gone := self._gone(rank):
-                    return gone + "\n"
-        return f"{self._ending[0]}\n" if self._ending and self._ending[0] else ""
+    @property
+    def reason(self) -> str:
+        """Why the job ends; empty if it does not, or by a signal."""
+        return self._ending[0] if self._ending else ""
 
     # --------------------------------------------------------------------------------------------- signs of life
 
@@ -139,7 +143,7 @@ class Ranks:
                     if gone := self._gone(rank):
                         self.stop(gone)
             except RuntimeError:
-                self._ending = self._ending or ("torchrun on the first node, which holds the job's store, is gone.", 130)
+                self._ending = self._ending or (STORE_GONE, 130)
                 return
             ended.wait(BEAT)
 

@@ -289,7 +289,7 @@ def _signals(ranks: Ranks):
     previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda *_: ranks.stop(""))
+            previous[number] = signal.signal(number, lambda *_: ranks.stop())
     except ValueError:  # not the main thread: leave signals to it
         pass
     try:
