@@ -97,7 +97,7 @@ def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
         ranks.stop()
         if run:
             how = f"Go on with: {ranks.launcher} train.py --resume {run.path}"
-            ranks.say("\n".join(filter(None, (ranks.reason, str(end), how))))
+            ranks.say("\n".join(filter(None, (ranks.reason, str(end) or "interrupted.", how))))
         elif ranks.first:
             ranks.say("interrupted")
         return 130

@@ -92,7 +92,7 @@ def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_pat
     wait_for_progress(job, run)
     job.send_signal(signal.SIGINT)  # as Ctrl-C does
     status, _, errors = finished(job)
-    assert status != 0 and " died." not in errors and "stopped " in errors
+    assert status != 0 and " died." not in errors
     assert errors.count(f"Go on with: torchrun --nproc-per-node 2 train.py --resume {run}") == 1
 
     job = torchrun(3, script, "--resume", str(run))
