@@ -1,7 +1,9 @@
-"""What a run survives, counted: python -m benchmarks.faults kill 100 | corrupt 1000
+"""What a run survives, counted: python -m benchmarks.faults kill 100 | ranks 20 | corrupt 1000
 
 kill: SIGKILL at a random moment of a sweep, again and again until it gets through by --resume; then policies, metrics and
 evaluation must equal the uninterrupted run's byte for byte, and TensorBoard must hold the same scalars.
+
+ranks: the same for a sweep over two or three processes, of which one is killed each time; it goes on in two or three.
 
 corrupt: one file of a finished or interrupted run is damaged (cut short, bits flipped, bytes replaced, swapped for the same file of
 another run); loading must refuse it in one sentence, or the outcome must equal the sound one's: nothing in between.
@@ -13,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -96,6 +99,68 @@ def kill(times: int, folder: Path, random: random.Random) -> int:
     return different
 
 
+def torchrun(processes: int, *argv) -> subprocess.Popen:
+    """A job of so many processes on this machine, ``argv`` the script and its arguments."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                             *argv], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def one_process(script: str, *argv) -> None:
+    """Runs the script in one process, with one thread, as torchrun gives each rank. Raises CalledProcessError if it fails."""
+    subprocess.run([sys.executable, script, *argv], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def process_of(job: subprocess.Popen, rank: int) -> int | None:
+    """The process id of a rank of this job, if it is there."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
+    return None
+
+
+def ranks(times: int, folder: Path, random: random.Random) -> int:
+    """Returns how many of the sweeps that went on after a rank was killed differ from the one that a single process made."""
+    script = without_pictures(folder)
+    one_process(script, *SWEEP, "--out", str(folder / "whole"))
+    whole, run, kills, runs, different, length = outcome(folder / "whole"), folder / "cut", 0, 0, 0, 0.0
+    while kills < times:
+        shutil.rmtree(run, ignore_errors=True)
+        argv, status = [*SWEEP, "--out", str(run)], None
+        while status != 0:
+            processes = random.choice((2, 3))
+            job, started = torchrun(processes, script, *argv), time.perf_counter()
+            if runs and kills < times:  # the first is let through: it says how long they take
+                time.sleep(random.uniform(0, length))
+                victim = process_of(job, random.randrange(processes))
+                if victim is not None:
+                    os.kill(victim, signal.SIGKILL)
+            text = job.communicate()[1]
+            status = job.returncode
+            length = length or time.perf_counter() - started
+            kills += "SIGKILL" in text
+            if status and "SIGKILL" not in text:
+                break
+            if (run / "config.json").exists():
+                argv = ["--resume", str(run)]
+            else:
+                shutil.rmtree(run, ignore_errors=True)
+        runs += 1
+        if status or outcome(run) != whole:
+            different += 1
+            print(f"run {runs}: status {status}, {text[-3000:]}")
+    print(f"{kills} SIGKILLs of a rank over {runs} runs of {length:.1f} s: {runs - different} of {runs} bit-identical to one process")
+    return different
+
+
+def without_pictures(folder: Path) -> str:
+    """A script that is train.py without its pictures."""
+    path = folder / "train.py"
+    path.write_text(f"import sys\nsys.path[0] = {str(Path(__file__).parent.parent)!r}\nimport train\n"
+                    "train.plots.draw_all = lambda run: []\nsys.exit(train.main())\n")
+    return str(path)
+
+
 def damage(raw: bytes, other: bytes, random: random.Random) -> bytes:
     kind = random.randrange(5)
     if kind == 0:
@@ -149,7 +214,7 @@ def corrupt(times: int, folder: Path, random: random.Random) -> int:
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     plots.draw_all = lambda run: []  # pictures take most of the time and hold no state
-    work, times = {"kill": kill, "corrupt": corrupt}[argv[0]], int(argv[1])
+    work, times = {"kill": kill, "ranks": ranks, "corrupt": corrupt}[argv[0]], int(argv[1])
     with tempfile.TemporaryDirectory() as folder:
         return 1 if work(times, Path(folder), random.Random(int(argv[2]) if len(argv) > 2 else 0)) else 0
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,45 +11,27 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from benchmarks.faults import outcome
+from benchmarks.faults import one_process, outcome, process_of, torchrun, without_pictures
 from cql import ranks as ranks_module
 from cql import runs
 from cql.ranks import Ranks, Stopped, joined
 from cql.training import Interrupted, resolve_device
 from cql.training import train as train_run
 
-ROOT = Path(__file__).parent.parent
 SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "3000", "--batch-size", "8", "--alpha", "1", "6",
          "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "200", "--device", "cpu"]
-WITHOUT_PICTURES = f"""
-import sys
-sys.path[0] = {str(ROOT)!r}
-import train
-train.plots.draw_all = lambda run: []
-sys.exit(train.main())
-"""
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory) -> str:
-    """train.py without its pictures, which take most of the time and hold no result."""
-    path = tmp_path_factory.mktemp("script") / "train.py"
-    path.write_text(WITHOUT_PICTURES)
-    return str(path)
+    return without_pictures(tmp_path_factory.mktemp("script"))
 
 
 @pytest.fixture(scope="module")
 def whole(script, tmp_path_factory) -> dict:
-    """What one process leaves; with one thread, as torchrun gives each rank."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run([sys.executable, script, *SWEEP, "--out", str(run)], cwd=ROOT, check=True, capture_output=True, timeout=120,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one_process(script, *SWEEP, "--out", str(run))
     return everything(run)
-
-
-def torchrun(processes: int, *argv) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                             *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(job: subprocess.Popen) -> tuple[int, str, str]:
@@ -65,13 +46,6 @@ def wait_for_progress(job: subprocess.Popen, run: Path) -> None:
     before = seen()
     while seen() == before and job.poll() is None:
         time.sleep(0.01)
-
-
-def process_of(job: subprocess.Popen, rank: int) -> int:
-    for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(f"rank {rank} is not there")
 
 
 def everything(run: Path) -> dict:
@@ -107,8 +81,7 @@ def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_pat
     status, _, errors = finished(torchrun(2, script, "--resume", str(run)))
     assert status == 0, errors
     assert everything(run) == whole
-    subprocess.run([sys.executable, script, "--resume", str(tmp_path / "one")], cwd=ROOT, check=True, capture_output=True,
-                   timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one_process(script, "--resume", str(tmp_path / "one"))
     assert everything(tmp_path / "one") == whole
 
 
