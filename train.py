@@ -91,7 +91,8 @@ def follow(ranks: Ranks) -> int:
 def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
     """Ends the job, with one message and not one a rank; returns the exit status."""
     if isinstance(end, Stopped):
-        ranks.say(f"error: {end}")
+        if str(end):
+            ranks.say(f"error: {end}")
         return end.status
     if isinstance(end, (Interrupted, KeyboardInterrupt)):
         ranks.stop()

@@ -149,7 +149,8 @@ def ranks(times: int, folder: Path, random: random.Random) -> int:
         if status or outcome(run) != whole:
             different += 1
             print(f"run {runs}: status {status}, {text[-3000:]}")
-    print(f"{kills} SIGKILLs of a rank over {runs} runs of {length:.1f} s: {runs - different} of {runs} bit-identical to one process")
+    print(f"{kills} SIGKILLs of a rank over {runs} runs of {length:.1f} s: {runs - different} of {runs} bit-identical to the run of "
+          "one process")
     return different
 
 

@@ -182,7 +182,7 @@ def joined() -> Iterator[Ranks]:
     nodes = int(found.get("GROUP_WORLD_SIZE", 1))
     launcher = f"torchrun {f'--nnodes {nodes} … ' if nodes > 1 else ''}--nproc-per-node {found.get('LOCAL_WORLD_SIZE', world)}"
     ranks = Ranks(rank, world, int(found.get("LOCAL_RANK", 0)), int(found.get("GROUP_RANK", 0)), launcher,
-                  dist.PrefixStore("glassbox-cql", store))
+                  dist.PrefixStore(f"glassbox-cql/{found.get('TORCHELASTIC_RESTART_COUNT', 0)}", store))
     ranks.meet()
     ended = threading.Event()
     watch = threading.Thread(target=ranks.watch, args=(ended,), daemon=True)
