@@ -67,6 +67,16 @@ class PopulationMLP:
             views.append(Layer(weight, bias))
         return views
 
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """One flat buffer of the members of several, in their order."""
+        layers = zip(*(self.layers(flat) for flat in parts))
+        return torch.cat([torch.cat(tensors).flatten() for layer in layers for tensors in zip(*layer) if tensors[0] is not None])
+
+    def split(self, flat: Tensor, sizes: list[int]) -> list[Tensor]:
+        """The reverse of ``joined``: flat buffers of so many members each, copied."""
+        layers = [[None if t is None else t.split(sizes) for t in layer] for layer in self.layers(flat)]
+        return [torch.cat([t[part].flatten() for layer in layers for t in layer if t is not None]) for part in range(len(sizes))]
+
     def initial(self, seeds: list[int]) -> Tensor:
         """Flat parameters of one member per seed, uniform in ±1/sqrt(inputs of the layer). Equal seeds, equal weights.
 
@@ -108,13 +118,14 @@ class PopulationMLP:
         return outputs
 
     def backward(self, layers: list[Layer], observations: Tensor, outputs: list[Tensor], gradient: Tensor,
-                 out: list[Layer]) -> None:
+                 out: list[Layer], room: list[Tensor]) -> None:
         """Writes the gradient of a scalar with respect to all parameters into ``out``, by hand.
 
         Args:
-            layers, observations, outputs: as given to and returned by ``forward``; hidden outputs are overwritten.
+            layers, observations, outputs: as given to and returned by ``forward``.
             gradient: of the scalar with respect to the last output ``[M, B, A]``.
             out: views of the gradient buffer, from ``layers``.
+            room: from ``buffers``, for the gradients with respect to the hidden outputs.
         """
         for n in range(len(layers) - 1, -1, -1):
             if layers[n].bias is None:
@@ -124,9 +135,9 @@ class PopulationMLP:
             torch.bmm(inputs.transpose(1, 2), gradient, out=out[n].weight)
             torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
             if n:
-                active = inputs.sign() if self._has_relu(n - 1) else None  # 1 where the ReLU let its input through, else 0
-                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs)
-                gradient = gradient if active is None else gradient.mul_(active)
+                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=room[n - 1])
+                if self._has_relu(n - 1):  # the ReLU's own backward, in one pass: 0 where its output is not above 0
+                    torch.ops.aten.threshold_backward.grad_input(gradient, inputs, 0, grad_input=gradient)
 
 
 def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
