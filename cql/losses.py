@@ -11,7 +11,8 @@ Axes: ``M`` members, ``B`` transitions, ``A`` actions; further axes may lead (``
 Everything is averaged over ``B`` and never over ``M``. Two options serve the exact gradient of a whole data set:
 
 - ``weights [M, B]`` sum to one over ``B`` and replace the mean;
-- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch, ``B = R A``. With the
+- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch, ``B = A R``, action by
+  action: entry ``a R + r``. With the
   weight of each logged pair (0 for those never logged) and the mean target of its outcomes this is the squared loss over
   the whole data set, up to the spread of the targets around their means, in which Q does not occur. No such mean exists for
   the Huber loss.
@@ -75,7 +76,7 @@ def conservative_gap(q_values: Tensor, actions: Tensor | None) -> Tensor:
     """
     log_normaliser = q_values.logsumexp(-1)  # [M, R]
     if actions is None:
-        return (log_normaliser[..., None] - q_values).flatten(-2)
+        return (log_normaliser[..., None, :] - q_values.mT).flatten(-2)
     return log_normaliser - taken(q_values, actions)
 
 
@@ -120,7 +121,7 @@ def bc_gradient(logits: Tensor, actions: Tensor | None, weights: Tensor | None =
 def taken(q_values: Tensor, actions: Tensor | None) -> Tensor:
     """``Q(s, a)`` at the logged action: ``[M, B, A], [M, B] -> [M, B]``."""
     if actions is None:
-        return q_values.flatten(-2)
+        return q_values.mT.flatten(-2)
     _same_shape(q_values[..., 0], actions)
     return q_values.gather(-1, actions[..., None]).squeeze(-1)
 
@@ -140,10 +141,11 @@ def _gradient(q_values: Tensor, actions: Tensor | None, penalty: Tensor, at_take
         weights = at_taken.new_full((1, 1), 1 / at_taken.shape[-1]).expand(at_taken.shape)
     _same_shape(at_taken, weights)
     shares = at_taken * weights  # [M, B]
+    p = q_values.mT.softmax(-2)  # [M, A, R]: fastest where the axis summed over is not the innermost
     if actions is None:
-        row_weights = weights.unflatten(-1, q_values.shape[-2:]).sum(-1)  # [M, R]
-        return q_values.softmax(-1).mul_((penalty * row_weights)[..., None]).add_(shares.view(q_values.shape))
-    return q_values.softmax(-1).mul_((penalty * weights)[..., None]).scatter_add_(-1, actions[..., None], shares[..., None])
+        shares, weights = shares.view(p.shape), weights.view(p.shape).sum(-2)  # [M, A, R], [M, R]
+        return p.mul_((penalty * weights)[..., None, :]).add_(shares).mT
+    return p.mul_((penalty * weights)[..., None, :]).scatter_add_(-2, actions[..., None, :], shares[..., None, :]).mT
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

@@ -42,7 +42,7 @@ class Tile:
         self.full = FullBatch(transitions, self.draws, config, self.algorithm) if config.full_batch else None
         rows = input_rows(config, transitions)
         self.block = block_length(config, transitions, len(members))
-        self.kept = self.state.parameters.new_empty(self.block, len(members), rows, network.outputs)  # [T, M, rows, A]
+        self.kept = self.state.parameters.new_empty(self.block, len(members), network.outputs, rows).mT  # [T, M, rows, A]
         work = learner.workspace(network, self.state, rows)
         self.work = [work._replace(outputs=[*work.outputs[:-1], kept]) for kept in self.kept]  # Q is kept where it is made
         # The target network's values at all distinct observations are fewer than those that an interval's batches ask
@@ -155,7 +155,7 @@ class FullBatch:
         self.averaged = algorithm == "bc" or config.td_loss != "huber"
         self.batch = Batch(None, None, None, None, None, weights=self.transitions.weights)
         if self.averaged:
-            self.pairs = self.transitions.rows * self.actions + self.transitions.actions  # [M, N], places among R * A
+            self.pairs = self.transitions.actions * inputs.shape[0] + self.transitions.rows  # [M, N], places among A * R
             self.batch = self.batch._replace(weights=self._sum_per_pair(self.transitions.weights))
         else:
             self.batch = self.batch._replace(actions=self.transitions.actions, rows=self.transitions.rows)
@@ -177,7 +177,7 @@ class FullBatch:
         self.spread.copy_(losses.batch_mean(error, all_of.weights))
 
     def _sum_per_pair(self, values: Tensor) -> Tensor:
-        """``[M, N] -> [M, R * A]``."""
+        """``[M, N] -> [M, A * R]``."""
         return values.new_zeros(len(values), self.inputs.shape[1] * self.actions).scatter_add_(1, self.pairs, values)
 
 

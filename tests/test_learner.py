@@ -46,7 +46,7 @@ def test_forward_equals_a_plain_module(network):
     for m in range(2):
         h = torch.nn.functional.one_hot(x[m], network.inputs).float() if network.discrete else x[m]
         for n, layer in enumerate(network.layers(flat)):
-            h = h @ layer.weight[m] + (0 if layer.bias is None else layer.bias[m])
+            h = h @ layer.weight[m] if layer.bias is None else torch.nn.functional.linear(h, layer.weight[m], layer.bias[m, 0])
             h = h.relu() if n < len(network.hidden) and not (network.discrete and n == 0) else h
         torch.testing.assert_close(outputs[m], h)
 

@@ -101,7 +101,7 @@ def test_pairs_with_mean_targets_are_the_transitions(seed, td_loss):
     rows, actions = torch.randint(0, 3, (2, 30), generator=g), torch.randint(0, 4, (2, 30), generator=g)
     targets, alpha = torch.randn(2, 30, generator=g, dtype=torch.float64), tensor([0.5, 6.0])
     expected = losses.cql_loss(torch.stack([q[m, rows[m]] for m in range(2)]), actions, targets, alpha, td_loss)
-    pairs = rows * 4 + actions
+    pairs = actions * 3 + rows
     count = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, torch.ones_like(targets))
     mean = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, targets) / count.clamp_min(1)
     terms = losses.cql_loss(q, None, mean, alpha, td_loss, count / 30)
