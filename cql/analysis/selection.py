@@ -40,6 +40,8 @@ SHARE = 0.1  # of a curve's range: what a rise or a fall has to exceed
 HIGH_TD = 2.0  # times the least TD error among the members compared
 WITHIN = 1.0  # return points: a pick this close to the best counts as good
 REPLICATES = 2000  # of the bootstrap over draws
+DECIMALS = 10  # scores and exact values that agree so far are equal: the rest is rounding
+MAX_STATES = 20_000  # distinct observations of a draw; where there are more, a table says nothing that would repay its time
 
 
 # ------------------------------------------------------------------------------------------------------ pure computations
@@ -263,6 +265,8 @@ def read(run: RunFolder, resamples: int) -> Found:
         if not len(judged):
             continue
         log, observations = episode_log(dataset, environment)
+        if log.num_states > MAX_STATES:
+            continue
         actions = np.stack([load_policy(run, members[x][y][z], dataset).act(observations) for y, z in judged])  # [N, S]
         said = ope.estimate(log, actions, horizon, resamples)
         where = (x, *judged.T)
@@ -333,7 +337,7 @@ def judge(found: Found, resamples: int) -> dict:
 
 
 def _entry(rule: Rule, found: Found, candidates, truth) -> dict:
-    scores = np.where(candidates, rule.goodness, np.nan)
+    scores = np.round(np.where(candidates, rule.goodness, np.nan), DECIMALS)
     shares = picks(scores)
     entry = {"name": rule.name, "label": rule.label, "what": rule.what, "uses": rule.uses, "prefers": rule.prefers,
              "available": int(np.isfinite(rule.scores).sum()), "of": int(rule.scores.size),
@@ -342,7 +346,7 @@ def _entry(rule: Rule, found: Found, candidates, truth) -> dict:
              "picked": int((shares.sum(-1) > 0).sum()), "pickable": int(candidates.any(-1).sum()),
              "coverage": dict.fromkeys(TARGETS), "effective_sample_size": None}
     for target, sign in (("return", 1.0), ("hazard_probability", -1.0)):
-        worth = sign * truth[target]
+        worth = np.round(sign * truth[target], DECIMALS)
         entry["rank_correlation"][target] = over_draws(
             [[spearman(scores[x, y], worth[x, y]) for y in range(worth.shape[1])] for x in range(worth.shape[0])])
         lost = regret(shares, worth)  # [X, Y]
@@ -400,44 +404,48 @@ def _plain(values) -> list[float | None] | None:
 
 
 def text(result: dict) -> str:
-    """The referee's table for the terminal."""
-    heads = ["rule", "scored", "rank: return", "hazard", "regret: return", "95 %", "within 1", "hazard", "covered", "ESS",
-             "picked alpha (times)"]
-    rows = []
+    """The referee's tables for the terminal."""
+    rows = [["rule", "scored", "rank: return", "hazard", "lost: return", "95 %", "within 1", "hazard", "covered", "ESS",
+             "picks: alpha (times)"]]
     for e in result["rules"]:
-        coverage = [c for c in e["coverage"].values() if c is not None]
+        coverage = next((c for c in e["coverage"].values() if c is not None), None)
         most = sorted(e["picks"], key=lambda pick: (-pick[1], pick[0]))
         rows.append([
             e["label"], f"{e['available']}/{e['of']}", _first(e["rank_correlation"]["return"], "+.2f"),
             _first(e["rank_correlation"]["hazard_probability"], "+.2f"), _first(e["regret"]["return"], ".2f"),
             _ends(e["regret"]["return"], ".2f"), _form(e["within_one_point"], ".0%"),
-            _first(e["regret"]["hazard_probability"], ".4f"), _form(coverage[0] if coverage else None, ".0%"),
+            _first(e["regret"]["hazard_probability"], ".4f"), _form(coverage, ".0%"),
             _form(e["effective_sample_size"], ".1f"),
-            ", ".join(f"{alpha:g} ({times:g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")])
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
-    table = ["  ".join(cell.ljust(width) if n in (0, len(heads) - 1) else cell.rjust(width)
-                       for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in (heads, *rows)]
-    lines = [f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members ({result['candidates']} candidates), "
-             f"{result['draws']} draws, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} resamples, "
-             f"propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "",
-             *("  " + line for line in table),
-             "  rank: correlation with the exact return and the exact hazard, +1 = ordered exactly right. regret: exact return lost",
-             "  against the best alpha of that draw and seed, mean over draws; within 1: share of draws that lose at most 1.",
-             "  covered: share of estimates whose 95 % interval holds the exact value. ESS: median over members.", ""]
-    lines += ["  Signs in the training curves, members of each alpha: " + "; ".join(
-        f"{s['alpha']:g}: {s['overfitting']} over, {s['underfitting']} under, {s['diverged']} diverged of {s['of']}"
+            ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")])
+    signs = [["alpha", "overfitting", "underfitting", "diverged", "of"], *(
+        [f"{s['alpha']:g}", *(str(s[name]) for name in ("overfitting", "underfitting", "diverged", "of"))]
         for s in result["signs"])]
+    label = {e["name"]: e["label"] for e in result["rules"]}
+    lines = [f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members, {result['candidates']} of them candidates; "
+             f"{result['draws']} draws, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} resamples, "
+             f"propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "", *_columns(rows),
+             "  rank: correlation with the exact return and hazard over alpha, +1 = ordered exactly right; mean over draws.",
+             "  lost: exact return and hazard against the best alpha of that draw and seed, mean over draws; within 1: share of",
+             "  draws that lose at most 1 point of return. covered: share of estimates whose 95 % interval holds the exact value.",
+             "  ESS: effective sample size, median over members. Members that ran away are neither picked nor ranked.", "",
+             "  Signs in the training log, members of each alpha:", *_columns(signs), ""]
     for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
         verdict = result["verdict"][target]
         if verdict is not None:
-            label = {e["name"]: e["label"] for e in result["rules"]}
-            lines.append(f"  Least {words} regret: {' and '.join(label[name] for name in verdict['rules'])}, "
-                         f"{verdict['regret']:{form}}, within 1 return point of the best in "
-                         f"{_form(verdict['within_one_point'], '.0%')} of the draws; " + ", ".join(
+            lines.append(f"  Least {words} lost: {' and '.join(label[name] for name in verdict['rules'])}, "
+                         f"{verdict['regret']:{form}} (within 1 point of the best return in "
+                         f"{_form(verdict['within_one_point'], '.0%')} of the draws); " + ", ".join(
                              f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items()) + ".")
     if all(verdict is None for verdict in result["verdict"].values()):
         lines.append("  Without the exact values of the policies no rule can be judged; what each would pick stands above.")
     return "\n".join(lines)
+
+
+def _columns(rows) -> list[str]:
+    """Rows of cells, the first column to the left, the last as it is."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return ["  " + "  ".join(cell if n == len(row) - 1 else cell.rjust(width) if n else cell.ljust(width)
+                             for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
 
 
 def _form(value, form) -> str:
