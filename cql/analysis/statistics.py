@@ -252,11 +252,19 @@ def _group(population, bootstrap, group):
 
 
 def against(population: Population, bootstrap: Bootstrap, group: Group, other: Group) -> dict:
-    """Paired mean differences ``group`` minus ``other`` and probability of improvement, by metric; None where no pair has it."""
-    pairs = {metric: (population.values(metric, group), population.values(metric, other)) for metric in PAIRED}
-    return {**{metric: bootstrap.estimate(mine - theirs) for metric, (mine, theirs) in pairs.items()},
-            "probability_of_improvement": {metric: bootstrap.share(improvement(mine, theirs, HIGHER_IS_BETTER[metric]))
-                                           for metric, (mine, theirs) in pairs.items()}}
+    """``paired`` of two groups of one population."""
+    return paired(bootstrap, *({metric: population.values(metric, side) for metric in PAIRED} for side in (group, other)))
+
+
+def paired(bootstrap: Bootstrap, mine: dict, theirs: dict) -> dict:
+    """Paired mean differences ``mine`` minus ``theirs`` and probability of improvement, by metric; None where no pair has it.
+
+    Args:
+        mine, theirs: the metrics of ``PAIRED`` -> [D, S], the same draw and seed at the same place.
+    """
+    return {**{metric: bootstrap.estimate(mine[metric] - theirs[metric]) for metric in PAIRED},
+            "probability_of_improvement": {metric: bootstrap.share(improvement(mine[metric], theirs[metric],
+                                                                               HIGHER_IS_BETTER[metric])) for metric in PAIRED}}
 
 
 def _profile(population, bootstrap, metric):
@@ -358,17 +366,17 @@ def group_lines(groups: list[dict]) -> list[str]:
                      interval_text(returns.get("iqm")), *(interval_text(hazards.get(name), 3) for name in ("mean", "q90", "worst")),
                      interval_text(mismatch.get("mean"), 3),
                      ", ".join(f"{group[name]} {name}" for name in ("diverged", "missing") if group[name])))
-    return _aligned(rows, right=(1, 2))
+    return aligned(rows, right=(1, 2))
 
 
 def difference_lines(rows: list[tuple[str, dict]]) -> list[str]:
-    """A heading and a line for each (name, ``against``)."""
+    """A heading and a line for each (name, ``paired``)."""
     lines = [("alpha", "return", "hazard", "P(higher return)", "P(lower hazard)")]
     for name, row in rows:
         better = row["probability_of_improvement"]
         lines.append((name, interval_text(row["return"], 2, "+"), interval_text(row["hazard_probability"], 3, "+"),
                       *(interval_text(better[metric]) for metric in PAIRED)))
-    return _aligned(lines, right=(0,))
+    return aligned(lines, right=(0,))
 
 
 def interval_text(estimate: Estimate | None, places: int = 2, sign: str = "") -> str:
@@ -379,7 +387,8 @@ def interval_text(estimate: Estimate | None, places: int = 2, sign: str = "") ->
     return value if low is None else f"{value} [{low}, {high}]"
 
 
-def _aligned(rows, right=()) -> list[str]:
+def aligned(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
+    """Lines with columns of equal width; those numbered in ``right`` are set to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) if n in right else cell.ljust(width)
                       for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
