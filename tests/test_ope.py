@@ -71,7 +71,7 @@ def test_no_matching_trajectory_is_no_estimate_but_for_the_model():
 
 
 def test_fqe_is_exact_evaluation_on_the_model_of_the_data():
-    P, beta, log = rolled(0, 300, hazard=np.arange(5) == 3)
+    P, beta, log = rolled(1, 200, hazard=np.arange(5) == 3)
     rows = type("Rows", (), dict(observations=log.states, next_observations=log.next_states, actions=log.actions,
                                  rewards=log.rewards, terminations=log.terminations))
     model, counts = empirical_mdp(rows, 5, 3, hazard=log.hazard)
@@ -168,7 +168,11 @@ def test_products_of_many_ratios_stay_in_range():
 
 
 def test_a_resample_is_the_estimate_of_repeated_episodes():
-    _, beta, log = rolled(7, 12, hazard=np.arange(5) == 1)
+    """Some of them fragments, which start and stop anywhere."""
+    _, _, log = rolled(13, 9, hazard=np.arange(5) == 1)
+    cut = log.starts[np.diff(log.starts, append=len(log.states)) > 2][:3] + 2
+    log = replace(log, starts=np.sort(np.concatenate([log.starts, cut])))
+    assert len(cut) == 3 and len(set(log.states[log.starts])) > 1
     policies = np.concatenate([random_policies(np.random.default_rng(8), 1, 5, 3), np.eye(3)[[[0, 1, 2, 0, 1]]]])
     drawn = np.random.default_rng(9).integers(12, size=(6, 12))
     counts = np.stack([np.bincount(row, minlength=12) for row in drawn], axis=1).astype(float)
@@ -219,8 +223,9 @@ def test_equal_policies_and_smaller_chunks_change_nothing(monkeypatch):
             assert np.allclose(values[1], alone.values[name][target][0], rtol=1e-12, equal_nan=True)
 
 
-@pytest.mark.parametrize("policies, words", [(np.zeros((2, 3), int), "policies must be"), (np.full((1, 2), 2), "actions must"),
-                                             (np.full((1, 2, 2), 0.4), "no distributions"), (np.zeros((1, 2)), "policies must")])
+@pytest.mark.parametrize("policies, words", [
+    (np.zeros((2, 3), int), "policies must be"), (np.full((1, 2), 2), "actions must"),
+    (np.full((1, 2, 2), 0.4), "no distributions"), (np.zeros((1, 2)), "policies must")])
 def test_wrong_policies_are_refused(policies, words):
     with pytest.raises(ValueError, match=words):
         estimate(log_of(THREE), policies, 2)

@@ -1,6 +1,7 @@
 """The rules that choose alpha and their referee: constructed populations, and small runs made for it."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import gymnasium
@@ -11,8 +12,10 @@ import scipy.stats
 import train
 from cql.analysis import ope, selection
 from cql.analysis.evaluation import load_policy
+from cql.analysis.figure_data import states_of
 from cql.analysis.selection import Found, judge, picks, ranks, referee, regret, spearman
-from cql.config import Config
+from cql.collect import environment_of, generate_offline_episodes
+from cql.diagnostics import state_inputs
 from cql.population import Member
 from cql.runs import RunError, RunFolder
 
@@ -67,7 +70,7 @@ def found(returns, hazards, fqe=None, flagged=None, over=None):
     """A population [X, Y, Z] with these exact values; FQE estimates of the return with intervals of +-1."""
     returns = np.asarray(returns, dtype=float)
     draws, seeds, _ = returns.shape
-    config = SimpleNamespace(data_seeds=range(draws), seeds=range(seeds))
+    config = SimpleNamespace(data_seeds=range(draws), seeds=range(seeds), num_datasets=draws, num_seeds=seeds)
     columns = {"return": returns, "hazard_probability": np.asarray(hazards, dtype=float)}
     population = SimpleNamespace(config=config, alphas=list(ALPHAS), values=lambda metric, group: columns.get(
         metric, np.full(returns.shape, np.nan))[..., ALPHAS.index(group[1])])
@@ -114,8 +117,9 @@ def test_the_baselines_know_nothing():
 def test_a_runaway_member_is_not_picked_but_stays_the_measure():
     flagged = np.zeros((2, 2, 3), dtype=bool)
     flagged[0, 0, 1] = True  # the best of its draw and seed
-    result = judge(found(RETURNS, HAZARDS, RETURNS, flagged), 0)
+    result = judge(found(RETURNS, HAZARDS, np.array(RETURNS) + 5.0 * flagged, flagged), 0)
     right = entry(result, "fqe_return")
+    assert right["coverage"]["return"] == 11 / 12  # where the estimator is judged, not the choice, it counts
     assert result["candidates"] == 11 and result["signs"][1]["diverged"] == 1 and right["available"] == 12
     assert right["regret"]["return"][0] == pytest.approx((5 - 3) / 4) and right["picks"] == [[1.0, 2.0], [20.0, 2.0]]
 
@@ -163,7 +167,8 @@ def trained(path, *options) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("selection") / "run", "--alpha", "1", "20", "--num-seeds", "2", "--num-datasets", "2")
+    return trained(tmp_path_factory.mktemp("selection") / "run", "--alpha", "1", "20", "--num-seeds", "2",
+                   "--num-datasets", "2", "--observation", "coordinates")
 
 
 def checked(result):
@@ -182,9 +187,11 @@ def test_the_referee_reads_a_run(run):
     estimate = next(e for e in result["estimates"] if (e["alpha"], e["seed"], e["data_seed"]) == (20.0, 43, 43))
     data = run.datasets(run.config())[1]
     policy = load_policy(run, Member("cql", 20.0, 43, 43), data)
-    log = ope.EpisodeLog(data.observations.astype(int), data.actions.astype(int), data.rewards, data.next_observations.astype(int),
-                         data.terminations, data.episode_starts, 225, 4, data.behavior_probabilities)
-    wanted = ope.estimate(log, policy.act(np.arange(225))[None], 80, resamples=20)  # states by their own numbers
+    inputs = state_inputs(environment_of(data)).numpy()  # states by their own numbers, not by the distinct observations
+    log = ope.EpisodeLog(states_of(data.observations, inputs), data.actions.astype(int), data.rewards,
+                         states_of(data.next_observations, inputs), data.terminations, data.episode_starts, 225, 4,
+                         data.behavior_probabilities)
+    wanted = ope.estimate(log, policy.act(inputs)[None], 80, resamples=20)
     assert estimate["fqe_return"] == pytest.approx(wanted.values["fqe"]["return"][0].tolist())
     assert estimate["unlogged"] == pytest.approx(wanted.unlogged[0])
     exact = {(e["alpha"], e["seed"], e["data_seed"]): e["exact"]["return"] for e in run.read_json("evaluation.json")["members"]}
@@ -192,22 +199,17 @@ def test_the_referee_reads_a_run(run):
     assert entry(result, "default")["regret"]["return"][0] == pytest.approx(np.mean(lost))
 
 
-def test_coordinates_say_the_same_as_indices_of_the_same_policies(run, tmp_path):
-    config = run.config()
-    datasets = run.datasets(config)
-    other = trained(tmp_path / "run", "--alpha", "1", "--observation", "coordinates")
-    result = checked(referee(other, resamples=5))
-    assert result["estimates"][0]["fqe_hazard"] is not None and result["members"] == 1
-    assert entry(result, "fqe_return")["rank_correlation"]["return"] is None  # one alpha: nothing to rank
-    assert entry(result, "fqe_return")["regret"]["return"] == [0, None, None]
-    from cql.collect import environment_of
-    index, _ = selection.episode_log(datasets[0], environment_of(datasets[0]))
-    data = other.datasets(other.config())[0]
-    coordinates, observations = selection.episode_log(data, environment_of(data))
-    assert observations.shape[1] == 2 and coordinates.hazard.sum() == index.hazard.sum()
-    every = np.zeros((1, index.num_states), dtype=int)  # always up, in both numberings
-    a, b = (ope.estimate(log, every, 80, resamples=0) for log in (index, coordinates))
-    assert a.values["fqe"]["hazard_probability"] == pytest.approx(b.values["fqe"]["hazard_probability"], nan_ok=True)
+def test_coordinates_say_the_same_as_indices():
+    logs = []
+    for observation in ("index", "coordinates"):
+        environment = gymnasium.make("envs:SafetyCriticalGridWorld-v0", observation=observation)
+        logs.append(selection.episode_log(generate_offline_episodes(environment, 40), environment)[0])
+    assert logs[0].hazard.sum() == logs[1].hazard.sum() > 0
+    down = np.ones((1, logs[0].num_states), dtype=int)  # the same action everywhere, however states are numbered
+    index, coordinates = (ope.estimate(log, down, 80, resamples=10) for log in logs)
+    assert index.unlogged == pytest.approx(coordinates.unlogged)
+    for target in ope.TARGETS:
+        assert index.values["dr"][target] == pytest.approx(coordinates.values["dr"][target])
 
 
 def test_without_a_model_rules_pick_and_nothing_is_judged(tmp_path):
@@ -236,20 +238,25 @@ def test_frozen_lake_data_of_ones_own(tmp_path):
             state, done = following, terminated or truncated
     names = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
     np.savez(tmp_path / "lake.npz", **{name: np.array(column) for name, column in zip(names, zip(*rows))})
-    run = trained_on(tmp_path, "--env", "FrozenLake-v1", "--dataset", str(tmp_path / "lake.npz"))
-    result = checked(referee(run, resamples=20))
+    out = tmp_path / "run"
+    assert train.main(["--env", "FrozenLake-v1", "--dataset", str(tmp_path / "lake.npz"), "--steps", "30", "--bc-steps", "0",
+                       "--alpha", "1", "20", "--hidden", "8", "--out", str(out)]) == 0
+    result = checked(referee(RunFolder.open(out), resamples=20))
     assert result["horizon"] == 100 and result["behavior"] == "counts"
     assert entry(result, "fqe_hazard")["coverage"]["hazard_probability"] is not None
     assert entry(result, "random")["regret"]["hazard_probability"] is not None
 
 
-def trained_on(folder, *options) -> RunFolder:
-    out = folder / "run"
-    assert train.main(["--steps", "30", "--bc-steps", "0", "--alpha", "1", "20", "--hidden", "8", "--out", str(out), *options]) == 0
-    return RunFolder.open(out)
-
-
-def test_cloning_alone_has_no_alpha_to_choose(tmp_path):
-    run = trained(tmp_path / "run", "--steps", "0")
+def test_cloning_alone_has_no_alpha_to_choose(run, tmp_path):
+    alone = shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads((alone / "config.json").read_text())
+    (alone / "config.json").write_text(json.dumps(config | {"steps": 0}))
     with pytest.raises(RunError, match="no alpha to choose"):
-        referee(run)
+        referee(RunFolder.open(alone))
+
+
+def test_beyond_so_many_observations_there_are_no_estimates_but_other_rules(run, monkeypatch):
+    monkeypatch.setattr(selection, "MAX_STATES", 10)
+    result = checked(referee(run, resamples=5))
+    assert entry(result, "dr_return")["available"] == 0 and entry(result, "support")["regret"]["return"] is None
+    assert entry(result, "gap")["available"] == 8 and entry(result, "gap")["regret"]["return"] is not None
