@@ -61,7 +61,7 @@ def differing_settings(configs: list[Config]) -> dict[str, list]:
 def _same_data(first, second, draws) -> bool:
     """Whether both runs logged the same actions, rewards and ends in each of these draws; observations may be shown differently."""
     sides = [dict(zip(config.data_seeds, run.datasets(config))) for run in (first, second) for config in [run.config()]]
-    return all(np.array_equal(getattr(sides[0][draw], name), getattr(sides[1][draw], name)) for draw in draws
+    return bool(draws) and all(np.array_equal(getattr(sides[0][draw], name), getattr(sides[1][draw], name)) for draw in draws
                for name in ("actions", "rewards", "terminations", "truncations"))
 
 

@@ -119,7 +119,7 @@ def expanded_percentile(replicates, units: int, level: float) -> tuple[float, fl
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t quantile to about 0.1 % from 5 degrees of freedom on (Abramowitz & Stegun 1964, 26.7.5)."""
+    """Student's t quantile to within 0.3 % from 5 degrees of freedom on (Abramowitz & Stegun 1964, 26.7.5)."""
     z = NormalDist().inv_cdf(probability)
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
              (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160)
