@@ -1,4 +1,4 @@
-"""How often bootstrap intervals contain the truth: python -m benchmarks.interval_coverage [--num-datasets 1024] [--cache FILE.npz]
+"""How often intervals contain the truth: python -m benchmarks.interval_coverage [--num-datasets 1024] [--cache FILE.npz]
 
 The population is known: CQL is solved exactly on every data draw (cql.exact.oracle), BC is the most frequent logged action. Its
 mean, interquartile mean and 90 % quantile over all draws are the truth. Samples of 8, 16 and 32 draws, taken from it with
@@ -162,7 +162,8 @@ def coverage(case, size: int, trials: int, resamples: int, level: float, seed: i
     bootstrap = Bootstrap(counts, level)
     if statistic == "share":
         truth = population.mean()
-        methods = {name: partial(METHODS[name], counts=counts, statistic="mean", level=level) for name in ("percentile", "expanded")}
+        methods = {name: partial(METHODS[name], counts=counts, statistic="mean", level=level)
+                   for name in ("percentile", "expanded")}
         methods["given"] = lambda values: bootstrap.share(values)[1:]
     else:
         truth = STATISTICS[statistic][0](population, np.ones((1, population.size), dtype=np.int64))[0]
@@ -216,13 +217,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     listed = cases(found, config.alpha)
     jobs = [(case, size) for size in arguments.sizes for case in listed]
-    print(f"{config.num_datasets} draws solved exactly; share of {arguments.trials} intervals at {arguments.level:.0%} that contain "
-          f"the truth of all draws, in % (standard error {100 * math.sqrt(.05 * .95 / arguments.trials):.1f} at 95, "
-          f"{100 * math.sqrt(.25 / arguments.trials):.1f} at 50)")
+    print(f"{config.num_datasets} draws solved exactly; share of {arguments.trials} intervals at {arguments.level:.0%} "
+          f"that contain the truth of all draws, in % (standard error "
+          f"{100 * math.sqrt(.05 * .95 / arguments.trials):.1f} at 95, {100 * math.sqrt(.25 / arguments.trials):.1f} at 50)")
     print("given: what cql.analysis.statistics reports, – where it gives no interval; then how often that lies wholly above | "
           "below the truth")
-    print(f"{'draws':>5}  {'group':<25} {'metric':<7} {'statistic':<9} {'truth':>8}" + "".join(f"{name:>12}" for name in METHODS)
-          + f"{'given':>8}   above | below")
+    print(f"{'draws':>5}  {'group':<25} {'metric':<7} {'statistic':<9} {'truth':>8}"
+          + "".join(f"{name:>12}" for name in METHODS) + f"{'given':>8}   above | below")
     done = []
     rows = mapped(partial(_row, trials=arguments.trials, resamples=arguments.resamples, level=arguments.level), jobs,
                   arguments.processes)

@@ -11,8 +11,8 @@ from cql.analysis import compare
 from cql.analysis.results import Population
 from cql.runs import RunFolder
 
-TINY = ["--episodes", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--hidden", "4", "--num-seeds", "2", "--device",
-        "cpu"]
+TINY = ["--episodes", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--hidden", "4", "--num-seeds", "2",
+        "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
