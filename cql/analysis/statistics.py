@@ -8,7 +8,7 @@ are paired. With one draw only seeds are resampled: such an interval says nothin
 second stage counts the spread between seeds somewhat more than once, on the careful side.
 
 **Intervals** are percentiles of the resampled statistic, moved outwards so that for n normal values they are Student's
-(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, section 4: the expanded percentile).
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile).
 Chosen by measurement against the plain percentile, BCa and the studentised bootstrap (Efron & Tibshirani 1993, "An
 Introduction to the Bootstrap", chapters 12 to 14): ``python -m benchmarks.interval_coverage``. Of its 95 % intervals from 16
 draws, 94 to 95 % contain the mean of CQL, 96 to 97 % its interquartile mean, 92 to 93 % a difference between two alphas.
@@ -20,7 +20,7 @@ at 0 and 1 (95 to 98 %).
 If the larger exceeds (1 - level) / 2, nothing is given: a mean (taken as q = 1/2) needs 6 draws at 95 %, the 90 % quantile
 36, and the worst (q = 1) has none at any number. Nor is there one where nothing varies. What the rule cannot see: a value
 rare enough to be missing in all n draws. BC fails badly on one draw in twelve: of the intervals for its means, and for
-mean differences to it, 73 to 76 % contain the truth at 16 draws and 92 % at 32, by any method; nearly all others make BC
+mean differences to it, 73 to 76 % contain the truth at 16 draws and 92 % at 32, by any of the four; nearly all others make BC
 too good, so that a claim to beat it errs on the careful side. Its interquartile mean is covered (96 %).
 
 **Missing values** are NaN: members without a policy, or a metric they do not have. They are left out of a statistic and
