@@ -1,9 +1,9 @@
 """Runs side by side: python -m cql.analysis.compare RUN RUN [...] [--out FILE.json]
 
 For factors that are not swept within a run (td_loss, double_q, epsilon, episodes, hidden, ...): which settings differ, what
-each group of each run is worth, and the difference to the first run in groups that both have. Members of equal algorithm, alpha,
-seed and data seed are a pair: also where the data differ (another epsilon, map or number of episodes), since both sides are then
-drawn with the same random numbers; the result says which. Runs are read, never written.
+each group of each run is worth, and the difference to the first run in groups that both have. Members of equal algorithm,
+alpha, seed and data seed are a pair: also where the data differ (another epsilon, map or number of episodes), since both
+sides are then drawn with the same random numbers; the result says which. Runs are read, never written.
 """
 
 import argparse
@@ -32,7 +32,8 @@ def comparison(runs: list[RunFolder], resamples: int = 2000, level: float = 0.95
                         "return", "hazard_probability", "probability_of_improvement"}]}, this run minus the first
 
     Raises:
-        RunError: a run is not evaluated, damaged, or not what its manifest records; ValueError: level or resamples out of range.
+        RunError: a run is not evaluated, damaged, or not what its manifest records.
+        ValueError: level or resamples out of range.
     """
     populations = [_population(run) for run in runs]
     against = []
@@ -59,9 +60,9 @@ def differing_settings(configs: list[Config]) -> dict[str, list]:
 
 
 def _same_data(first, second, draws) -> bool:
-    """Whether both runs logged the same actions, rewards and ends in each of these draws; observations may be shown differently."""
+    """Whether both runs logged the same actions, rewards and ends in each of these draws, however states are shown."""
     sides = [dict(zip(config.data_seeds, run.datasets(config))) for run in (first, second) for config in [run.config()]]
-    return all(np.array_equal(getattr(sides[0][draw], name), getattr(sides[1][draw], name)) for draw in draws
+    return bool(draws) and all(np.array_equal(getattr(sides[0][draw], name), getattr(sides[1][draw], name)) for draw in draws
                for name in ("actions", "rewards", "terminations", "truncations"))
 
 

@@ -8,16 +8,20 @@ are paired. With one draw only seeds are resampled: such an interval says nothin
 second stage counts the spread between seeds somewhat more than once, on the careful side.
 
 **Intervals** are percentiles of the resampled statistic, moved outwards so that for n normal values they are Student's
-(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, section 4: the expanded percentile).
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile).
 Chosen by measurement against the plain percentile, BCa and the studentised bootstrap (Efron & Tibshirani 1993, "An
-Introduction to the Bootstrap", chapters 12 to 14): ``python -m benchmarks.interval_coverage``. Shares (profiles, probability
-of improvement) have Wilson's score interval (Wilson 1927) with n draws, which stays honest at 0 and 1.
+Introduction to the Bootstrap", chapters 12 to 14): ``python -m benchmarks.interval_coverage``. Of its 95 % intervals from 16
+draws, 94 to 95 % contain the mean of CQL, 96 to 97 % its interquartile mean, 92 to 93 % a difference between two alphas.
+Shares (profiles, probability of improvement) have Wilson's score interval (Wilson 1927) with n draws, which stays honest
+at 0 and 1 (95 to 98 %).
 
 **No interval** (low and high None) where none would hold: no resampled statistic leaves the range of the n independent units
 (draws; seeds where there is one draw), and that range lies on one side of a q-quantile with probability q**n or (1 - q)**n.
 If the larger exceeds (1 - level) / 2, nothing is given: a mean (taken as q = 1/2) needs 6 draws at 95 %, the 90 % quantile
 36, and the worst (q = 1) has none at any number. Nor is there one where nothing varies. What the rule cannot see: a value
-rare enough to be missing in all n draws. The mean of BC's return is of that kind.
+rare enough to be missing in all n draws. BC fails badly on one draw in twelve: of the intervals for its means, and for
+mean differences to it, 73 to 76 % contain the truth at 16 draws and 92 % at 32, by any of the four; nearly all others make BC
+too good, so that a claim to beat it errs on the careful side. Its interquartile mean is covered (96 %).
 
 **Missing values** are NaN: members without a policy, or a metric they do not have. They are left out of a statistic and
 counted beside it; a draw without any is no unit, a pair needs both. Nothing left: None.
@@ -119,7 +123,7 @@ def expanded_percentile(replicates, units: int, level: float) -> tuple[float, fl
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t quantile to about 0.1 % from 5 degrees of freedom on (Abramowitz & Stegun 1964, 26.7.5)."""
+    """Student's t quantile to within 0.3 % from 5 degrees of freedom on (Abramowitz & Stegun 1964, 26.7.5)."""
     z = NormalDist().inv_cdf(probability)
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
              (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160)
@@ -247,7 +251,8 @@ def _group(population, bootstrap, group):
         metrics[metric] = None if missing == values.size else {"missing": missing, **found}
     known = group != BC and BC in population.groups
     return {"algorithm": group[0], "alpha": group[1], "members": values.size,
-            "diverged": int(population.diverged(group).sum()), "missing": int(np.isnan(population.values("return", group)).sum()),
+            "diverged": int(population.diverged(group).sum()),
+            "missing": int(np.isnan(population.values("return", group)).sum()),
             "metrics": metrics, "against_bc": against(population, bootstrap, group, BC) if known else None}
 
 
@@ -362,8 +367,9 @@ def group_lines(groups: list[dict]) -> list[str]:
     for group in groups:
         returns, hazards, mismatch = (group["metrics"][name] or {} for name in
                                       ("return", "hazard_probability", "action_mismatch_rate"))
-        rows.append((group["algorithm"].upper(), _alpha(group), str(group["members"]), interval_text(returns.get("mean")),
-                     interval_text(returns.get("iqm")), *(interval_text(hazards.get(name), 3) for name in ("mean", "q90", "worst")),
+        rows.append((group["algorithm"].upper(), _alpha(group), str(group["members"]),
+                     *(interval_text(returns.get(name)) for name in ("mean", "iqm")),
+                     *(interval_text(hazards.get(name), 3) for name in ("mean", "q90", "worst")),
                      interval_text(mismatch.get("mean"), 3),
                      ", ".join(f"{group[name]} {name}" for name in ("diverged", "missing") if group[name])))
     return aligned(rows, right=(1, 2))
