@@ -23,7 +23,6 @@ from cql.runs import SHARDS, RunError, RunFolder, Shard, archive_bytes, load_arc
 from cql.sampling import Transitions
 from cql.slice import Slice, memory_needed
 
-ONE_THREAD = 2**24  # multiply-adds of a slice's largest product below which a second CPU thread costs more than it gives
 CHECKPOINT_FORMAT = 1
 
 
@@ -92,12 +91,12 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
                 raise RunError(f"{run.path} was begun by one process, with one checkpoint for all slices: go on without torchrun.")
             for number, group in enumerate(shard.groups, shard.first):
                 if position is None or number >= position["slice"]:
-                    part = Slice(group, config, transitions, datasets)
+                    part = Slice(group, config, transitions, datasets, threads)
                     step = 0
                     if position is not None and number == position["slice"] and position["state"] is not None:
                         step = position["step"]
                         part.restore(position["state"], position["sums"])
-                    torch.set_num_threads(1 if part.largest_product < ONE_THREAD else threads)
+                    torch.set_num_threads(part.threads_per_tile)
                     _train_slice(run, config, shard, number, part, step, diagnostics, log, ranks)
         ranks.wait_for_all()
         if ranks.stopped:
