@@ -12,7 +12,7 @@ from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.ranks import Ranks, Stopped, joined
 from cql.runs import RunError, RunFolder
-from cql.training import Interrupted, refuse_too_large, resolve_device, train
+from cql.training import Interrupted, fitted, resolve_device, train
 
 ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, ConfigError, DatasetError, RunError, OSError)
 
@@ -36,11 +36,13 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         config = run.config()
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)
-    resolve_device(config.device, ranks.local_rank)  # refused before anything is written
+    device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))
-    refuse_too_large(config, datasets[0])
+    asked, config = config.slice_size, fitted(config, datasets[0], device)
+    if config.slice_size != asked:
+        print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
 

@@ -61,7 +61,7 @@ class Config:
                                     "optimisation", parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
     target_interval: int = _option(25, "updates between copies to the target network", "optimisation")
-    slice_size: int = _option(64, "members trained at once; part of what makes a run repeatable", "optimisation")
+    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run repeatable", "optimisation")
     # --- run
     device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
     log_every: int = _option(1000, "updates between log entries (the only device synchronisation)", "run")

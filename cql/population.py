@@ -41,6 +41,11 @@ def slices(config: Config) -> list[list[Member]]:
             for start in range(0, len(group), size)]
 
 
+def largest_slice(config: Config) -> int:
+    """Members of the largest slice."""
+    return min(config.slice_size, len(config.alpha) * config.num_seeds * config.num_datasets)
+
+
 def _shortest(number: float) -> str:
     short = f"{number:g}"
     return short if float(short) == number else repr(number)

@@ -12,10 +12,10 @@ from cql.dataset import OfflineDataset
 from cql.diagnostics import value_bound
 from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
-from cql.population import Member
+from cql.population import Member, largest_slice
 from cql.runs import RunError
 from cql.sampling import Transitions
-from cql.tile import Tile, input_rows, loss_terms
+from cql.tile import BLOCK, BLOCK_TRANSITIONS, Tile, input_rows, loss_terms
 
 TILE_BYTES = 2**22  # of parameters and activations that one CPU core works on at a time: about its share of the cache
 TILES = 8  # at least so many of a slice, where it has the members, to keep as many threads busy
@@ -126,9 +126,14 @@ def tile_size(network: PopulationMLP, rows: int, members: int) -> int:
 
 
 def memory_needed(config: Config, dataset: OfflineDataset) -> int:
-    """Bytes that the largest slice's parameters, gradient, target and moments take, and its schedule."""
-    members = min(config.slice_size, len(config.alpha) * config.num_seeds * config.num_datasets)
-    return 4 * (members * network_for(config, dataset).parameters_per_member * 6 + 3 * max(config.steps, config.bc_steps))
+    """Bytes of the largest slice, about: parameters, target, gradient and moments, activations and their gradients, what a block
+    keeps; and the schedule."""
+    network = network_for(config, dataset)
+    distinct = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
+    rows = distinct if config.full_batch else config.batch_size
+    kept = max(min(BLOCK * rows * network.outputs, BLOCK_TRANSITIONS), rows * network.outputs)
+    per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept
+    return 4 * (largest_slice(config) * per_member + 3 * max(config.steps, config.bc_steps))
 
 
 def cosine_schedule(rate: float, steps: int) -> Tensor:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -17,7 +18,7 @@ from cql.dataset import OfflineDataset
 from cql.diagnostics import NOT_FINITE, SOUND, Diagnostics
 from cql.files import write_whole
 from cql.metrics import MetricsLog, join_csv
-from cql.population import Member, slices
+from cql.population import Member, largest_slice, slices
 from cql.ranks import Ranks
 from cql.runs import SHARDS, RunError, RunFolder, Shard, archive_bytes, load_archive
 from cql.sampling import Transitions
@@ -51,12 +52,26 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def refuse_too_large(config: Config, dataset: OfflineDataset) -> None:
-    """Raises RunError if the population cannot fit into this machine's memory, before anything is written."""
-    needed, present = memory_needed(config, dataset), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise RunError(f"this population needs {needed / 2**30:,.0f} GiB and the machine has {present / 2**30:,.0f}: "
-                       "give a smaller --slice-size, --hidden or --steps.")
+def fitted(config: Config, dataset: OfflineDataset, device: torch.device) -> Config:
+    """The config with a slice size, halved as often as it takes, whose members fit the memory of the device.
+
+    Raises:
+        RunError: not even one member does.
+    """
+    present = _memory(device)
+    while (needed := memory_needed(config, dataset)) > present:
+        if largest_slice(config) == 1:
+            raise RunError(f"a member of this population needs {needed / 2**30:,.0f} GiB and there are {present / 2**30:,.0f}: "
+                           "give a smaller --hidden, --batch-size or --steps.")
+        config = replace(config, slice_size=max(1, largest_slice(config) // 2))
+    return config
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes in all, of the card or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], environment: gymnasium.Env | None,

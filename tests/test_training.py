@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cql import slice as slice_module
+from cql import training
 from cql import tile as tile_module
 from cql.collect import datasets_for, environment_of
 from cql.config import Config
@@ -71,6 +72,19 @@ def test_threads_and_tiles_change_nothing(tmp_path, monkeypatch):
     for member in all_members(runs[0].config()):
         for a, b in zip(parameters(runs[0], member.name), parameters(runs[2], member.name)):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_members_that_do_not_fit_the_memory_are_trained_in_smaller_slices(monkeypatch):
+    config = Config(**SMALL, alpha=(1.0, 6.0), num_seeds=20)
+    data, cpu = datasets_for(config, {})[0], torch.device("cpu")
+    assert training.fitted(config, data, cpu) == config  # 40 members need a few MB
+    needed = slice_module.memory_needed(config, data)
+    monkeypatch.setattr(training, "_memory", lambda device: needed // 3)
+    smaller = training.fitted(config, data, cpu)
+    assert smaller.slice_size == 10 and slice_module.memory_needed(smaller, data) <= needed // 3
+    monkeypatch.setattr(training, "_memory", lambda device: 1000)
+    with pytest.raises(RunError, match="a member of this population needs"):
+        training.fitted(config, data, cpu)
 
 
 @pytest.mark.parametrize("td_loss", ["mse", "half_mse", "huber"])
