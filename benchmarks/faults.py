@@ -1,7 +1,9 @@
-"""What a run survives, counted: python -m benchmarks.faults kill 100 | ranks 20 | corrupt 1000
+"""What a run survives, counted: python -m benchmarks.faults kill 100 | sweep 3 | ranks 20 | corrupt 1000
 
 kill: SIGKILL at a random moment of a sweep, again and again until it gets through by --resume; then policies, metrics and
 evaluation must equal the uninterrupted run's byte for byte, and TensorBoard must hold the same scalars.
+
+sweep: the same for 352 members, 11 alphas by 2 seeds by 16 data draws, each trained for a few hundred updates.
 
 ranks: the same for a sweep over two or three processes, of which one is killed each time; it goes on in two or three.
 
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +34,9 @@ from cql.analysis import plots
 SWEEP = ["--episodes", "60", "--hidden", "16", "--bc-steps", "300", "--steps", "600", "--alpha", "1", "6", "--num-seeds", "2",
          "--slice-size", "2", "--log-every", "50", "--checkpoint-every", "70", "--batch-size", "32", "--target-interval", "20",
          "--device", "cpu"]
+ABLATION = ["--alpha", "0", "0.01", "0.1", "0.3", "1", "3", "6", "10", "20", "50", "200", "--num-seeds", "2", "--num-datasets", "16",
+            "--batch-size", "full", "--steps", "300", "--bc-steps", "100", "--log-every", "100", "--checkpoint-every", "100",
+            "--device", "cpu"]
 
 
 def in_child(main, argv: list[str], kill_after: float | None = None, kill_at: Path | None = None) -> tuple[int | None, str]:
@@ -73,14 +79,14 @@ def outcome(run: Path) -> dict[str, object]:
     return found
 
 
-def kill(times: int, folder: Path, random: random.Random) -> int:
+def kill(times: int, folder: Path, random: random.Random, settings: list[str] = SWEEP) -> int:
     """Returns how many of the resumed runs differ from the uninterrupted one."""
     started = time.perf_counter()
-    assert in_child(train.main, [*SWEEP, "--out", str(folder / "whole")])[0] == 0
+    assert in_child(train.main, [*settings, "--out", str(folder / "whole")])[0] == 0
     length, whole, kills, different = time.perf_counter() - started, outcome(folder / "whole"), 0, 0
     runs = 0
     while kills < times:
-        run, argv = folder / "cut", [*SWEEP, "--out", str(folder / "cut")]
+        run, argv = folder / "cut", [*settings, "--out", str(folder / "cut")]
         shutil.rmtree(run, ignore_errors=True)
         status = None
         while status is None:
@@ -215,7 +221,7 @@ def corrupt(times: int, folder: Path, random: random.Random) -> int:
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     plots.draw_all = lambda run: []  # pictures take most of the time and hold no state
-    work, times = {"kill": kill, "ranks": ranks, "corrupt": corrupt}[argv[0]], int(argv[1])
+    work, times = {"kill": kill, "sweep": partial(kill, settings=ABLATION), "ranks": ranks, "corrupt": corrupt}[argv[0]], int(argv[1])
     with tempfile.TemporaryDirectory() as folder:
         return 1 if work(times, Path(folder), random.Random(int(argv[2]) if len(argv) > 2 else 0)) else 0
 
