@@ -24,18 +24,19 @@ from cql.exact.tabular import evaluate_policies
 from cql.runs import RunError
 
 
-def outcomes(config, given: dict, alpha: float, gamma: float):
-    """(return, hazard probability) of CQL and of BC for every draw: two arrays ``[draws, 2]``, columns CQL and BC."""
+def outcomes(config, given: dict, alphas: list[float], gamma: float):
+    """(return, hazard probability) for every draw: two arrays ``[draws, alphas + 1]``, CQL by ``alphas``, then BC."""
     datasets = datasets_for(config, given)
     environment = environment_of(datasets[0])
     model, actions = known_model(environment), []
     for dataset in datasets:
         empirical, counts = logged_model(dataset, environment, model)
-        q = cql_fixed_point(empirical, counts, [alpha], gamma).q[0]
-        actions += [np.where(np.isfinite(q), q, -1e300).argmax(-1), counts.argmax(-1)]
+        q = cql_fixed_point(empirical, counts, alphas, gamma).q                                       # [N, S, A]
+        actions += [*np.where(np.isfinite(q), q, -1e300).argmax(-1), counts.argmax(-1)]
     result = evaluate_policies(model, greedy_policies(np.array(actions), model.num_actions),
                                horizon=environment.spec.max_episode_steps)
-    return result.returns.reshape(-1, 2), result.hazard_probability.reshape(-1, 2)
+    shape = (len(datasets), len(alphas) + 1)
+    return result.returns.reshape(shape), result.hazard_probability.reshape(shape)
 
 
 def draw(returns: np.ndarray, hazards: np.ndarray, about: str, path: str) -> None:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if "dataset" in given:
             raise ConfigError("many draws are generated, so --dataset has no part here.")
         config = settings.Config(**{"num_datasets": 64} | given, alpha=(arguments.alpha,), gamma=arguments.gamma)
-        returns, hazards = outcomes(config, given, arguments.alpha, arguments.gamma)
+        returns, hazards = outcomes(config, given, [arguments.alpha], arguments.gamma)
         if len(returns) < 2:
             raise ConfigError("one draw has no distribution: --num-datasets must be at least 2.")
     except (ConfigError, DatasetError, RunError, CertificateError, ValueError) as error:
