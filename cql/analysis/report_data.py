@@ -10,7 +10,7 @@ import numpy as np
 
 from cql.analysis import alpha_maps
 from cql.analysis.alpha_maps import Oracle
-from cql.analysis.figure_data import Pictured, cross_entropy_floor, exact_values, pair_counts
+from cql.analysis.figure_data import Pictured, cross_entropy_floor, exact_values, pair_counts, shown_member
 from cql.analysis.logged import behavior_policy, known_model, logged_model
 from cql.analysis.results import Group, Population
 from cql.config import ConfigError
@@ -27,19 +27,19 @@ class Study:
     """A run with everything its report needs.
 
     Args:
-        statistics, selection: content of ``statistics.json`` and ``selection.json``.
+        statistics, selection: content of ``statistics.json`` and ``selection.json``; the latter None without CQL members.
         oracles: the exact solutions by data seed; empty where there are none, and then `unsolved` says why.
     """
 
     pictured: Pictured
     population: Population
     statistics: dict
-    selection: dict
+    selection: dict | None
     oracles: dict[int, Oracle]
     unsolved: str | None
 
     @classmethod
-    def of(cls, run: RunFolder, statistics: dict, selection: dict) -> "Study":
+    def of(cls, run: RunFolder, statistics: dict, selection: dict | None) -> "Study":
         pictured, population = Pictured.of(run), Population.of(run)
         try:
             oracles, unsolved = solve_draws(pictured, population.alphas), None
@@ -162,7 +162,7 @@ def slider_numbers(study: Study) -> dict | None:
     None where states are no cells of a grid, or nothing can be drawn over alpha.
     """
     pictured = study.pictured
-    if pictured.board is None or not study.population.alphas:
+    if pictured.board is None or not (study.q or study.oracles and study.population.alphas):
         return None
     board, horizon = pictured.board, pictured.environment.spec.max_episode_steps
     alphas = len(next(iter(study.oracles.values())).alphas) if study.oracles else 0
@@ -171,8 +171,28 @@ def slider_numbers(study: Study) -> dict | None:
     return {"rows": board.shape[0], "columns": board.shape[1], "horizon": horizon, "gamma": pictured.config.gamma,
             **{name: np.flatnonzero(getattr(board, name)).tolist() for name in ("hazard", "goal", "terminal", "start")},
             "moves": board.moves.astype(int).tolist(), "alphas": study.population.alphas,
-            "step": alpha_maps.SHOWN_PASSING,
+            "first": shown_member(pictured.members, "cql").alpha if study.q else study.population.alphas[0],
+            "step": alpha_maps.SHOWN_PASSING, "scales": scales(study),
             "draws": [_draw_numbers(study, seed) for seed in pictured.config.data_seeds[:room]]}
+
+
+def scales(study: Study) -> dict[str, dict]:
+    """By quantity where its colours begin and end: by the exact sides where there are any, since a diverged network, worth as
+    little everywhere, would leave all else one colour."""
+    pictured, decided = study.pictured, ~study.pictured.mdp.terminal
+    if study.oracles:
+        true, estimate = (np.concatenate([getattr(oracle, name)[:, oracle.counts.any(-1) & decided].ravel()
+                                          for oracle in study.oracles.values()]) for name in ("true", "estimate"))
+    else:
+        q = np.stack(list(study.q.values()))
+        true, _, _ = exact_values(pictured.mdp, q.argmax(-1), pictured.config.gamma, pictured.environment.spec.max_episode_steps)
+        true, estimate = true[:, decided].ravel(), q.max(-1)[:, decided].ravel()
+    low, high = np.quantile(true, (0.01, 1.0))
+    reach = max(float(np.quantile(np.abs(estimate - true), 0.98)), 1e-6)
+    value = {"low": float(f"{low:.3g}"), "high": float(f"{max(high, low + 1e-3):.3g}"), "log": False}
+    return {"true": value, "estimate": value,
+            "difference": {"low": -float(f"{reach:.2g}"), "high": float(f"{reach:.2g}"), "log": False},
+            "passing": {"low": 1e-3, "high": 1.0, "log": True}}
 
 
 def _draw_numbers(study: Study, data_seed: int) -> dict:
@@ -183,7 +203,8 @@ def _draw_numbers(study: Study, data_seed: int) -> dict:
     found = {"seed": data_seed, "exact": None, "trained": None}
     if oracle is not None:
         passing = alpha_maps.passing_probability(mdp, oracle.policies, horizon)
-        found["exact"] = {"alphas": alpha_maps.rounded(oracle.alphas, 6),
+        found["exact"] = {"alphas": [alpha if alpha in study.population.alphas else alpha_maps.rounded(alpha)[0]
+                                     for alpha in oracle.alphas.tolist()],
                           **alpha_maps.side(oracle.policies, oracle.estimate, oracle.true, passing),
                           **_numbers({"return": oracle.metrics["return"], "hazard": oracle.metrics["hazard_probability"],
                                       "estimateAtStart": oracle.metrics["value_estimate"],

@@ -224,7 +224,7 @@
     for (let k = 0; k <= 4; k++) {
       const value = log ? low * (high / low) ** (k / 4) : low + (high - low) * k / 4;
       const text = make("text", { x: 30 + inner * k / 4, y: 36, "text-anchor": "middle" }, svg);
-      text.textContent = (log ? "" : k === 0 ? "≤ " : k === 4 ? "≥ " : "") + words(Number(value.toPrecision(2)));
+      text.textContent = (k === 0 ? "≤ " : k === 4 && !log ? "≥ " : "") + words(Number(value.toPrecision(2)));
     }
     element("legend-words").textContent = meaning;
   }
@@ -233,32 +233,37 @@
     const svg = element("strip"), places = alphas(), width = Math.max(svg.clientWidth, 240), left = 8, right = 8;
     const x = n => left + (width - left - right) * (places.length > 1 ? n / (places.length - 1) : 0.5);
     svg.replaceChildren();
-    make("line", { x1: x(shown.position), x2: x(shown.position), y1: 0, y2: 156, stroke: "#00538a", "stroke-width": 2 }, svg);
-    [["return", "return of the greedy policy", 0], ["hazard", "hazard probability", 78]].forEach(([name, label, top]) => {
+    make("line", { x1: x(shown.position), x2: x(shown.position), y1: 0, y2: 164, stroke: "#00538a", "stroke-width": 2 }, svg);
+    [["return", "return of the greedy policy", 0], ["hazard", "hazard probability", 82]].forEach(([name, label, top]) => {
       const exact = draw().exact && draw().exact[name], trained = draw().trained && draw().trained[name];
       const dots = !trained ? [] : trained.map((y, n) => [places.indexOf(draw().trained.alphas[n]), y, draw().trained.seeds[n]])
         .filter(([n, , seed]) => n >= 0 && seed === shown.seed);
-      const values = [...(exact || []), ...dots.map(dot => dot[1])].filter(y => y !== null);
-      if (!values.length) return;
-      const [low, high] = [Math.min(...values), Math.max(...values)];
-      const y = value => top + 70 - 46 * (high > low ? (value - low) / (high - low) : 0.5);
+      const [inner, outer] = [exact || [], dots.map(dot => dot[1]).filter(value => value !== null)];
+      if (!inner.length && !outer.length) return;
+      let [low, high] = [Math.min(...(inner.length ? inner : outer)), Math.max(...(inner.length ? inner : outer))];
+      const reach = Math.max(high - low, 1e-3), near = outer.filter(value => low - reach <= value && value <= high + reach);
+      [low, high] = [Math.min(low, ...near), Math.max(high, ...near)];
+      const y = value => top + 76 - 44 * (high > low ? Math.min(Math.max((value - low) / (high - low), -0.1), 1.1) : 0.5);
       if (exact) {
         make("polyline", { points: exact.map((value, n) => `${x(n)},${y(value)}`).join(" "), fill: "none", stroke: "#222222",
                            "stroke-width": 1.5 }, svg);
       }
-      dots.forEach(([n, value]) => make("circle", { cx: x(n), cy: y(value), r: 4, fill: "#0072b2", stroke: "#ffffff" }, svg));
-      make("text", { x: left, y: top + 13 }, svg).textContent =
-        `${label}, ${words(Number(low.toPrecision(3)))} to ${words(Number(high.toPrecision(3)))}`
-        + (name === "return" ? "; line: exact, points: trained" : "");
+      dots.forEach(([n, value]) => {  // beyond the frame: a triangle that points there
+        const far = value < low ? 1 : value > high ? -1 : 0, at = { fill: "#0072b2", stroke: "#ffffff" };
+        if (!far) make("circle", { cx: x(n), cy: y(value), r: 4, ...at }, svg);
+        else make("path", { d: `M${x(n) - 5} ${y(value) - 4 * far}h10l-5 ${9 * far}Z`, ...at }, svg);
+      });
+      make("text", { x: left, y: top + 12 }, svg).textContent =
+        `${label}, ${words(Number(low.toPrecision(3)))} to ${words(Number(high.toPrecision(3)))}`;
     });
     let last = -Infinity;
     places.forEach((alpha, n) => {
       const round = alpha === 0 || Math.abs(Math.log10(alpha) - Math.round(Math.log10(alpha))) < 1e-9;
       if (!round || x(n) - last < 30) return;
       last = x(n);
-      make("line", { x1: x(n), x2: x(n), y1: 154, y2: 159, stroke: "#4d4d4d" }, svg);
+      make("line", { x1: x(n), x2: x(n), y1: 162, y2: 167, stroke: "#4d4d4d" }, svg);
       const anchor = x(n) < 20 ? "start" : x(n) > width - 20 ? "end" : "middle";
-      make("text", { x: x(n), y: 172, "text-anchor": anchor }, svg).textContent = alpha;
+      make("text", { x: x(n), y: 180, "text-anchor": anchor }, svg).textContent = alpha;
     });
   }
 
