@@ -252,8 +252,8 @@ def _claims(study: Study) -> str:
         rows.append([RULES[name], _alpha_cell(best["alpha"]), text])
     becomes = claims["becomes_bc"]
     rows.append([RULES["becomes_bc"], _alpha_cell(becomes["alpha"]),
-                 f"no paired difference in return from there on, and at most {100 * becomes['mismatch_within']:g} % more of the "
-                 "logged actions not taken than by BC"])
+                 "criterion: from there on the paired difference in return to BC has 0 in its interval, and at most "
+                 f"{100 * becomes['mismatch_within']:g} % more of the logged actions are not taken than by BC"])
     for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
         verdict = study.selection["verdict"][target]
         if verdict is not None:

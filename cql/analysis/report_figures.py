@@ -93,7 +93,7 @@ def alpha_curves(study: Study) -> Figure | None:
     down = -(-len(panels) // 3)
     figure = Figure((WIDTH, 1.75 + 2.75 * down), layout="constrained")
     axes = figure.subplots(down, 3, squeeze=False).ravel()
-    axis, used, beyond = _Axis(alphas), set(), False
+    axis, used, beyond, banded = _Axis(alphas), set(), False, False
     for ax, name in zip(axes, panels):
         oracle, levels, bc = study.oracle_mean(name), study.levels(name), study.mean(("bc", None), name)
         trained = {alpha: found for alpha in alphas if (found := study.mean(("cql", alpha), name))}
@@ -108,6 +108,7 @@ def alpha_curves(study: Study) -> Figure | None:
             ax.axhline(bc[0], color=ORANGE, linestyle="-.", linewidth=1.6, zorder=2)
             if bc[1] is not None:
                 ax.axhspan(bc[1], bc[2], color=ORANGE, alpha=0.15, linewidth=0)
+                banded = True
         if name == "value_error":
             ax.axhline(0, color=BLACK, linewidth=0.8)
         used |= {*levels, *["bc"] * bool(bc)}
@@ -123,7 +124,7 @@ def alpha_curves(study: Study) -> Figure | None:
     if study.oracles:
         handles.append(Line2D([], [], color=BLACK, label="exact CQL solution: mean over the draws"))
     if "bc" in used:
-        handles.append(Line2D([], [], color=ORANGE, linestyle="-.", label="trained BC"))
+        handles.append(Line2D([], [], color=ORANGE, linestyle="-.", label="trained BC (band: its interval)" if banded else "trained BC"))
     handles += [Line2D([], [], label=words, **look) for name, (words, look) in LINES.items() if name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.6)
     heading(figure, "What α does", _spread_words(study.pictured) + "; triangles: beyond the frame, with their mean" * beyond)
@@ -157,7 +158,8 @@ def _points(ax, axis: _Axis, trained: dict, around, share: bool) -> bool:
         ax.plot(x, y, "v" if below else "^", color=BLUE, markersize=8, zorder=5)
         words = f"{mean:,.0f}" if 1e3 <= abs(mean) < 1e6 else f"{mean:.3g}"
         ax.annotate(words.replace("-", "−"), (x, y), xytext=(0, 8 if below else -8), textcoords="offset points", ha="center",
-                    va="bottom" if below else "top", rotation=90, fontsize=9.5, zorder=6)
+                    va="bottom" if below else "top", rotation=90, fontsize=9.5, zorder=6,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})
     ax.set_ylim(max(low, -0.04 * high) if share else low, high)
     return far
 
