@@ -1,4 +1,4 @@
-"""How often bootstrap intervals contain the truth: python -m benchmarks.interval_coverage [--num-datasets 1024] [--cache FILE.npz]
+"""How often intervals contain the truth: python -m benchmarks.interval_coverage [--num-datasets 1024] [--cache FILE.npz]
 
 The population is known: CQL is solved exactly on every data draw (cql.exact.oracle), BC is the most frequent logged action. Its
 mean, interquartile mean and 90 % quantile over all draws are the truth. Samples of 8, 16 and 32 draws, taken from it with
@@ -57,8 +57,7 @@ def solved(config, given: dict, gamma: float, processes: int, cache: str | None)
             raise ConfigError(f"--cache {cache} cannot be read ({error}).") from None
     fields = [vars(config) | {"data_seed": seed, "num_datasets": min(CHUNK, config.data_seeds[-1] + 1 - seed)}
               for seed in config.data_seeds[::CHUNK]]
-    with get_context("spawn").Pool(processes) as pool:
-        parts = pool.map(partial(_solve, given=given, alphas=list(config.alpha), gamma=gamma), fields, chunksize=1)
+    parts = mapped(partial(_solve, given=given, alphas=list(config.alpha), gamma=gamma), fields, processes)
     found = {metric: np.concatenate(columns) for metric, columns in zip(PAIRED, zip(*parts))}
     if cache is not None:
         buffer = BytesIO()
@@ -68,6 +67,15 @@ def solved(config, given: dict, gamma: float, processes: int, cache: str | None)
         except OSError as error:
             raise ConfigError(f"--cache {cache} cannot be written ({error.strerror}).") from None
     return found
+
+
+def mapped(function, jobs, processes: int):
+    """The results in the order of the jobs, as they come."""
+    if processes == 1:
+        yield from map(function, jobs)
+        return
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(function, jobs)
 
 
 def _solve(fields, given, alphas, gamma):
@@ -113,8 +121,7 @@ def studentised(values, counts, statistic, level):
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (function(x, counts) - estimate) / errors(counts)
     low, high = np.quantile(np.nan_to_num(t), ((1 - level) / 2, (1 + level) / 2), method="nearest")
-    ends = estimate - high * error, estimate - low * error
-    return ends if np.abs(ends).max() < 1e6 else (None, None)
+    return (estimate - high * error, estimate - low * error) if max(-low, high) < 1e6 else (None, None)
 
 
 def expanded(values, counts, statistic, level):
@@ -155,7 +162,8 @@ def coverage(case, size: int, trials: int, resamples: int, level: float, seed: i
     bootstrap = Bootstrap(counts, level)
     if statistic == "share":
         truth = population.mean()
-        methods = {name: partial(METHODS[name], counts=counts, statistic="mean", level=level) for name in ("percentile", "expanded")}
+        methods = {name: partial(METHODS[name], counts=counts, statistic="mean", level=level)
+                   for name in ("percentile", "expanded")}
         methods["given"] = lambda values: bootstrap.share(values)[1:]
     else:
         truth = STATISTICS[statistic][0](population, np.ones((1, population.size), dtype=np.int64))[0]
@@ -209,24 +217,24 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     listed = cases(found, config.alpha)
     jobs = [(case, size) for size in arguments.sizes for case in listed]
-    print(f"{config.num_datasets} draws solved exactly; share of {arguments.trials} intervals at {arguments.level:.0%} that contain "
-          f"the truth of all draws, in % (standard error {100 * math.sqrt(.05 * .95 / arguments.trials):.1f} at 95, "
-          f"{100 * math.sqrt(.25 / arguments.trials):.1f} at 50)")
+    print(f"{config.num_datasets} draws solved exactly; share of {arguments.trials} intervals at {arguments.level:.0%} "
+          f"that contain the truth of all draws, in % (standard error "
+          f"{100 * math.sqrt(.05 * .95 / arguments.trials):.1f} at 95, {100 * math.sqrt(.25 / arguments.trials):.1f} at 50)")
     print("given: what cql.analysis.statistics reports, – where it gives no interval; then how often that lies wholly above | "
           "below the truth")
-    print(f"{'draws':>5}  {'group':<25} {'metric':<7} {'statistic':<9} {'truth':>8}" + "".join(f"{name:>12}" for name in METHODS)
-          + f"{'given':>8}   above | below")
+    print(f"{'draws':>5}  {'group':<25} {'metric':<7} {'statistic':<9} {'truth':>8}"
+          + "".join(f"{name:>12}" for name in METHODS) + f"{'given':>8}   above | below")
     done = []
-    with get_context("spawn").Pool(arguments.processes) as pool:
-        rows = pool.imap(partial(_row, trials=arguments.trials, resamples=arguments.resamples, level=arguments.level), jobs)
-        for ((group, metric, statistic, values), size), row in zip(jobs, rows):
-            function = STATISTICS["mean" if statistic == "share" else statistic][0]
-            truth = function(values, np.ones((1, values.size), dtype=np.int64))[0]
-            print(f"{size:5}  {group:<25} {metric.partition('_')[0]:<7} {statistic:<9} {truth:8.4g}"
-                  + "".join(f"{_percent(row.get(name)):>12}" for name in METHODS) + f"{_percent(row['given']):>8}"
-                  + (f"   {100 * row['given'][1]:5.1f} | {100 * row['given'][2]:.1f}" if row["given"][3] < 1 else ""), flush=True)
-            kind = "share" if statistic == "share" else f"{statistic} with BC" if "BC" in group else f"{statistic} of CQL"
-            done.append((size, kind, row))
+    rows = mapped(partial(_row, trials=arguments.trials, resamples=arguments.resamples, level=arguments.level), jobs,
+                  arguments.processes)
+    for ((group, metric, statistic, values), size), row in zip(jobs, rows):
+        function = STATISTICS["mean" if statistic == "share" else statistic][0]
+        truth = function(values, np.ones((1, values.size), dtype=np.int64))[0]
+        print(f"{size:5}  {group:<25} {metric.partition('_')[0]:<7} {statistic:<9} {truth:8.4g}"
+              + "".join(f"{_percent(row.get(name)):>12}" for name in METHODS) + f"{_percent(row['given']):>8}"
+              + (f"   {100 * row['given'][1]:5.1f} | {100 * row['given'][2]:.1f}" if row["given"][3] < 1 else ""), flush=True)
+        kind = "share" if statistic == "share" else f"{statistic} with BC" if "BC" in group else f"{statistic} of CQL"
+        done.append((size, kind, row))
     print(f"\nmean over the rows above: coverage in %, and mean width over that of the percentile interval\n{'draws':>5}  "
           f"{'statistic':<16}" + "".join(f"{name:>20}" for name in (*METHODS, "given")))
     for size, kind in dict.fromkeys((size, kind) for size, kind, _ in done):
@@ -244,7 +252,7 @@ def _averages(rows, name) -> str:
 
 
 def _percent(row) -> str:
-    """Among those that are intervals."""
+    """Coverage among those that are intervals; a star if some are none."""
     return "–" if row is None or row[3] == 1 else f"{100 * row[0] / (1 - row[3]):.1f}" + ("*" if row[3] else "")
 
 

@@ -36,6 +36,7 @@ class Workspace(NamedTuple):
     gradient: Tensor  # [M * P]
     gradient_layers: list[Layer]
     outputs: list[Tensor]  # per layer [M, R, width]
+    room: list[Tensor]  # for gradients with respect to them
 
 
 def initial_state(network: PopulationMLP, seeds: list[int], device: torch.device) -> State:
@@ -50,7 +51,7 @@ def workspace(network: PopulationMLP, state: State, rows: int) -> Workspace:
     members = state.parameters.numel() // network.parameters_per_member
     gradient = torch.zeros_like(state.parameters)
     return Workspace(network.layers(state.parameters), gradient, network.layers(gradient),
-                     network.buffers(members, rows, state.parameters))
+                     *(network.buffers(members, rows, state.parameters) for _ in range(2)))
 
 
 def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, targets: Tensor, alpha: Tensor,
@@ -58,9 +59,9 @@ def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batc
     """One step down the gradient of ``losses.cql_loss``, summed over members.
 
     Args:
-        inputs: what the network reads, ``[M, R]`` or ``[M, R, n]``: the observation of every transition, or with
-            ``batch.rows`` every observation once.
-        targets: ``losses.td_target`` of the batch ``[M, B]``.
+        inputs: what the network reads, ``[M, R]`` or ``[M, R, n]``: the observation of every transition, or of a full batch
+            every observation once.
+        targets: ``losses.td_target`` of the batch ``[M, B]``, or their means over the outcomes of each pair.
         alpha: ``[M]``.
         learning_rate: ``[]``.
 
@@ -68,8 +69,8 @@ def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batc
         Q before the step ``[M, R, A]``, in ``work``: the next update overwrites it.
     """
     outputs = network.forward(work.layers, inputs, work.outputs)
-    gradient = losses.cql_gradient(outputs[-1], batch.actions, targets, alpha, td_loss, batch.weights, batch.rows)
-    _step(network, state, inputs, outputs, gradient, learning_rate, work)
+    gradient = losses.cql_gradient(at_rows(outputs[-1], batch.rows), batch.actions, targets, alpha, td_loss, batch.weights)
+    _step(network, state, inputs, outputs, _summed_at_rows(gradient, batch.rows, outputs[-1]), learning_rate, work)
     return outputs[-1]
 
 
@@ -77,13 +78,23 @@ def bc_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch
               work: Workspace) -> Tensor:
     """One step down the gradient of ``losses.bc_loss``; arguments and result as for ``cql_update``."""
     outputs = network.forward(work.layers, inputs, work.outputs)
-    gradient = losses.bc_gradient(outputs[-1], batch.actions, batch.weights, batch.rows)
+    gradient = losses.bc_gradient(outputs[-1], batch.actions, batch.weights)
     _step(network, state, inputs, outputs, gradient, learning_rate, work)
     return outputs[-1]
 
 
+def at_rows(q_values: Tensor, rows: Tensor | None) -> Tensor:
+    """Q of each transition's observation, ``[…, R, A], […, B] -> […, B, A]``; without rows every one stands at its own."""
+    return q_values if rows is None else q_values.gather(-2, rows[..., None].expand(*rows.shape, q_values.shape[-1]))
+
+
+def _summed_at_rows(gradient: Tensor, rows: Tensor | None, like: Tensor) -> Tensor:
+    """What ``at_rows`` does to a gradient on its way back: ``[M, B, A] -> [M, R, A]``."""
+    return gradient if rows is None else torch.zeros_like(like).scatter_add_(1, rows[..., None].expand(gradient.shape), gradient)
+
+
 def _step(network, state, inputs, outputs, gradient, learning_rate, work) -> None:
-    network.backward(work.layers, inputs, outputs, gradient, work.gradient_layers)
+    network.backward(work.layers, inputs, outputs, gradient, work.gradient_layers, work.room)
     adam([state.parameters], [work.gradient], [state.first_moment], [state.second_moment], [], [state.updates],
          lr=learning_rate, fused=True, **ADAM)
 

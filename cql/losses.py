@@ -8,12 +8,14 @@ both in the formula above: the squared error carries no 1/2 (``td_loss="half_mse
 twice as much), and the backup is a plain max over a target network.
 
 Axes: ``M`` members, ``B`` transitions, ``A`` actions; further axes may lead (``[T, M, B, A]`` is T updates at once).
-Everything is averaged over ``B`` and never over ``M``. Two options serve the exact gradient of a whole data set, where
-equal transitions are stored once and Q is computed once per observation:
+Everything is averaged over ``B`` and never over ``M``. Two options serve the exact gradient of a whole data set:
 
 - ``weights [M, B]`` sum to one over ``B`` and replace the mean;
-- ``rows [M, B]`` say at which row of ``q_values [M, R, A]`` each transition's observation stands; without them R = B and
-  transition b stands at row b.
+- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch, ``B = A R``, action by
+  action: entry ``a R + r``. With the
+  weight of each logged pair (0 for those never logged) and the mean target of its outcomes this is the squared loss over
+  the whole data set, up to the spread of the targets around their means, in which Q does not occur. No such mean exists for
+  the Huber loss.
 """
 
 from typing import NamedTuple
@@ -67,64 +69,61 @@ def td_error_slope(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Te
     raise ValueError(f"td_loss must be one of {', '.join(TD_LOSSES)}, not {td_loss!r}.")
 
 
-def conservative_gap(q_values: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
-    """``logsumexp_a' Q(s,a') - Q(s,a)``, elementwise: ``[M, R, A], [M, B] -> [M, B]``.
+def conservative_gap(q_values: Tensor, actions: Tensor | None) -> Tensor:
+    """``logsumexp_a' Q(s,a') - Q(s,a)``, elementwise: ``[M, B, A], [M, B] -> [M, B]``.
 
     It is ``-log softmax(Q)[a]``: the cross-entropy of Behaviour Cloning with Q as logits, never negative.
     """
     log_normaliser = q_values.logsumexp(-1)  # [M, R]
-    if rows is not None:
-        log_normaliser = log_normaliser.gather(-1, rows)  # [M, B]
-    return log_normaliser - taken(q_values, actions, rows)
+    if actions is None:
+        return (log_normaliser[..., None, :] - q_values.mT).flatten(-2)
+    return log_normaliser - taken(q_values, actions)
 
 
-def cql_loss(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-             weights: Tensor | None = None, rows: Tensor | None = None) -> CQLTerms:
+def cql_loss(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
+             weights: Tensor | None = None) -> CQLTerms:
     """The CQL(H) objective, term by term.
 
     Args:
-        q_values: Q(s, .) of the logged states ``[M, B, A]`` (or ``[M, R, A]`` with ``rows``).
-        actions: the logged actions ``[M, B]``, integers.
+        q_values: Q(s, .) of the logged states ``[M, B, A]``.
+        actions: the logged actions ``[M, B]``, integers, or None.
         targets: ``td_target`` of the same transitions ``[M, B]``; no gradient flows through it.
         alpha: the weight of the penalty ``[M]``.
         td_loss: ``mse`` | ``half_mse`` | ``huber``.
-        weights, rows: see the top of the page.
+        weights: see the top of the page, as for ``actions=None``.
     """
-    td = batch_mean(td_error(taken(q_values, actions, rows), targets, td_loss), weights)  # [M]
-    gap = batch_mean(conservative_gap(q_values, actions, rows), weights)  # [M]
+    td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights)  # [M]
+    gap = batch_mean(conservative_gap(q_values, actions), weights)  # [M]
     assert alpha.shape == td.shape[-1:], (alpha.shape, td.shape)
     return CQLTerms(td, gap, td + alpha * gap)
 
 
-def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-                 weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+def cql_gradient(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
+                 weights: Tensor | None = None) -> Tensor:
     """``d total / d Q`` in closed form, shaped as ``q_values``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
-    slope = td_error_slope(taken(q_values, actions, rows), targets, td_loss)  # [M, B]
+    slope = td_error_slope(taken(q_values, actions), targets, td_loss)  # [M, B]
     assert alpha.shape == slope.shape[:1], (alpha.shape, slope.shape)
     alpha = alpha[:, None]
-    return _gradient(q_values, actions, alpha, slope - alpha, weights, rows)
+    return _gradient(q_values, actions, alpha, slope - alpha, weights)
 
 
-def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+def bc_loss(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """Behaviour Cloning: the mean cross-entropy of the logged actions, ``[M, B, A], [M, B] -> [M]``."""
-    return batch_mean(conservative_gap(logits, actions, rows), weights)
+    return batch_mean(conservative_gap(logits, actions), weights)
 
 
-def bc_gradient(logits: Tensor, actions: Tensor, weights: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+def bc_gradient(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """``d bc_loss / d logits`` in closed form, shaped as ``logits``: ``(softmax - 1_a) / B``."""
     one = logits.new_ones(1, 1)
-    return _gradient(logits, actions, one, -one.expand(actions.shape), weights, rows)
+    return _gradient(logits, actions, one, -one.expand(taken(logits, actions).shape), weights)
 
 
-def taken(q_values: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
-    """``Q(s, a)`` at the logged action: ``[M, R, A], [M, B] -> [M, B]``.
-
-    With ``rows`` the actions must be known to lie in 0 … A − 1 (a data set is checked for that); without, PyTorch checks.
-    """
-    if rows is None:
-        _same_shape(q_values[..., 0], actions)
-        return q_values.gather(-1, actions[..., None]).squeeze(-1)
-    return q_values.flatten(-2).gather(-1, _pairs(q_values, actions, rows))
+def taken(q_values: Tensor, actions: Tensor | None) -> Tensor:
+    """``Q(s, a)`` at the logged action: ``[M, B, A], [M, B] -> [M, B]``."""
+    if actions is None:
+        return q_values.mT.flatten(-2)
+    _same_shape(q_values[..., 0], actions)
+    return q_values.gather(-1, actions[..., None]).squeeze(-1)
 
 
 def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -136,37 +135,17 @@ def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return (values * weights).sum(-1)
 
 
-def _gradient(q_values: Tensor, actions: Tensor, penalty: Tensor, at_taken: Tensor, weights: Tensor | None,
-              rows: Tensor | None) -> Tensor:
-    """``mean_B [ penalty * softmax Q + at_taken * 1_a ]``, each transition's share added at its row.
-
-    ``q_values [M, R, A]``, ``actions, at_taken [M, B]``, ``penalty [M, 1]``.
-    """
+def _gradient(q_values: Tensor, actions: Tensor | None, penalty: Tensor, at_taken: Tensor, weights: Tensor | None) -> Tensor:
+    """``mean_B [ penalty * softmax Q + at_taken * 1_a ]``: ``q_values [M, R, A]``, ``at_taken [M, B]``, ``penalty [M, 1]``."""
     if weights is None:
-        assert rows is None, "rows need weights"
-        shares = at_taken / actions.shape[-1]  # [M, B]
-        row_weights = penalty / actions.shape[-1]  # [M, 1]
-    else:
-        _same_shape(at_taken, weights)
-        shares = at_taken * weights
-        row_weights = penalty * _sum_at_rows(weights, rows, q_values.shape[-2])  # [M, R]
-    gradient = q_values.softmax(-1).mul_(row_weights[..., None])  # [M, R, A]
-    if rows is None:
-        return gradient.scatter_add_(-1, actions[..., None], shares[..., None])
-    gradient.flatten(-2).scatter_add_(-1, _pairs(q_values, actions, rows), shares)
-    return gradient
-
-
-def _sum_at_rows(weights: Tensor, rows: Tensor | None, count: int) -> Tensor:
-    if rows is None:
-        return weights
-    return weights.new_zeros(*weights.shape[:-1], count).scatter_add_(-1, rows, weights)
-
-
-def _pairs(q_values: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
-    """Positions of the logged (row, action) in the flattened last two axes of ``q_values``, ``[M, B]``."""
-    assert q_values.shape[:-2] == actions.shape[:-1] and rows.shape == actions.shape, (q_values.shape, actions.shape)
-    return actions + q_values.shape[-1] * rows
+        weights = at_taken.new_full((1, 1), 1 / at_taken.shape[-1]).expand(at_taken.shape)
+    _same_shape(at_taken, weights)
+    shares = at_taken * weights  # [M, B]
+    p = q_values.mT.softmax(-2)  # [M, A, R]: fastest where the axis summed over is not the innermost
+    if actions is None:
+        shares, weights = shares.view(p.shape), weights.view(p.shape).sum(-2)  # [M, A, R], [M, R]
+        return p.mul_((penalty * weights)[..., None, :]).add_(shares).mT
+    return p.mul_((penalty * weights)[..., None, :]).scatter_add_(-2, actions[..., None, :], shares[..., None, :]).mT
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

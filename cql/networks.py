@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    weight: Tensor  # [M, inputs, outputs]
+    weight: Tensor  # [M, outputs, inputs], as in torch.nn.Linear; of a table [M, inputs, outputs], a row per state
     bias: Tensor | None  # [M, 1, outputs]; None for a table
 
 
@@ -42,6 +42,10 @@ class PopulationMLP:
         widths = (self.inputs, *self.hidden, self.outputs)
         return list(zip(widths[:-1], widths[1:]))
 
+    def weight_shape(self, layer: int) -> tuple[int, int]:
+        inputs, outputs = self.sizes[layer]
+        return (inputs, outputs) if self._is_table(layer) else (outputs, inputs)
+
     def _is_table(self, layer: int) -> bool:
         return self.discrete and layer == 0
 
@@ -58,7 +62,7 @@ class PopulationMLP:
         assert flat.ndim == 1 and remainder == 0, flat.shape
         views, start = [], 0
         for n, (i, o) in enumerate(self.sizes):
-            weight = flat[start : start + members * i * o].view(members, i, o)
+            weight = flat[start : start + members * i * o].view(members, *self.weight_shape(n))
             start += members * i * o
             bias = None
             if not self._is_table(n):
@@ -66,6 +70,16 @@ class PopulationMLP:
                 start += members * o
             views.append(Layer(weight, bias))
         return views
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """One flat buffer of the members of several, in their order."""
+        layers = zip(*(self.layers(flat) for flat in parts))
+        return torch.cat([torch.cat(tensors).flatten() for layer in layers for tensors in zip(*layer) if tensors[0] is not None])
+
+    def split(self, flat: Tensor, sizes: list[int]) -> list[Tensor]:
+        """The reverse of ``joined``: flat buffers of so many members each, copied."""
+        layers = [[None if t is None else t.split(sizes) for t in layer] for layer in self.layers(flat)]
+        return [torch.cat([t[part].flatten() for layer in layers for t in layer if t is not None]) for part in range(len(sizes))]
 
     def initial(self, seeds: list[int]) -> Tensor:
         """Flat parameters of one member per seed, uniform in ±1/sqrt(inputs of the layer). Equal seeds, equal weights.
@@ -76,16 +90,21 @@ class PopulationMLP:
         layers = self.layers(flat)
         for member, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
-            for layer in layers:
-                bound = 1 / math.sqrt(layer.weight.shape[1])
+            for layer, (inputs, _) in zip(layers, self.sizes):
+                bound = 1 / math.sqrt(inputs)
                 for tensor in layer:
                     if tensor is not None:
                         tensor[member].uniform_(-bound, bound, generator=generator)
         return flat
 
     def buffers(self, members: int, batch: int, like: Tensor) -> list[Tensor]:
-        """Room for the output of every layer at this batch size, to be passed as ``out`` again and again."""
-        return [like.new_empty(members, batch, o) for _, o in self.sizes]
+        """Room for the output of every layer at this batch size, to be passed as ``out`` again and again.
+
+        Q lies action by action, as ``[M, A, B]`` seen as ``[M, B, A]``: products with a few rows are several times faster
+        than with a few columns, and so is a softmax over an axis that is not the innermost.
+        """
+        return [like.new_empty(members, batch, o) for _, o in self.sizes[:-1]] + [
+            like.new_empty(members, self.outputs, batch).mT]
 
     def forward(self, layers: list[Layer], observations: Tensor, out: list[Tensor] | None = None) -> list[Tensor]:
         """The outputs of every layer; the last one is Q (or the logits) ``[M, B, A]``.
@@ -100,33 +119,37 @@ class PopulationMLP:
         for n, (layer, buffer) in enumerate(zip(layers, out)):
             if layer.bias is None:
                 hidden = _look_up(layer.weight, hidden, buffer)  # [M, B, o]
+            elif n < len(layers) - 1:
+                hidden = torch.baddbmm(layer.bias, hidden, layer.weight.mT, out=buffer)  # [M, B, o]
             else:
-                hidden = torch.baddbmm(layer.bias, hidden, layer.weight, out=buffer)  # [M, B, o]
+                buffer = None if buffer is None else buffer.mT
+                hidden = torch.baddbmm(layer.bias.mT, layer.weight, hidden.mT, out=buffer).mT  # [M, A, B] as [M, B, A]
             if self._has_relu(n):
                 hidden = hidden.relu_()
             outputs.append(hidden)
         return outputs
 
     def backward(self, layers: list[Layer], observations: Tensor, outputs: list[Tensor], gradient: Tensor,
-                 out: list[Layer]) -> None:
+                 out: list[Layer], room: list[Tensor]) -> None:
         """Writes the gradient of a scalar with respect to all parameters into ``out``, by hand.
 
         Args:
-            layers, observations, outputs: as given to and returned by ``forward``; hidden outputs are overwritten.
+            layers, observations, outputs: as given to and returned by ``forward``.
             gradient: of the scalar with respect to the last output ``[M, B, A]``.
             out: views of the gradient buffer, from ``layers``.
+            room: from ``buffers``, for the gradients with respect to the hidden outputs.
         """
         for n in range(len(layers) - 1, -1, -1):
             if layers[n].bias is None:
                 _add_rows(out[n].weight, observations, gradient)
                 continue
             inputs = outputs[n - 1] if n else observations  # [M, B, i]
-            torch.bmm(inputs.transpose(1, 2), gradient, out=out[n].weight)
+            torch.bmm(gradient.mT, inputs, out=out[n].weight)  # [M, o, i]
             torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
             if n:
-                active = inputs.sign() if self._has_relu(n - 1) else None  # 1 where the ReLU let its input through, else 0
-                gradient = torch.bmm(gradient, layers[n].weight.transpose(1, 2), out=inputs)
-                gradient = gradient if active is None else gradient.mul_(active)
+                gradient = torch.bmm(gradient, layers[n].weight, out=room[n - 1])  # [M, B, i]
+                if self._has_relu(n - 1):  # the ReLU's own backward, in one pass: 0 where its output is not above 0
+                    torch.ops.aten.threshold_backward.grad_input(gradient, inputs, 0, grad_input=gradient)
 
 
 def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
@@ -138,9 +161,8 @@ def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
 
 def _look_up(table: Tensor, indices: Tensor, out: Tensor | None) -> Tensor:
     members, _, width = table.shape
-    flat_out = None if out is None else out.view(-1, width)
-    rows = torch.index_select(table.reshape(-1, width), 0, _flat_rows(table, indices), out=flat_out)
-    return rows.view(members, -1, width)
+    rows = torch.index_select(table.reshape(-1, width), 0, _flat_rows(table, indices)).view(members, -1, width)
+    return rows if out is None else out.copy_(rows)
 
 
 def _add_rows(table_gradient: Tensor, indices: Tensor, gradient: Tensor) -> None:

@@ -8,7 +8,7 @@ from cql.files import write_whole
 from cql.networks import Layer, PopulationMLP
 from cql.runs import RunError, archive_bytes, load_archive
 
-FORMAT = 1
+FORMAT = 2
 MAX_PARAMETERS = 2**31
 
 
@@ -129,8 +129,8 @@ class Policy:
 
 def _shapes(network: PopulationMLP) -> dict[str, tuple[int, ...]]:
     shapes = {}
-    for n, (i, o) in enumerate(network.sizes):
-        shapes[f"layers.{n}.weight"] = (i, o)
+    for n, (_, o) in enumerate(network.sizes):
+        shapes[f"layers.{n}.weight"] = network.weight_shape(n)
         if n or not network.discrete:
             shapes[f"layers.{n}.bias"] = (o,)
     return shapes

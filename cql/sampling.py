@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """One batch of every member; ``observations`` and ``next_observations`` are row numbers of ``Transitions.observations``."""
 
     observations: Tensor  # [M, B] int64
-    actions: Tensor  # [M, B] int64
+    actions: Tensor | None  # [M, B] int64; None: every action of every row of the network's input (``cql.losses``)
     rewards: Tensor  # [M, B] float32
     next_observations: Tensor  # [M, B] int64
     terminations: Tensor  # [M, B] bool
@@ -31,7 +31,8 @@ class Transitions:
     """The transitions of one or more data draws, stored once, shared by all members.
 
     ``observations`` is the table of distinct observations ``[U]`` (Discrete: the states themselves) or ``[U, n]``; the
-    draws' transitions stand one draw after the other and name observations by their row.
+    draws' transitions stand one draw after the other and name observations by their row. ``logged [R]`` are the rows that
+    were acted in: what the network reads of a full batch.
     """
 
     def __init__(self, datasets: list[OfflineDataset], device: torch.device, compress: bool):
@@ -47,6 +48,7 @@ class Transitions:
         self.observations = torch.from_numpy(table).to(device)
         self.rows = torch.from_numpy(rows.astype(np.int32)).to(device)
         self.next_rows = torch.from_numpy(next_rows.astype(np.int32)).to(device)
+        self.logged = torch.from_numpy(np.unique(rows)).to(device)
         self.actions = column("actions", torch.int32)
         self.rewards = column("rewards", torch.float32)
         self.terminations = column("terminations", torch.bool)
@@ -66,14 +68,15 @@ class Transitions:
         return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
 
     def full_batch(self, draws: Tensor) -> Batch:
-        """All distinct transitions of each member's draw ``[M, N]``, for a network that reads the whole observation table;
-        shorter draws are padded with weight 0."""
+        """All distinct transitions of each member's draw ``[M, N]``, ``rows`` being places among ``logged``; shorter draws
+        are padded with weight 0."""
         length = int(self.lengths[draws].max())
         position = torch.arange(length, device=draws.device)  # [N]
         inside = position < self.lengths[draws][:, None]  # [M, N]
         index = self.offsets[draws][:, None] + torch.where(inside, position, 0)
         batch = self.gather(index)
-        return batch._replace(weights=torch.where(inside, self.weights[index], 0.0), rows=batch.observations)
+        return batch._replace(weights=torch.where(inside, self.weights[index], 0.0),
+                              rows=torch.searchsorted(self.logged, batch.observations))
 
 
 def uniform_bits(seeds: Tensor, steps: Tensor, batch_size: int) -> Tensor:

@@ -20,7 +20,6 @@ from cql.runs import RunError, RunFolder, archive_bytes, load_archive
 from cql.sampling import Transitions
 from cql.slice import Slice, memory_needed
 
-ONE_THREAD = 2**24  # multiply-adds of a slice's largest product below which a second CPU thread costs more than it gives
 CHECKPOINT_FORMAT = 1
 
 
@@ -75,12 +74,12 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
     with _signals() as interrupted, _torch_settings(device) as threads:
         for number, group in enumerate(slices(config)):
             if position is None or number >= position["slice"]:
-                part = Slice(group, config, transitions, datasets)
+                part = Slice(group, config, transitions, datasets, threads)
                 step = 0
                 if position is not None and number == position["slice"] and position["state"] is not None:
                     step = position["step"]
                     part.restore(position["state"], position["sums"])
-                torch.set_num_threads(1 if part.largest_product < ONE_THREAD else threads)
+                torch.set_num_threads(part.threads_per_tile)
                 _train_slice(run, config, number, part, step, diagnostics, log, interrupted)
 
 

@@ -32,7 +32,7 @@ def test_backward_is_autograds(network):
     (network.forward(network.layers(leaf), x)[-1] * direction).sum().backward()
     gradient = torch.full_like(flat, torch.nan)  # every entry must be written
     layers = network.layers(flat)
-    network.backward(layers, x, network.forward(layers, x), direction, network.layers(gradient))
+    network.backward(layers, x, network.forward(layers, x), direction, network.layers(gradient), network.buffers(3, 7, flat))
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-12, atol=1e-12)
 
 
@@ -46,7 +46,7 @@ def test_forward_equals_a_plain_module(network):
     for m in range(2):
         h = torch.nn.functional.one_hot(x[m], network.inputs).float() if network.discrete else x[m]
         for n, layer in enumerate(network.layers(flat)):
-            h = h @ layer.weight[m] + (0 if layer.bias is None else layer.bias[m])
+            h = h @ layer.weight[m] if layer.bias is None else torch.nn.functional.linear(h, layer.weight[m], layer.bias[m, 0])
             h = h.relu() if n < len(network.hidden) and not (network.discrete and n == 0) else h
         torch.testing.assert_close(outputs[m], h)
 
@@ -108,17 +108,23 @@ def test_full_batch_rows_equal_the_written_out_batch():
     observations = torch.tensor([[0, 1, 1, 4], [2, 2, 2, 0]])
     actions = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0]])
-    targets, alpha = torch.randn(2, 4), torch.tensor([1.0, 6.0])
-    flat = network.initial([1, 2])
-    leaf = flat.clone().requires_grad_()
-    q = network.forward(network.layers(leaf), observations)[-1]
-    losses.cql_loss(q, actions, targets, alpha, weights=weights).total.sum().backward()
-    layers, table = network.layers(flat), torch.arange(5).expand(2, 5)
-    outputs = network.forward(layers, table)
-    gradient = losses.cql_gradient(outputs[-1], actions, targets, alpha, "mse", weights, rows=observations)
-    mine = torch.empty_like(flat)
-    network.backward(layers, table, outputs, gradient, network.layers(mine))
-    torch.testing.assert_close(mine, leaf.grad)
+    targets, alpha, rate = torch.randn(2, 4), torch.tensor([1.0, 6.0]), torch.tensor(1e-2)
+    batch, table = Batch(None, actions, None, None, None, weights), torch.arange(5).expand(2, 5)
+    once, written_out = (learner.initial_state(network, [1, 2], torch.device("cpu")) for _ in range(2))
+    for _ in range(3):
+        learner.cql_update(network, once, table, batch._replace(rows=observations), targets, alpha, "huber", rate,
+                           learner.workspace(network, once, 5))
+        learner.cql_update(network, written_out, observations, batch, targets, alpha, "huber", rate,
+                           learner.workspace(network, written_out, 4))
+    torch.testing.assert_close(once.parameters, written_out.parameters)
+
+
+def test_joined_buffers_are_those_of_all_members():
+    for network in NETWORKS:
+        whole = network.initial([4, 5, 6])
+        parts = network.split(whole, [1, 2])
+        assert torch.equal(parts[0], network.initial([4])) and torch.equal(parts[1], network.initial([5, 6]))
+        assert torch.equal(network.joined(parts), whole)
 
 
 def test_values_of_the_target_network_by_hand():

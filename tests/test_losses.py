@@ -93,21 +93,24 @@ def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weig
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), td_loss=st.sampled_from(losses.TD_LOSSES))
-def test_rows_are_the_observations_written_out(seed, td_loss):
-    """Terms and gradient with Q once per observation are those with Q once per transition."""
+@given(seed=st.integers(0, 10**6), td_loss=st.sampled_from(("mse", "half_mse")))
+def test_pairs_with_mean_targets_are_the_transitions(seed, td_loss):
+    """Gradient, and terms up to the spread of the targets, of 30 transitions over 3 states and of their 12 pairs."""
     g = torch.Generator().manual_seed(seed)
     q = torch.randn(2, 3, 4, generator=g, dtype=torch.float64, requires_grad=True)
-    rows, actions = torch.randint(0, 3, (2, 9), generator=g), torch.randint(0, 4, (2, 9), generator=g)
-    targets, alpha = torch.randn(2, 9, generator=g, dtype=torch.float64), tensor([0.5, 6.0])
-    weights = torch.rand(2, 9, generator=g, dtype=torch.float64)
-    weights = weights / weights.sum(-1, keepdim=True)
-    written_out = torch.stack([q[m, rows[m]] for m in range(2)])
-    expected = losses.cql_loss(written_out, actions, targets, alpha, td_loss, weights)
-    for mine, theirs in zip(losses.cql_loss(q, actions, targets, alpha, td_loss, weights, rows), expected):
-        torch.testing.assert_close(mine, theirs)
+    rows, actions = torch.randint(0, 3, (2, 30), generator=g), torch.randint(0, 4, (2, 30), generator=g)
+    targets, alpha = torch.randn(2, 30, generator=g, dtype=torch.float64), tensor([0.5, 6.0])
+    expected = losses.cql_loss(torch.stack([q[m, rows[m]] for m in range(2)]), actions, targets, alpha, td_loss)
+    pairs = actions * 3 + rows
+    count = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, torch.ones_like(targets))
+    mean = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, targets) / count.clamp_min(1)
+    terms = losses.cql_loss(q, None, mean, alpha, td_loss, count / 30)
+    spread = losses.td_error(targets, mean.gather(1, pairs), td_loss).mean(-1)
+    torch.testing.assert_close(terms.td + spread, expected.td)
+    torch.testing.assert_close(terms.gap, expected.gap)
     expected.total.sum().backward()
-    torch.testing.assert_close(losses.cql_gradient(q.detach(), actions, targets, alpha, td_loss, weights, rows), q.grad)
+    torch.testing.assert_close(losses.cql_gradient(q.detach(), None, mean, alpha, td_loss, count / 30), q.grad)
+    torch.testing.assert_close(losses.bc_loss(q, None, count / 30), expected.gap)
 
 
 def test_alpha_zero_is_plain_q_learning():

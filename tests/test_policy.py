@@ -63,7 +63,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, make):
     np.testing.assert_array_equal(again.probabilities(observations), make().probabilities(observations))
     assert (again.algorithm, again.alpha, again.seed, again.data_seed) == (
         make().algorithm, make().alpha, make().seed, make().data_seed)
-    assert torch.load(tmp_path / "p.pt", weights_only=True)["contents"]["format"] == 1
+    assert torch.load(tmp_path / "p.pt", weights_only=True)["contents"]["format"] == 2
 
 
 def change(name, value):

@@ -17,9 +17,10 @@ import pytest
 import evaluate
 import train
 from cql import config as settings
-from cql.analysis import alpha_maps, plots, report, report_figures, selection, statistics
+from cql.analysis import alpha_maps, report, report_figures, selection, statistics
 from cql.analysis.logged import known_model, logged_model
 from cql.analysis.report_data import Study, slider_numbers
+from cql.analysis.report_html import embedded, fill
 from cql.analysis.results import Population
 from cql.config import Config
 from cql.exact import phase
@@ -40,14 +41,12 @@ def run(tmp_path_factory):
     """Two alphas, two seeds, two draws, on a small map that is not square, with its report."""
     folder = tmp_path_factory.mktemp("report")
     (folder / HOSTILE).write_text("S..H.\n.H...\n....G\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.plots, "draw_all", lambda run: [])  # evaluate.py draws them anyway
-        assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2", "--num-datasets", "2",
-                           "--episodes", "20", "--out", str(folder / "run")]) == 0
+    assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2", "--num-datasets", "2",
+                       "--episodes", "20", "--out", str(folder / "run")]) == 0
     before = RunFolder.open(folder / "run").files()
     assert evaluate.main([str(folder / "run"), "--episodes", "3", "--report"]) == 0
     added = set(RunFolder.open(folder / "run").files()) - set(before)
-    assert added == {"report.html", "statistics.json", "selection.json", *(f"figures/{name}.png" for name in [*PICTURES, *plots.FIGURES])}
+    assert added == {"report.html", "statistics.json", "selection.json", *(f"figures/{name}.png" for name in PICTURES)}
     return RunFolder.open(folder / "run")
 
 
@@ -224,7 +223,7 @@ def test_colours_leave_dark_text_readable():
     def luminance(colour):
         c = np.array([int(colour[k:k + 2], 16) for k in (1, 3, 5)]) / 255
         return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
-    for name in report.COLOURS.values():
+    for name in {colours for colours, _ in report.SCALES.values()}:
         assert min((luminance(colour) + 0.05) / 0.05 for colour in report_figures.palette(name)) > 5
     css = (Path(report.__file__).parent / "report_page.css").read_text()
     for name in ("ink", "quiet", "accent", "warn"):
@@ -275,12 +274,12 @@ def test_names_from_files_are_text(run, text):
 
 def test_embedded_json_cannot_end_its_element():
     value = {"a": "</script><script>alert(1)</script><!-- & "}
-    script = report.embedded("x", value)
+    script = embedded("x", value)
     assert script.count("<") == 2 and json.loads(script[script.index(">") + 1:script.rindex("<")]) == value
 
 
 def test_slots_are_filled_once():
-    assert report.fill("{{a}} {{b}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2"
+    assert fill("{{a}} {{b}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2"
 
 
 def test_the_same_files_give_the_same_page(run, study, text):
@@ -333,7 +332,8 @@ def test_data_without_an_environment_give_a_page_of_what_is_known(tmp_path, undr
     assert train.main([*TINY, "--dataset", str(tmp_path / "data.npz"), "--out", str(tmp_path / "run")]) == 0
     assert evaluate.main([str(tmp_path / "run"), "--report"]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
-    assert Page(text).open == [] and "no exact solution" in text and "There are no maps" in text and 'id="maps-data"' not in text
+    assert Page(text).open == [] and "no exact solution" in text and "There are no maps" in text
+    assert 'id="maps-data"' not in text
 
 
 def test_bc_alone_has_a_page(tmp_path, undrawn):
@@ -381,9 +381,10 @@ def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, s
         page.write_text(text, encoding="utf-8")
     else:  # to 0, and then back to 5 as a hand would
         index = [draw["exact"]["alphas"] for draw in numbers_of(text)["draws"]][0].index(5)
-        page.write_text(text.replace("</body>", "<script>for (const place of [0, %d]) { const slider = document.getElementById("
-                                     "'alpha'); slider.value = place; slider.dispatchEvent(new Event('input', {bubbles: true})); "
-                                     "}</script></body>" % index), encoding="utf-8")
+        page.write_text(text.replace("</body>", "<script>for (const place of [0, %d]) {"
+                                     " const slider = document.getElementById('alpha'); slider.value = place;"
+                                     " slider.dispatchEvent(new Event('input', {bubbles: true})); }</script></body>" % index),
+                        encoding="utf-8")
     document, start = dumped(page, fragment), dumped(page, "#alpha=0") if how == "address" else None
     entry = next(e for e in run.read_json("evaluation.json")["members"]
                  if (e["alpha"], e["seed"], e["data_seed"]) == (5.0, seed, draw))

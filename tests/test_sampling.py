@@ -79,3 +79,5 @@ def test_full_batch_weights_sum_to_one_and_padding_counts_nothing():
     for m, draw in enumerate((1, 0, 1)):
         mean = (batch.weights[m] * batch.rewards[m]).sum().item()
         assert abs(mean - sets[draw].rewards.mean()) < 1e-5
+        logged = transitions.logged[batch.rows[m]]
+        assert torch.equal(logged, batch.observations[m]) and len(transitions.logged) <= 7

@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cql import slice as slice_module
+from cql import tile as tile_module
 from cql.collect import datasets_for, environment_of
 from cql.config import Config
 from cql.metrics import METRICS, read_metrics
@@ -57,6 +58,56 @@ def test_slices_change_nothing_beyond_rounding(tmp_path):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_threads_and_tiles_change_nothing(tmp_path, monkeypatch):
+    """Tiles of one member or of all, one thread or three: bit for bit in threads, within rounding in tiles."""
+    settings = dict(alpha=(0.0, 1.0, 6.0), num_seeds=3, batch_size="full", num_datasets=2, bc_steps=0)
+    runs = []
+    for threads, size in ((3, 2**22), (1, 2**22), (3, 1)):
+        monkeypatch.setattr(slice_module, "TILE_BYTES", size)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        runs.append(run_of(tmp_path / f"{threads}-{size}", **settings))
+    assert policy_bytes(runs[0]) == policy_bytes(runs[1])
+    assert (runs[0].path / "metrics.csv").read_bytes() == (runs[1].path / "metrics.csv").read_bytes()
+    for member in all_members(runs[0].config()):
+        for a, b in zip(parameters(runs[0], member.name), parameters(runs[2], member.name)):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("td_loss", ["mse", "half_mse", "huber"])
+@pytest.mark.parametrize("double_q", [False, True])
+def test_the_full_batch_is_all_transitions_at_once(tmp_path, td_loss, double_q):
+    """Parameters and logged losses against autograd through the loss over every transition of the data, uncompressed."""
+    from cql import losses
+    from cql.networks import PopulationMLP
+
+    run = run_of(tmp_path / "r", batch_size="full", bc_steps=0, steps=30, log_every=1, td_loss=td_loss, double_q=double_q)
+    config, data = run.config(), run.datasets(run.config())[0]
+    network = PopulationMLP(225, 4, config.hidden, True)
+    leaf = network.initial([42]).requires_grad_()
+    adam, target = torch.optim.Adam([leaf], lr=config.lr), leaf.detach().clone()
+    rates = slice_module.cosine_schedule(config.lr, config.steps)
+    observations, following = (torch.from_numpy(x).long()[None] for x in (data.observations, data.next_observations))
+    actions, rewards, ended = (torch.from_numpy(x)[None] for x in (data.actions.astype(int), data.rewards, data.terminations))
+    logged = []
+    for step in range(config.steps):
+        if step % config.target_interval == 0:
+            target = leaf.detach().clone()
+        with torch.no_grad():
+            q = network.forward(network.layers(target), following)[-1]
+            chooser = network.forward(network.layers(leaf), following)[-1] if double_q else q
+            y = losses.td_target(rewards, ended, losses.taken(q, chooser.argmax(-1)), config.gamma)
+        adam.param_groups[0]["lr"] = float(rates[step])
+        adam.zero_grad()
+        terms = losses.cql_loss(network.forward(network.layers(leaf), observations)[-1], actions, y, torch.tensor([6.0]), td_loss)
+        terms.total.sum().backward()
+        adam.step()
+        logged.append([term.item() for term in terms])
+    torch.testing.assert_close(torch.cat([t.flatten() for t in parameters(run, "cql-a6-s42-d42")]), leaf.detach(), rtol=1e-3, atol=1e-4)
+    series = read_metrics(run.path / "metrics.csv")
+    for name, column in zip(("losses/td", "losses/conservative_gap", "losses/total"), zip(*logged)):
+        assert series["cql-a6-s42-d42", name][1] == pytest.approx(column, rel=1e-3)
+
+
 def test_members_that_share_a_seed_are_paired(tmp_path):
     """The same seed and data and alpha 0 twice: as a member of its own and beside another alpha, step for step equal."""
     run = run_of(tmp_path / "r", alpha=(0.0, 1e-12), bc_steps=0)
@@ -80,19 +131,19 @@ def test_cadences_change_no_result(tmp_path, change):
 @pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True)])
 def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
     whole = policy_bytes(run_of(tmp_path / "a", **change))
-    monkeypatch.setattr(slice_module, "BLOCK", 1)
+    monkeypatch.setattr(tile_module, "BLOCK", 1)
     assert policy_bytes(run_of(tmp_path / "b", **change)) == whole
 
 
 def test_bootstrap_table_is_the_values_computed_batch_by_batch(tmp_path, monkeypatch):
     table = run_of(tmp_path / "a")
-    original = slice_module.Slice.__init__
+    original = tile_module.Tile.__init__
 
     def without_table(self, *arguments):
         original(self, *arguments)
         self.use_table = False
 
-    monkeypatch.setattr(slice_module.Slice, "__init__", without_table)
+    monkeypatch.setattr(tile_module.Tile, "__init__", without_table)
     direct = run_of(tmp_path / "b")
     for a, b in zip(parameters(table, "cql-a6-s42-d42"), parameters(direct, "cql-a6-s42-d42")):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

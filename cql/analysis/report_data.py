@@ -185,7 +185,8 @@ def scales(study: Study) -> dict[str, dict]:
                                           for oracle in study.oracles.values()]) for name in ("true", "estimate"))
     else:
         q = np.stack(list(study.q.values()))
-        true, _, _ = exact_values(pictured.mdp, q.argmax(-1), pictured.config.gamma, pictured.environment.spec.max_episode_steps)
+        true, _, _ = exact_values(pictured.mdp, q.argmax(-1), pictured.config.gamma,
+                                  pictured.environment.spec.max_episode_steps)
         true, estimate = true[:, decided].ravel(), q.max(-1)[:, decided].ravel()
     low, high = np.quantile(true, (0.01, 1.0))
     reach = max(float(np.quantile(np.abs(estimate - true), 0.98)), 1e-6)

@@ -101,7 +101,8 @@ def alpha_curves(study: Study) -> Figure | None:
             shown = (oracle[0] >= axis.low) & (oracle[0] <= axis.high)
             ax.plot(oracle[0][shown], oracle[1][shown], color=BLACK, linewidth=1.6, zorder=3)
             if axis.zero:
-                ax.plot(axis.place([0]), oracle[1][oracle[0] == 0], "_", color=BLACK, markersize=13, markeredgewidth=1.8, zorder=3)
+                ax.plot(axis.place([0]), oracle[1][oracle[0] == 0], "_", color=BLACK, markersize=13, markeredgewidth=1.8,
+                        zorder=3)
         for level, value in levels.items():
             ax.axhline(value, zorder=1, **LINES[level][1])
         if bc:
@@ -124,7 +125,7 @@ def alpha_curves(study: Study) -> Figure | None:
     if study.oracles:
         handles.append(Line2D([], [], color=BLACK, label="exact CQL solution: mean over the draws"))
     if "bc" in used:
-        handles.append(Line2D([], [], color=ORANGE, linestyle="-.", label="trained BC (band: its interval)" if banded else "trained BC"))
+        handles.append(Line2D([], [], color=ORANGE, linestyle="-.", label="trained BC" + " (band: its interval)" * banded))
     handles += [Line2D([], [], label=words, **look) for name, (words, look) in LINES.items() if name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.6)
     heading(figure, "What α does", _spread_words(study.pictured) + "; triangles: beyond the frame, with their mean" * beyond)
@@ -195,7 +196,8 @@ def departure(study: Study) -> Figure | None:
         axis.broken(ax)
         ax.grid(True, axis="y")
     figure.legend(handles=[Line2D([], [], marker="o", color=BLUE, alpha=0.6, linestyle="", markersize=5, label="a member"),
-                           Line2D([], [], marker="_", color=BLACK, linestyle="", markersize=14, markeredgewidth=2, label="median")],
+                           Line2D([], [], marker="_", color=BLACK, linestyle="", markersize=14, markeredgewidth=2,
+                                  label="median")],
                   loc="outside lower center", ncols=2)
     heading(figure, "Network and exact solution", _spread_words(study.pictured))
     return figure

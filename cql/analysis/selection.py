@@ -11,6 +11,8 @@ What all rules have in common:
   neither picked nor ranked. Its policy still counts where estimators are judged by themselves: coverage, availability.
 - Regret: the best exact value among all policies of that (draw, seed), flagged ones too, minus that of the pick, or for
   hazards the pick's minus the least. Equal scores share a pick equally, and its regret is their mean.
+- Rank correlations (over the alphas of a draw and seed) and regrets are means over draws and seeds, with the intervals of
+  `cql.analysis.statistics`, which resample draws first.
 - Estimates are by `cql.analysis.ope`, with the distinct observations of a draw as states. Which states are hazards is
   taken to be known, as rewards are.
 
@@ -27,6 +29,7 @@ from cql.analysis import ope
 from cql.analysis.evaluation import load_policy
 from cql.analysis.figure_data import cross_entropy_floor, states_of
 from cql.analysis.results import Population
+from cql.analysis.statistics import Bootstrap
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import state_inputs
@@ -39,7 +42,8 @@ DEFAULT_ALPHA = 6.0  # the baseline that looks at nothing
 SHARE = 0.1  # of a curve's range: what a rise or a fall has to exceed
 HIGH_TD = 2.0  # times the least TD error among the members compared
 WITHIN = 1.0  # return points: a pick this close to the best counts as good
-REPLICATES = 2000  # of the bootstrap over draws
+DECIMALS = 10  # scores and exact values that agree so far are equal: the rest is rounding
+MAX_STATES = 20_000  # distinct observations of a draw; where there are more, a table says nothing that would repay its time
 
 
 # ------------------------------------------------------------------------------------------------------ pure computations
@@ -80,21 +84,6 @@ def regret(shares, worth) -> np.ndarray:
     picked = (shares * np.where(known, worth, 0.0)).sum(-1)
     sound = (shares.sum(-1) > 0) & (np.where(known, 0.0, shares).sum(-1) == 0)
     return np.where(sound, best - picked, np.nan) if shares.shape[-1] else np.full(shares.shape[:-1], np.nan)
-
-
-def over_draws(values) -> list[float | None] | None:
-    """Mean over draws with a 95 % bootstrap interval over draws: ``[X, Y]`` -> [estimate, low, high].
-
-    Seeds are averaged within a draw first; what is NaN is left out. None if nothing is left; no interval for one draw.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    draws = np.array([row[np.isfinite(row)].mean() for row in values if np.isfinite(row).any()])
-    if not len(draws):
-        return None
-    if len(draws) == 1:
-        return [float(draws[0]), None, None]
-    chosen = np.random.default_rng(0).integers(len(draws), size=(REPLICATES, len(draws)))
-    return [float(draws.mean()), *(float(x) for x in np.quantile(draws[chosen].mean(-1), [0.025, 0.975]))]
 
 
 def rises_then_falls(values, share: float = SHARE) -> bool:
@@ -170,11 +159,11 @@ def rules(found: "Found") -> list[Rule]:
     for estimator, (label, what) in ESTIMATORS.items():
         for target, word, prefers in (("return", "return", "high"), ("hazard_probability", "hazard", "low")):
             values = found.estimates[estimator, target]
-            made.append(Rule(f"{estimator}_{word}", f"{label}, {word}", f"{'Highest' if prefers == 'high' else 'Lowest'} "
+            made.append(Rule(f"{estimator}_{word}", f"{label} ({word})", f"{'Highest' if prefers == 'high' else 'Lowest'} "
                              f"{word}{' probability' if word == 'hazard' else ''} by {what}.", word, prefers, values[..., 0],
                              target, values[..., 1:], None if estimator == "fqe" else found.effective_sample_size))
     made += [
-        Rule("fqe_cautious", "FQE, hazard or unlogged", "Least probability, in the data's model, of a hazard or of a pair "
+        Rule("fqe_cautious", "FQE (hazard or unlogged)", "Least probability, in the data's model, of a hazard or of a pair "
              "without data, whichever comes first.", "hazard", "low", found.estimates["fqe", "hazard_probability"][..., 0]
              + found.unlogged),
         Rule("support", "support", "Least probability, in the data's model, that an episode comes to a pair without data.",
@@ -186,8 +175,9 @@ def rules(found: "Found") -> list[Rule]:
         Rule("td_error", "TD error", "Lowest TD error at the last log entry.", "training", "low", found.metric("td_error")),
         Rule("value", "value estimate", "Highest value that the network itself promises at the start.", "training", "high",
              found.metric("value_estimate")),
-        Rule("workflow", "training curve", "Smallest alpha without the signs of overfitting and underfitting of Kumar et al. "
-             "2021; if none is free of both, the smallest with one.", "training", "low",
+        Rule("workflow", "training curve", "Smallest alpha with the fewest signs of overfitting (the mean Q on the data rises "
+             "and then falls) and underfitting (TD error and gap both stay high), Kumar et al. 2021, arXiv 2109.10813.",
+             "training", "low",
              np.where(found.has_policy, workflow_scores(found.overfitting, found.underfitting), np.nan)),
         Rule("default", f"always alpha = {found.default:g}", f"The alpha nearest to {DEFAULT_ALPHA:g}, whatever the data.",
              "nothing", "low", np.where(found.has_policy, (np.array(found.alphas) != found.default) * 1.0, np.nan)),
@@ -226,7 +216,7 @@ class Found:
 
     def metric(self, name: str) -> np.ndarray:
         """A column of ``results.csv``."""
-        return _by_alpha(self.population, name)
+        return np.stack([self.population.values(name, ("cql", alpha)) for alpha in self.alphas], axis=-1)
 
 
 def read(run: RunFolder, resamples: int) -> Found:
@@ -263,6 +253,8 @@ def read(run: RunFolder, resamples: int) -> Found:
         if not len(judged):
             continue
         log, observations = episode_log(dataset, environment)
+        if log.num_states > MAX_STATES:
+            continue
         actions = np.stack([load_policy(run, members[x][y][z], dataset).act(observations) for y, z in judged])  # [N, S]
         said = ope.estimate(log, actions, horizon, resamples)
         where = (x, *judged.T)
@@ -298,10 +290,6 @@ def _each(members, read) -> np.ndarray:
     return np.array([[[read(m) for m in seed] for seed in draw] for draw in members], dtype=np.float64)
 
 
-def _by_alpha(population, metric) -> np.ndarray:
-    return np.stack([population.values(metric, ("cql", alpha)) for alpha in population.alphas], axis=-1)
-
-
 # ----------------------------------------------------------------------------------------------------------- the referee
 
 
@@ -321,8 +309,8 @@ def judge(found: Found, resamples: int) -> dict:
     """The result of ``referee``, from what was read."""
     candidates = found.has_policy & ~found.flagged
     truth = {target: found.metric(target) for target in TARGETS}  # [X, Y, Z]
-    entries = [_entry(rule, found, candidates, truth) for rule in rules(found)]
-    config = found.population.config
+    config, bootstrap = found.population.config, Bootstrap.of(found.population)
+    entries = [_entry(rule, found, candidates, truth, bootstrap) for rule in rules(found)]
     return {"horizon": found.horizon, "resamples": resamples, "members": int(found.flagged.size),
             "candidates": int(candidates.sum()), "draws": len(config.data_seeds), "seeds": len(config.seeds),
             "behavior": found.behavior, "rules": entries,
@@ -332,8 +320,8 @@ def judge(found: Found, resamples: int) -> dict:
             "estimates": _estimates(found), "verdict": _verdict(entries)}
 
 
-def _entry(rule: Rule, found: Found, candidates, truth) -> dict:
-    scores = np.where(candidates, rule.goodness, np.nan)
+def _entry(rule: Rule, found: Found, candidates, truth, bootstrap: Bootstrap) -> dict:
+    scores = np.round(np.where(candidates, rule.goodness, np.nan), DECIMALS)
     shares = picks(scores)
     entry = {"name": rule.name, "label": rule.label, "what": rule.what, "uses": rule.uses, "prefers": rule.prefers,
              "available": int(np.isfinite(rule.scores).sum()), "of": int(rule.scores.size),
@@ -342,14 +330,14 @@ def _entry(rule: Rule, found: Found, candidates, truth) -> dict:
              "picked": int((shares.sum(-1) > 0).sum()), "pickable": int(candidates.any(-1).sum()),
              "coverage": dict.fromkeys(TARGETS), "effective_sample_size": None}
     for target, sign in (("return", 1.0), ("hazard_probability", -1.0)):
-        worth = sign * truth[target]
-        entry["rank_correlation"][target] = over_draws(
+        worth = np.round(sign * truth[target], DECIMALS)
+        entry["rank_correlation"][target] = bootstrap.estimate(
             [[spearman(scores[x, y], worth[x, y]) for y in range(worth.shape[1])] for x in range(worth.shape[0])])
         lost = regret(shares, worth)  # [X, Y]
-        entry["regret"][target] = over_draws(lost)
+        entry["regret"][target] = bootstrap.estimate(lost)
         if target == "return" and np.isfinite(lost).any():
-            mean = np.array([row[np.isfinite(row)].mean() for row in lost if np.isfinite(row).any()])
-            entry["within_one_point"] = float((mean <= WITHIN).mean())
+            means = [np.nanmean(row) for row in lost if np.isfinite(row).any()]  # of each draw, over seeds
+            entry["within_one_point"] = float(np.mean(np.array(means) <= WITHIN))
     if rule.target is not None:
         known = np.isfinite(rule.interval).all(-1) & np.isfinite(truth[rule.target])
         inside = (rule.interval[..., 0] <= truth[rule.target]) & (truth[rule.target] <= rule.interval[..., 1])
@@ -400,44 +388,48 @@ def _plain(values) -> list[float | None] | None:
 
 
 def text(result: dict) -> str:
-    """The referee's table for the terminal."""
-    heads = ["rule", "scored", "rank: return", "hazard", "regret: return", "95 %", "within 1", "hazard", "covered", "ESS",
-             "picked alpha (times)"]
-    rows = []
+    """The referee's tables for the terminal."""
+    rows = [["rule", "scored", "rank: return", "hazard", "lost: return", "95 %", "within 1", "hazard", "covered", "ESS",
+             "picks: alpha (times)"]]
     for e in result["rules"]:
-        coverage = [c for c in e["coverage"].values() if c is not None]
+        coverage = next((c for c in e["coverage"].values() if c is not None), None)
         most = sorted(e["picks"], key=lambda pick: (-pick[1], pick[0]))
         rows.append([
             e["label"], f"{e['available']}/{e['of']}", _first(e["rank_correlation"]["return"], "+.2f"),
             _first(e["rank_correlation"]["hazard_probability"], "+.2f"), _first(e["regret"]["return"], ".2f"),
             _ends(e["regret"]["return"], ".2f"), _form(e["within_one_point"], ".0%"),
-            _first(e["regret"]["hazard_probability"], ".4f"), _form(coverage[0] if coverage else None, ".0%"),
+            _first(e["regret"]["hazard_probability"], ".4f"), _form(coverage, ".0%"),
             _form(e["effective_sample_size"], ".1f"),
-            ", ".join(f"{alpha:g} ({times:g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")])
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
-    table = ["  ".join(cell.ljust(width) if n in (0, len(heads) - 1) else cell.rjust(width)
-                       for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in (heads, *rows)]
-    lines = [f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members ({result['candidates']} candidates), "
-             f"{result['draws']} draws, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} resamples, "
-             f"propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "",
-             *("  " + line for line in table),
-             "  rank: correlation with the exact return and the exact hazard, +1 = ordered exactly right. regret: exact return lost",
-             "  against the best alpha of that draw and seed, mean over draws; within 1: share of draws that lose at most 1.",
-             "  covered: share of estimates whose 95 % interval holds the exact value. ESS: median over members.", ""]
-    lines += ["  Signs in the training curves, members of each alpha: " + "; ".join(
-        f"{s['alpha']:g}: {s['overfitting']} over, {s['underfitting']} under, {s['diverged']} diverged of {s['of']}"
+            ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")])
+    signs = [["alpha", "overfitting", "underfitting", "diverged", "of"], *(
+        [f"{s['alpha']:g}", *(str(s[name]) for name in ("overfitting", "underfitting", "diverged", "of"))]
         for s in result["signs"])]
+    label = {e["name"]: e["label"] for e in result["rules"]}
+    lines = [f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members, {result['candidates']} of them candidates; "
+             f"{result['draws']} draws, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} resamples, "
+             f"propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "", *_columns(rows),
+             "  rank: correlation with the exact return and hazard over alpha, +1 = ordered exactly right; mean over draws.",
+             "  lost: exact return and hazard against the best alpha of that draw and seed, mean over draws; within 1: share",
+             "  of draws that lose at most 1 point of return. covered: share of 95 % intervals that hold the exact value.",
+             "  ESS: effective sample size, median over members. Members that ran away are neither picked nor ranked.", "",
+             "  Signs in the training log, members of each alpha:", *_columns(signs), ""]
     for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
         verdict = result["verdict"][target]
         if verdict is not None:
-            label = {e["name"]: e["label"] for e in result["rules"]}
-            lines.append(f"  Least {words} regret: {' and '.join(label[name] for name in verdict['rules'])}, "
-                         f"{verdict['regret']:{form}}, within 1 return point of the best in "
-                         f"{_form(verdict['within_one_point'], '.0%')} of the draws; " + ", ".join(
+            lines.append(f"  Least {words} lost: {' and '.join(label[name] for name in verdict['rules'])}, "
+                         f"{verdict['regret']:{form}} (within 1 point of the best return in "
+                         f"{_form(verdict['within_one_point'], '.0%')} of the draws); " + ", ".join(
                              f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items()) + ".")
     if all(verdict is None for verdict in result["verdict"].values()):
         lines.append("  Without the exact values of the policies no rule can be judged; what each would pick stands above.")
     return "\n".join(lines)
+
+
+def _columns(rows) -> list[str]:
+    """Rows of cells, the first column to the left, the last as it is."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return ["  " + "  ".join(cell if n == len(row) - 1 else cell.rjust(width) if n else cell.ljust(width)
+                             for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
 
 
 def _form(value, form) -> str:

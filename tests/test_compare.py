@@ -1,0 +1,102 @@
+"""Runs side by side, as a command, on tiny runs made for it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import train
+from cql.analysis import compare
+from cql.analysis.results import Population
+from cql.runs import RunFolder
+
+TINY = ["--episodes", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--hidden", "4", "--num-seeds", "2",
+        "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.plots, "draw_all", lambda run: None)  # pictures would take most of the time
+        _train(folder)
+    return folder
+
+
+def _train(folder):
+    for name, extra in (("plain", ["--alpha", "1", "6", "--num-datasets", "2"]),
+                        ("huber", ["--alpha", "6", "20", "--num-datasets", "2", "--td-loss", "huber"]),
+                        ("later", ["--alpha", "6", "--data-seed", "43", "--num-datasets", "2", "--epsilon", "0.6"]),
+                        ("far", ["--alpha", "6", "--data-seed", "70"]),
+                        ("apart", ["--alpha", "3", "--bc-steps", "0", "--data-seed", "90"])):
+        assert train.main([*TINY, *extra, "--out", str(folder / name)]) == 0
+
+
+def test_settings_that_differ_and_pairs_of_the_same_members(runs, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    assert compare.main([str(runs / "plain"), str(runs / "huber"), "--out", str(tmp_path / "c.json")]) == 0
+    result, printed = json.loads((tmp_path / "c.json").read_text()), capsys.readouterr().out
+    assert result["settings"] == {"alpha": [[1, 6], [6, 20]], "td_loss": ["mse", "huber"]}
+    assert [run["path"] for run in result["runs"]] == [str(runs / "plain"), str(runs / "huber")]
+    bc, six = result["against_first"]
+    assert (bc["algorithm"], six["alpha"], six["pairs"], six["same_data"]) == ("bc", 6.0, 4, True)
+    assert bc["return"][0] == 0 and bc["probability_of_improvement"]["return"][0] == 0.5  # BC knows no td_loss
+    first, second = (Population.of(RunFolder.open(runs / name)).values("return", ("cql", 6.0)) for name in ("plain", "huber"))
+    assert six["return"][0] == pytest.approx((second - first).mean())
+    assert "td_loss  mse    huber" in printed and "4 pairs of the same seeds a group, their data equal" in printed
+    assert before == {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+
+
+def test_the_draws_that_both_have_are_paired_also_when_their_data_differ(runs):
+    result = compare.comparison([RunFolder.open(runs / name) for name in ("plain", "later")])
+    six = result["against_first"][-1]
+    assert (six["alpha"], six["pairs"], six["same_data"]) == (6.0, 2, False)
+    first, second = (Population.of(RunFolder.open(runs / name)).values("return", ("cql", 6.0)) for name in ("plain", "later"))
+    assert six["return"][0] == pytest.approx((second[0] - first[1]).mean())  # draw 43
+    assert "2 pairs of the same seeds a group, their data different" in compare.text(result)
+
+
+def test_without_a_common_draw_groups_are_compared_unpaired(runs):
+    result = compare.comparison([RunFolder.open(runs / name) for name in ("plain", "far")])
+    six = result["against_first"][-1]
+    means = [np.mean(Population.of(RunFolder.open(runs / name)).values("hazard_probability", ("cql", 6.0)))
+             for name in ("plain", "far")]
+    assert six["pairs"] == 0 and not six["same_data"] and six["hazard_probability"][0] == pytest.approx(means[1] - means[0])
+    assert six["probability_of_improvement"] == {"return": None, "hazard_probability": None}
+    assert "unpaired: no data seed" in compare.text(result)
+
+
+def test_a_run_without_a_common_group_says_so(runs, capsys):
+    assert compare.main([str(runs / "plain"), str(runs / "apart")]) == 0
+    assert capsys.readouterr().out.endswith("run 2 and run 1 have no group in common.\n")
+
+
+def test_a_run_beside_itself_differs_in_nothing(runs, capsys):
+    assert compare.main([str(runs / "plain"), str(runs / "plain")]) == 0
+    assert "All settings are the same." in capsys.readouterr().out
+
+
+def test_one_sentence_for_what_cannot_be_compared(runs, tmp_path, capsys):
+    def refused(*arguments):
+        assert compare.main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        return captured.err
+
+    plain = runs / "plain"
+    assert "at least two" in refused(plain)
+    assert "no run folder" in refused(plain, tmp_path)
+    assert "--level" in refused(plain, plain, "--level", 95)
+    assert "no folder that exists" in refused(plain, plain, "--out", tmp_path / "none/x.json")
+    assert "read only" in refused(plain, plain, "--out", plain / "x.json")
+    changed = tmp_path / "changed"
+    shutil.copytree(plain, changed)
+    (changed / "metrics.csv").write_text("")
+    assert "manifest" in refused(plain, changed)
+    (changed / "manifest.json").unlink()
+    (changed / "evaluation.json").unlink()
+    (changed / "metrics.csv").write_bytes((plain / "metrics.csv").read_bytes())
+    assert "evaluation.json cannot be read" in refused(plain, changed)
+    (changed / "evaluation.json").write_text('{"members": []}')
+    assert "not of the known form" in refused(plain, changed)
