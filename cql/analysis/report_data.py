@@ -188,7 +188,7 @@ def scales(study: Study) -> dict[str, dict]:
         true, _, _ = exact_values(pictured.mdp, q.argmax(-1), pictured.config.gamma,
                                   pictured.environment.spec.max_episode_steps)
         true, estimate = true[:, decided].ravel(), q.max(-1)[:, decided].ravel()
-    low, high = np.quantile(true, (0.01, 1.0))
+    low, high = np.quantile(true, (0.05, 1.0))
     reach = max(float(np.quantile(np.abs(estimate - true), 0.98)), 1e-6)
     value = {"low": float(f"{low:.3g}"), "high": float(f"{max(high, low + 1e-3):.3g}"), "log": False}
     return {"true": value, "estimate": value,
