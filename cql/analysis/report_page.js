@@ -89,7 +89,7 @@
       make("rect", { width: 1, height: 1, fill: "#ffffff" }, node);
       make("path", { d: STAR, transform: "translate(.5 .52)", fill: "#000000" }, node);
     }
-    if (kind === "unseen") make("path", { d: "M0 1L1 0M0 .5L.5 0M.5 1L1 .5", stroke: "#8a8a8a", "stroke-width": 0.045 }, node);
+    if (kind === "unseen") make("path", { d: "M0 1L1 0M0 .5L.5 0M.5 1L1 .5", stroke: "#4d4d4d", "stroke-width": 0.045 }, node);
     if (kind === "start") make("rect", { x: 0.06, y: 0.06, width: 0.88, height: 0.88, fill: "none", stroke: "#000000", "stroke-width": 0.1 }, node);
   }
 
