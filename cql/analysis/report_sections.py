@@ -221,8 +221,8 @@ def curves(study: Study, figures: dict[str, Path]) -> str:
     exact = (f" The line is the exact CQL solution of the same data, without training, its mean over {draws}; at α = 0 it is the "
              "limit α → 0." if study.oracles else "")
     shown = picture(figures.get("report_alpha"),
-                    f"Points: mean over {behind(study)}; {bars(study)}. α = 0 stands apart on the left.{exact} Triangles are means "
-                    "beyond the frame.",
+                    f"Points: mean over {behind(study)}; {bars(study)}. α = 0 stands apart on the left.{exact} Triangles "
+                    "are means beyond the frame.",
                     "Six quantities over alpha: trained, exact, BC, behaviour and optimum")
     if not study.oracles:
         return shown + paragraph(f"There is no exact solution to hold the run against: {escape(study.unsolved)}", "note")
@@ -271,8 +271,8 @@ def maps(study: Study, numbers: dict | None) -> str:
     left = f"on the left the exact solution at {len(exact['alphas'])} values of α, " if exact else ""
     return paragraph(
         f"The maps follow the slider: {left}on the right the trained network at the nearest trained α. Embedded: "
-        f"{len(numbers['draws'])} of {counted(study.population.config.num_datasets, 'data draw')}, every training seed. Returns "
-        f"and hazard probabilities are of episodes of {numbers['horizon']} steps; values are discounted (γ = {numbers['gamma']:g})."
+        f"{len(numbers['draws'])} of {counted(study.population.config.num_datasets, 'data draw')}, every training seed. "
+        f"Returns and hazard probabilities are of episodes of {numbers['horizon']} steps; values are discounted (γ = {numbers['gamma']:g})."
     ) + shipped("report_maps.html")
 
 
@@ -280,8 +280,8 @@ def pairs(study: Study, figures: dict[str, Path]) -> str:
     """Paired differences and performance profiles."""
     return picture(figures.get("report_paired"),
                    "CQL less BC on the same data draw and training seed. Points: data draws, each the mean of "
-                   f"{counted(study.population.config.num_seeds, 'seed')}; diamonds: mean over the draws; {bars(study)}. On the "
-                   "right the probability that CQL is the better of a pair.", "Paired differences of return and hazard to BC by alpha"
+                   f"{counted(study.population.config.num_seeds, 'seed')}; diamonds: mean over the draws; {bars(study)}. "
+                   "On the right the probability that CQL is the better of a pair.", "Paired differences of return and hazard to BC by alpha"
                    ) + picture(figures.get("report_profiles"),
                                f"The share of members ({behind(study)}) that are at least as good as a threshold, over all "
                                "thresholds: a curve above another is better there.", "Performance profiles of return and hazard")
