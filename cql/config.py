@@ -60,7 +60,7 @@ class Config:
     batch_size: int | str = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
                                     "optimisation", parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
-    target_interval: int = _option(25, "updates between copies to the target network", "optimisation")
+    target_interval: int = _option(100, "updates between copies to the target network", "optimisation")
     slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run repeatable", "optimisation")
     # --- run
     device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
