@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cql.analysis import audit, evaluation, phase_plot, plots
+from cql.analysis import audit, evaluation, phase_plot, plots, report
 from cql.analysis.results import write_results
 from cql.config import ConfigError
 from cql.dataset import DatasetError
@@ -19,6 +19,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="environment seed of the first rollout; further ones count up (default %(default)s)")
     parser.add_argument("--audit", action="store_true",
                         help="hold every network against the exact solution of its own loss, state by state (audit.json)")
+    parser.add_argument("--report", action="store_true",
+                        help="write the whole run as one page, report.html, with its statistics and pictures")
     return parser.parse_args(argv)
 
 
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             if audited is not None:
                 run.write_json("audit.json", audited)
                 phase_plot.draw_audit(run, audited)
+            page = report.write_report(run) if arguments.report else None
             run.write_manifest()
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     print(evaluation.table(result))
     if audited is not None:
         print(f"\n{audit.text(audited)}")
+    if page is not None:
+        print(f"\nreport: {page}")
     return 0
 
 

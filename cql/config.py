@@ -155,6 +155,17 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
     return Config(**given(arguments))
 
 
+def command_line(config: Config) -> list[str]:
+    """The flags that give this config, those at their default left out; ``from_arguments`` reads them back."""
+    words = []
+    for f in dataclasses.fields(Config):
+        value = getattr(config, f.name)
+        if value != f.default:
+            values = (value or (0,)) if isinstance(value, tuple) else () if value is True else (value,)
+            words += ["--" + f.name.replace("_", "-"), *(str(x).removesuffix(".0") for x in values)]
+    return words
+
+
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
         return value is None or _has_type_of(value, {"dataset": "", "gap_threshold": 0.0}.get(name, 0), "")

@@ -174,7 +174,7 @@ class RunFolder:
         if (self.path / MANIFEST).is_file():
             before = self.read_json(MANIFEST)
             before = before if isinstance(before, dict) else {}
-        self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": _versions(), "commit": _commit(),
+        self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": versions(), "commit": commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
     def refuse_changes(self) -> None:
@@ -310,7 +310,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -320,7 +321,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the code, with ``-dirty`` after it where files differ; None outside a checkout."""
     try:
         described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

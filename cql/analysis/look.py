@@ -12,6 +12,7 @@ STYLE = {"font.size": 11, "axes.titlesize": 11.5, "axes.titlelocation": "left", 
          "figure.constrained_layout.w_pad": 0.07, "axes.formatter.useoffset": False, "lines.linewidth": 1.8}
 # Okabe and Ito's colours, told apart with any colour vision
 BLUE, ORANGE, VERMILION, GREY, BLACK = "#0072B2", "#E69F00", "#D55E00", "#8c8c8c", "#222222"
+WARNING = "#a34400"  # vermilion, dark enough for text on white (6 : 1)
 
 
 def heading(figure: Figure, title: str, about: str) -> None:
@@ -28,7 +29,7 @@ def warn_of_divergence(figure: Figure, pictured: Pictured) -> None:
     if names:
         listed = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
         figure.text(0.99, 1 - 0.1 / figure.get_size_inches()[1], f"diverged: {len(names)} of "
-                    f"{len(pictured.evaluation['members'])} members ({listed})", va="top", ha="right", color=VERMILION)
+                    f"{len(pictured.evaluation['members'])} members ({listed})", va="top", ha="right", color=WARNING)
 
 
 def about(pictured: Pictured, *members: Member) -> str:

@@ -1,0 +1,404 @@
+"""The report: numbers of the maps against exact computations, the page as a document, and the page in a browser."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from cql import config as settings
+from cql.analysis import alpha_maps, report, report_figures, selection, statistics
+from cql.analysis.logged import known_model, logged_model
+from cql.analysis.report_data import Study, slider_numbers
+from cql.analysis.report_html import embedded, fill
+from cql.analysis.results import Population
+from cql.config import Config
+from cql.exact import phase
+from cql.exact.tabular import TabularMDP, evaluate_policies, hitting_probability
+from cql.policy import Policy
+from cql.population import Member
+from cql.runs import RunFolder
+from tests.mdps import random_policies, random_table
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+TINY = ["--steps", "60", "--bc-steps", "40", "--log-every", "20", "--hidden", "8", "--device", "cpu"]
+HOSTILE = "a<b>&amp;{{style}}<script>'.txt"  # a file name that a page must not take for markup or for a slot
+PICTURES = ["report_alpha", "report_departure", "report_paired", "report_policies", "report_profiles"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two alphas, two seeds, two draws, on a small map that is not square, with its report."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / HOSTILE).write_text("S..H.\n.H...\n....G\n")
+    assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2", "--num-datasets", "2",
+                       "--episodes", "20", "--out", str(folder / "run")]) == 0
+    before = RunFolder.open(folder / "run").files()
+    assert evaluate.main([str(folder / "run"), "--episodes", "3", "--report"]) == 0
+    added = set(RunFolder.open(folder / "run").files()) - set(before)
+    assert added == {"report.html", "statistics.json", "selection.json", *(f"figures/{name}.png" for name in PICTURES)}
+    return RunFolder.open(folder / "run")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs trained under it have no pictures: those take longest, and another test looks at them."""
+    monkeypatch.setattr(train.plots, "draw_all", lambda run: [])
+
+
+@pytest.fixture(scope="module")
+def study(run):
+    return Study.of(run, run.read_json("statistics.json"), run.read_json("selection.json"))
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def bare_page(path) -> str:
+    """The page of a run without its pictures."""
+    run = RunFolder.open(path)
+    population = Population.of(run)
+    chosen = selection.referee(run) if population.alphas else None
+    return report.page(Study.of(run, statistics.summary(population), chosen), {})
+
+
+def numbers_of(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="maps-data">(.*?)</script>', text, re.S)[1])
+
+
+# -------------------------------------------------------------------------------------------- probabilities of passing
+
+
+def test_passing_through_a_corridor_by_hand():
+    """Three cells; action 0 goes right with probability 1/2, else stays; cell 2 ends the episode."""
+    P = {0: {0: [(0.5, 1, 0.0, False), (0.5, 0, 0.0, False)]}, 1: {0: [(0.5, 2, 0.0, True), (0.5, 1, 0.0, False)]},
+         2: {0: [(1.0, 2, 0.0, True)]}}
+    mdp = TabularMDP.from_P(P, start=0)
+    found = alpha_maps.passing_probability(mdp, np.ones((1, 3, 1)), horizon=3)
+    # cell 1 within 3 steps: 1 - 1/8; cell 2: two successes in three: 1/2
+    np.testing.assert_allclose(found, [[1.0, 7 / 8, 1 / 2]], atol=1e-15)
+
+
+def test_passing_probability_is_the_hitting_probability_of_every_state():
+    """Random tables whose outcomes may end in any state, states revisited; policies that are no single action."""
+    rng = np.random.default_rng(3)
+    mdp = dataclasses.replace(TabularMDP.from_P(random_table(rng)), start=np.array([0.5, 0, 0.5, 0, 0, 0, 0, 0]))
+    policies = random_policies(rng, 3, 8, 3)
+    found = alpha_maps.passing_probability(mdp, policies, 6, floor=0.0)
+    for state in range(8):
+        mask = np.arange(8) == state
+        later = hitting_probability(mdp, policies, mask, 6)  # [N, S]: entered after the start
+        expected = mdp.start[state] + (mdp.start * later)[:, ~mask].sum(-1)
+        np.testing.assert_allclose(found[:, state], expected, atol=1e-12)
+
+
+def test_rare_states_keep_a_number_that_is_as_small(study):
+    mdp, oracle = known_model(study.pictured.environment), next(iter(study.oracles.values()))
+    exact = alpha_maps.passing_probability(mdp, oracle.policies[:4], 80, floor=0.0)
+    found = alpha_maps.passing_probability(mdp, oracle.policies[:4], 80, floor=0.01)
+    left = ~np.isclose(exact, found, atol=1e-14)
+    assert left.any() and (found >= exact - 1e-14).all() and (found[left] <= 0.01).all()
+
+
+# ------------------------------------------------------------------------------------------------------ the exact side
+
+
+def test_the_exact_side_is_the_exact_curve(study):
+    pictured, mdp = study.pictured, known_model(study.pictured.environment)
+    for seed, oracle in study.oracles.items():
+        empirical, counts = logged_model(pictured.datasets[seed], pictured.environment, mdp)
+        curve = phase.curve(mdp, empirical, counts, [5.0], pictured.config.gamma, 80)
+        n = oracle.at(5.0)
+        assert oracle.metrics["return"][n] == pytest.approx(curve.worth["return"][0], abs=1e-9)
+        assert oracle.metrics["value_error"][n] == pytest.approx(curve.value_estimate[0] - curve.worth["discounted_value"][0])
+        limit = phase.references(mdp, empirical, counts, pictured.config.gamma, 80)["alpha_zero"]
+        assert oracle.at(0.0) == 0 and oracle.metrics["return"][0] == pytest.approx(limit["return"], abs=1e-9)
+        assert oracle.metrics["value_estimate"][0] == pytest.approx(limit["value_estimate"], abs=1e-4)
+
+
+def test_gap_of_the_exact_solution_by_hand():
+    """Two logged actions with Q 1 and 0, seen 3 and 1 times: log(e + 1) - 3/4; a third action never logged."""
+    q = np.array([[[1.0, 0.0, -np.inf], [0.0, 0.0, 0.0]]])
+    counts = np.array([[3, 1, 0], [0, 0, 0]])
+    found = alpha_maps.conservative_gap(q, counts, counts.any(-1))
+    np.testing.assert_allclose(found, [np.log(np.e + 1) - 0.75], atol=1e-15)
+
+
+def test_unsupported_share_by_hand():
+    """Two steps, then the end: the first action logged, of the second half the probability is on an unlogged one."""
+    P = {0: {0: [(1.0, 1, 0.0, False)], 1: [(1.0, 1, 0.0, False)]}, 1: {a: [(1.0, 2, 0.0, True)] for a in (0, 1)},
+         2: {a: [(1.0, 2, 0.0, True)] for a in (0, 1)}}
+    policy = np.array([[[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]]])
+    found = alpha_maps.unsupported_share(TabularMDP.from_P(P, start=0), policy, np.array([[4, 0], [4, 0], [0, 0]]), 10)
+    np.testing.assert_allclose(found, [0.25], atol=1e-15)
+
+
+def test_the_grid_holds_what_was_trained_and_no_twin_of_it():
+    found = alpha_maps.grid([0.0, 0.1, 0.25], 225)
+    assert {0.0, 0.1, 0.25} <= set(found) and (np.diff(found) > 0).all()
+    assert len(found) == 2 + phase.POINTS  # 0.1 lies on the grid itself
+    np.testing.assert_array_equal(alpha_maps.grid([0.0, 6.0], 10**6), [0.0, 6.0])  # a map too large for more
+
+
+# ------------------------------------------------------------------------------------------------ numbers on the page
+
+
+def test_trained_maps_are_those_of_the_policies_and_the_evaluation(run, study, text):
+    numbers, mdp = numbers_of(text), known_model(study.pictured.environment)
+    assert [draw["seed"] for draw in numbers["draws"]] == [42, 43] and numbers["alphas"] == [0, 5]
+    entries = {(e["alpha"], e["seed"], e["data_seed"]): e for e in run.read_json("evaluation.json")["members"]}
+    for draw in numbers["draws"]:
+        side = draw["trained"]
+        for n, (alpha, seed) in enumerate(zip(side["alphas"], side["seeds"], strict=True)):
+            policy = Policy.load(run.policy_path(Member("cql", float(alpha), seed, draw["seed"]).name))
+            actions, entry = policy.act(np.arange(15)), entries[alpha, seed, draw["seed"]]
+            assert [int(letter) for letter in side["actions"][n]] == actions.tolist()
+            assert side["return"][n] == float(f"{entry['exact']['return']:.4g}")
+            assert side["hazard"][n] == float(f"{entry['exact']['hazard_probability']:.4g}")
+            assert side["trueAtStart"][n] == float(f"{entry['exact']['discounted_value']:.4g}")
+            goal = evaluate_policies(mdp, (actions[:, None] == np.arange(4)).astype(float), horizon=80).goal_probability
+            assert side["passing"][n][14] * numbers["step"] == pytest.approx(goal, abs=0.5 * numbers["step"] + 1e-12)
+
+
+def test_support_names_the_logged_actions(study, text):
+    for draw in numbers_of(text)["draws"]:
+        counts = study.oracles[draw["seed"]].counts
+        assert draw["logged"] == ["".join(str(a) for a in range(4) if row[a]) for row in counts]
+        assert any(draw["logged"]) and "" in draw["logged"]
+        exact = draw["exact"]
+        for actions, values in zip(exact["actions"], exact["estimate"]):
+            for s, logged in enumerate(draw["logged"]):
+                if logged == "" or study.pictured.mdp.terminal[s]:
+                    assert values[s] is None
+                else:
+                    assert actions[s] in logged and values[s] is not None  # the exact side stays within the data
+
+
+def test_no_more_draws_than_the_budget_allows(study, monkeypatch):
+    monkeypatch.setattr(alpha_maps, "BUDGET", 1)
+    assert [draw["seed"] for draw in slider_numbers(study)["draws"]] == [42]
+
+
+def test_rounding_keeps_four_digits_and_no_nan():
+    assert alpha_maps.rounded([1234.56, -0.00012344, 21.0, np.nan, np.inf]) == [1235, -0.0001234, 21, None, None]
+
+
+# ----------------------------------------------------------------------------------------------------- the pictures
+
+
+def test_the_curves_show_the_statistics_and_the_exact_means(study):
+    figure = report_figures.alpha_curves(study)
+    panel = next(ax for ax in figure.axes if ax.get_title() == "Conservative gap (nats)")
+    oracle = np.mean([oracle.metrics["conservative_gap"] for oracle in study.oracles.values()], axis=0)
+    alphas = next(iter(study.oracles.values())).alphas
+    shown = alphas == 5.0  # the only positive alpha that was trained
+    line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == shown.sum() == 1)
+    np.testing.assert_allclose(line.get_ydata(), oracle[shown])
+    mean = study.mean(("cql", 5.0), "conservative_gap")[0]
+    low, high = panel.get_ylim()
+    drawn = [line.get_ydata()[0] for line in panel.lines if line.get_marker() in "ov^" and line.get_xdata()[0] == 5.0]
+    assert drawn == [pytest.approx(mean)] if low <= mean <= high else [low < drawn[0] < high]
+
+
+def test_zero_has_a_place_left_of_all_others():
+    axis = report_figures._Axis([0.0, 0.01, 200.0])
+    zero, low, high = axis.place([0.0, 0.01, 200.0])
+    assert 0 < zero < low / 1.5 and (low, high) == (0.01, 200.0)
+
+
+def test_colours_leave_dark_text_readable():
+    """WCAG 2: contrast of black on every colour of the maps above 5 : 1, and of the page's text above 4.5 : 1."""
+    def luminance(colour):
+        c = np.array([int(colour[k:k + 2], 16) for k in (1, 3, 5)]) / 255
+        return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    for name in {colours for colours, _ in report.SCALES.values()}:
+        assert min((luminance(colour) + 0.05) / 0.05 for colour in report_figures.palette(name)) > 5
+    css = (Path(report.__file__).parent / "report_page.css").read_text()
+    for name in ("ink", "quiet", "accent", "warn"):
+        colour = re.search(rf"--{name}: (#\w{{6}})", css)[1]
+        assert 1.05 / (luminance(colour) + 0.05) > 4.5, name
+
+
+# ------------------------------------------------------------------------------------------------------ the document
+
+
+class Page(HTMLParser):
+    """Ids, links and the stack of open elements."""
+
+    VOID = {"meta", "img", "input", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.addresses, self.targets, self.tags, self.open = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
+        self.targets += [value for name in ("for", "aria-labelledby", "aria-describedby") if (value := attributes.get(name))]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_sound_document_that_needs_nothing_else(text):
+    page = Page(text)
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    assert set(page.targets) <= set(page.ids)
+    for address in page.addresses:
+        assert address.startswith("data:image/png;base64,") or address[0] == "#" and address[1:] in page.ids
+    assert page.tags.count("img") == len(PICTURES) + 1 and page.tags.count("h1") == 1
+    assert "link" not in page.tags and "@import" not in text and "url(" not in text
+
+
+def test_names_from_files_are_text(run, text):
+    assert HOSTILE not in text and "a&lt;b&gt;&amp;amp;{{style}}&lt;script&gt;&#x27;.txt" in text
+    assert json.loads((run.path / "config.json").read_text())["map"].endswith(HOSTILE)
+
+
+def test_embedded_json_cannot_end_its_element():
+    value = {"a": "</script><script>alert(1)</script><!-- & "}
+    script = embedded("x", value)
+    assert script.count("<") == 2 and json.loads(script[script.index(">") + 1:script.rindex("<")]) == value
+
+
+def test_slots_are_filled_once():
+    assert fill("{{a}} {{b}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2"
+
+
+def test_the_same_files_give_the_same_page(run, study, text):
+    figures = {name: run.path / "figures" / f"{name}.png" for name in PICTURES}
+    before = {name: path.read_bytes() for name, path in figures.items()}
+    assert report.page(study, report_figures.draw_report(study)) == text
+    assert {name: path.read_bytes() for name, path in figures.items()} == before
+    assert run.verify() == []  # the manifest knows the page and its pictures
+
+
+def test_statistics_and_selection_stand_beside_it(run):
+    assert run.read_json("statistics.json") == json.loads(json.dumps(statistics.summary(Population.of(run))))
+    assert len(run.read_json("selection.json")["estimates"]) == 8
+
+
+def test_the_page_names_what_reproduces_it(run, study, text):
+    first, second = report.commands(study)
+    assert second == "python evaluate.py RUN --episodes 3 --report"
+    assert " --alpha 0 5 " in first and " --num-seeds 2 " in first and "--gamma" not in first
+    for name in ("config.json", "datasets/43.npz", "evaluation.json"):
+        assert hashlib.sha256((run.path / name).read_bytes()).hexdigest() in text
+    lines = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  policies/{path.name}\n"
+                    for path in sorted((run.path / "policies").iterdir()))
+    assert hashlib.sha256(lines.encode()).hexdigest() in text
+
+
+@pytest.mark.parametrize("changed", [{}, {"alpha": (0.01, 3.0, 1e-5), "hidden": (), "gamma": 1.0, "double_q": True},
+                                     {"batch_size": 64, "max_episode_steps": 9, "hidden": (32,), "lr": 1e-4}])
+def test_a_command_line_gives_its_config_back(changed):
+    config, parser = Config(**changed), argparse.ArgumentParser()
+    settings.add_arguments(parser)
+    assert settings.from_arguments(parser.parse_args(settings.command_line(config))) == config
+
+
+def test_an_installed_package_holds_the_page():
+    root = Path(report.__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cql.analysis"]
+    shipped = {path.name for pattern in patterns for path in Path(report.__file__).parent.glob(pattern)}
+    assert shipped == {path.name for path in Path(report.__file__).parent.iterdir() if path.suffix in (".html", ".css", ".js")}
+
+
+# ------------------------------------------------------------------------------------ runs of which less is known
+
+
+def test_data_without_an_environment_give_a_page_of_what_is_known(tmp_path, undrawn):
+    random = np.random.default_rng(0)
+    states, following = random.integers(0, 6, (2, 60))
+    np.savez(tmp_path / "data.npz", observations=states, next_observations=following, actions=random.integers(0, 3, 60),
+             rewards=random.normal(size=60), terminations=random.random(60) < 0.1)
+    assert train.main([*TINY, "--dataset", str(tmp_path / "data.npz"), "--out", str(tmp_path / "run")]) == 0
+    assert evaluate.main([str(tmp_path / "run"), "--report"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert Page(text).open == [] and "no exact solution" in text and "There are no maps" in text
+    assert 'id="maps-data"' not in text
+
+
+def test_bc_alone_has_a_page(tmp_path, undrawn):
+    assert train.main([*TINY, "--steps", "0", "--map", "blocks", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
+    text = bare_page(tmp_path / "run")
+    assert Page(text).open == [] and "the run has no CQL members" in text and 'id="choice"' not in text
+
+
+def test_a_loss_without_one_solution_leaves_the_trained_side(tmp_path, undrawn):
+    assert train.main([*TINY, "--td-loss", "huber", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
+    text = bare_page(tmp_path / "run")
+    draw = numbers_of(text)["draws"][0]
+    assert draw["exact"] is None and len(draw["trained"]["actions"]) == 1 and "need not be unique" in text
+
+
+# ------------------------------------------------------------------------------------------------------ in a browser
+
+
+def dumped(path: Path, fragment: str = "") -> str:
+    """The document as Chromium has it after its scripts ran."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync", f"--user-data-dir={path.parent / 'profile'}",
+               "--virtual-time-budget=2000", "--dump-dom", f"{path.as_uri()}{fragment}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def shown(document: str, side: str) -> tuple[list[str], list[str], str]:
+    """(action by cell, the numbers in words, the title) of one side."""
+    board = re.search(rf'<svg id="{side}-map".*?</svg>', document, re.S)[0]
+    row = re.search(rf'<tr id="{side}-numbers">(.*?)</tr>', document, re.S)[1]
+    return (re.findall(r'data-action="(\d*)"', board), re.findall(r"<td>(.*?)</td>", row),
+            re.search(rf'<figcaption id="{side}-title">(.*?)</figcaption>', document)[1])
+
+
+def four_digits(value: float) -> str:
+    return f"{float(f'{value:.4g}'):g}".replace("-", "−")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("how", ["address", "slider"])
+def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, study, text, tmp_path, how):
+    page, fragment, (draw, seed) = tmp_path / "page.html", "", (42, 42)
+    if how == "address":
+        (draw, seed), fragment = (43, 43), "#alpha=5&draw=43&seed=43&quantity=passing"
+        page.write_text(text, encoding="utf-8")
+    else:  # to 0, and then back to 5 as a hand would
+        index = [draw["exact"]["alphas"] for draw in numbers_of(text)["draws"]][0].index(5)
+        page.write_text(text.replace("</body>", "<script>for (const place of [0, %d]) {"
+                                     " const slider = document.getElementById('alpha'); slider.value = place;"
+                                     " slider.dispatchEvent(new Event('input', {bubbles: true})); }</script></body>" % index),
+                        encoding="utf-8")
+    document, start = dumped(page, fragment), dumped(page, "#alpha=0") if how == "address" else None
+    entry = next(e for e in run.read_json("evaluation.json")["members"]
+                 if (e["alpha"], e["seed"], e["data_seed"]) == (5.0, seed, draw))
+    policy = Policy.load(run.policy_path(Member("cql", 5.0, seed, draw).name))
+    terminal, oracle = study.pictured.mdp.terminal, study.oracles[draw]
+    actions, words, title = shown(document, "trained")
+    assert title.startswith("Trained network, α = 5") and "nearest" not in title
+    assert actions == ["" if ended else str(a) for a, ended in zip(policy.act(np.arange(15)), terminal)]
+    assert words[:2] == [four_digits(entry["exact"][name]) for name in ("return", "hazard_probability")]
+    actions, words, title = shown(document, "exact")
+    n = oracle.at(5.0)
+    assert title == "Exact solution, α = 5"
+    assert actions == ["" if ended or not seen else str(a) for a, ended, seen in zip(
+        oracle.policies[n].argmax(-1), terminal, oracle.counts.any(-1))]
+    assert words[0] == four_digits(oracle.metrics["return"][n])
+    if start is not None:
+        assert shown(start, "trained")[1] != shown(document, "trained")[1] and "→ 0" in shown(start, "exact")[2]
