@@ -8,6 +8,7 @@ import torch
 
 import train
 from cql.analysis import audit
+from cql.analysis.alpha_maps import conservative_gap
 from cql.analysis.logged import logged_model
 from cql.collect import datasets_for, environment_of, exact_model
 from cql.config import Config
@@ -26,10 +27,8 @@ def small(tmp_path_factory):
     dataset = datasets_for(Config(**settings), {})[0]
     environment = environment_of(dataset)
     model, counts = logged_model(dataset, environment, exact_model(environment))
-    q = np.where(counts > 0, cql_fixed_point(model, counts, [6.0], 0.99).q[0], -np.inf)[counts.any(-1)]
-    weights, largest = counts[counts.any(-1)] / counts.sum(), q.max(-1, keepdims=True)
-    gap = largest + np.log(np.exp(q - largest).sum(-1, keepdims=True)) - q
-    return settings, float(weights[weights > 0] @ gap[weights > 0])
+    q = cql_fixed_point(model, counts, [6.0], 0.99).q
+    return settings, float(conservative_gap(q, counts, counts.any(-1))[0])
 
 
 @pytest.fixture(scope="module")
