@@ -6,6 +6,7 @@ import time
 
 from cql import config as settings
 from cql.analysis import evaluation, plots
+from cql.analysis.figure_data import cross_entropy_floor
 from cql.analysis.results import write_results
 from cql.collect import datasets_for, environment_of, summary
 from cql.config import ConfigError
@@ -40,6 +41,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))
+    config.refuse_infeasible_gap(map(cross_entropy_floor, datasets), datasets[0].num_actions)
     asked, config = config.slice_size, fitted(config, datasets[0], device)
     if config.slice_size != asked:
         print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")

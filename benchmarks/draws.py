@@ -37,7 +37,7 @@ def main(path: str) -> None:
     for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]
         empirical, counts = empirical_mdp(datasets[entry["data_seed"]], model.num_states, model.num_actions)
-        q = cql_fixed_point(empirical, counts, [entry["alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
+        q = cql_fixed_point(empirical, counts, [entry["final_alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
         greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
         solved = evaluate_policies(model, greedy_policies(greedy[None], model.num_actions), horizon=horizon)
         member = Member(*(entry[name] for name in ("algorithm", "alpha", "seed", "data_seed")))

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cql.losses import TD_LOSSES
@@ -46,6 +47,9 @@ class Config:
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; each is a member of the population",
                                        "algorithm", parse=float, nargs="+", metavar="A")
+    gap_threshold: float | None = _option(None, "learn alpha, each member from its --alpha: it rises while the conservative gap is "
+                                          "above TAU and falls while it is below; the least gap there is, is the entropy of the "
+                                          "logged actions, and constant Q has log A", "algorithm", parse=float, metavar="TAU")
     td_loss: str = _option("mse", "error of the TD residual; half_mse is the paper's and doubles the meaning of alpha",
                            "algorithm", choices=TD_LOSSES)
     double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", "algorithm")
@@ -82,6 +86,16 @@ class Config:
         """Raises ConfigError if a minibatch would hold more than the data set."""
         if not self.full_batch and self.batch_size > transitions:
             raise ConfigError(f"--batch-size {self.batch_size} is larger than the data set of {transitions} transitions.")
+
+    def refuse_infeasible_gap(self, entropies: Iterable[float], num_actions: int) -> None:
+        """Raises ConfigError if on some draw no Q has a gap as small as --gap-threshold.
+
+        Args:
+            entropies: ``cross_entropy_floor`` of the draws, asked for only if there is a threshold.
+        """
+        if self.gap_threshold is not None and self.gap_threshold <= (entropy := max(entropies)):
+            raise ConfigError(f"--gap-threshold {self.gap_threshold:g} must be above {entropy:.6g}, the entropy of the logged actions and "
+                              f"the least gap there is; constant Q has log {num_actions} = {math.log(num_actions):.4g}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -154,7 +168,7 @@ def command_line(config: Config) -> list[str]:
 
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
-        return value is None or _has_type_of(value, "" if name == "dataset" else 0, "")
+        return value is None or _has_type_of(value, {"dataset": "", "gap_threshold": 0.0}.get(name, 0), "")
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")
     if isinstance(default, tuple):
@@ -182,6 +196,9 @@ def _check(c: Config) -> None:
         require(math.isfinite(alpha) and alpha >= 0, f"--alpha must be finite and not negative, not {alpha}.")
         require(alpha <= LARGEST_ALPHA, f"--alpha must be at most {LARGEST_ALPHA:g}, not {alpha}.")
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
+    if c.gap_threshold is not None:
+        require(math.isfinite(c.gap_threshold), f"--gap-threshold must be a finite number, not {c.gap_threshold}.")
+        require(min(c.alpha) > 0, "--gap-threshold multiplies alpha: give --alpha above 0 to start from.")
     require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
     require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")
     require(0 <= c.slip <= 1, f"--slip must lie in [0, 1], not {c.slip}.")

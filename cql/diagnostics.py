@@ -97,20 +97,24 @@ class Diagnostics:
         return {name: values.tolist() for name, values in found.items() if values is not None}
 
 
-def value_bound(dataset: OfflineDataset, alpha: float, gamma: float, td_loss: str) -> float:
+def largest_rewards(dataset: OfflineDataset) -> tuple[float, float]:
+    """Of the outcomes that terminate and of those that do not; minus infinity where there are none."""
+    ended = dataset.terminations
+    return tuple(float(dataset.rewards[among].max(initial=-np.inf)) for among in (ended, ~ended))
+
+
+def value_bound(rewards: tuple[float, float], alpha: float, gamma: float, td_loss: str) -> float:
     """What no exact solution of the squared loss exceeds at a logged state; a learned value above it has run away.
 
     Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is r where the outcome terminates or
     leads to a state without data (value 0), else r + gamma max Q: so the largest value is at most the largest of the terms
     below. Never below 0, about where networks start; with a margin of 5 % and 1 for minibatch noise. Infinite for the
-    Huber loss, whose solutions it does not bound.
+    Huber loss, whose solutions it does not bound. ``rewards`` are ``largest_rewards`` of the data.
     """
     if td_loss == "huber":
         return np.inf
     alpha_half = alpha / 2 if td_loss == "mse" else alpha
-    ended = dataset.terminations
-    ends = float(dataset.rewards[ended].max()) + alpha_half if ended.any() else -np.inf
-    step = float(dataset.rewards[~ended].max()) + alpha_half if (~ended).any() else -np.inf
+    ends, step = (reward + alpha_half for reward in rewards)
     for_ever = -np.inf if step <= 0 else step / (1 - gamma) if gamma < 1 else np.inf
     return 1.05 * max(ends, step, for_ever, 0.0) + 1
 

@@ -88,13 +88,13 @@ def cql_loss(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: T
         q_values: Q(s, .) of the logged states ``[M, B, A]``.
         actions: the logged actions ``[M, B]``, integers, or None.
         targets: ``td_target`` of the same transitions ``[M, B]``; no gradient flows through it.
-        alpha: the weight of the penalty ``[M]``.
+        alpha: the weight of the penalty ``[M]``, or of each update ``[T, M]``.
         td_loss: ``mse`` | ``half_mse`` | ``huber``.
         weights: see the top of the page, as for ``actions=None``.
     """
     td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights)  # [M]
     gap = batch_mean(conservative_gap(q_values, actions), weights)  # [M]
-    assert alpha.shape == td.shape[-1:], (alpha.shape, td.shape)
+    assert alpha.shape in (td.shape, td.shape[-1:]), (alpha.shape, td.shape)
     return CQLTerms(td, gap, td + alpha * gap)
 
 

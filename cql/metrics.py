@@ -34,6 +34,7 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
     "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
     "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
     "health/diverged": ("cql bc", "1: q/max is above what the exact solution can reach; 2: outputs are not finite; 0: neither"),
+    "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or what was learned of it by --gap-threshold"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
 }
 TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab

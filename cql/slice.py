@@ -9,7 +9,7 @@ from torch import Tensor
 from cql import learner
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.diagnostics import value_bound
+from cql.diagnostics import largest_rewards, value_bound
 from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
 from cql.population import Member, largest_slice
@@ -32,7 +32,7 @@ class Slice:
         threads: CPU threads to use.
 
     Attributes:
-        draws: ``[M]`` the data draw of each member. bounds: ``[M]`` see ``value_bound``.
+        draws: ``[M]`` the data draw of each member.
         steps: updates to do. schedule: ``[steps]`` learning rates.
         threads_per_tile: what PyTorch is to be set to while it trains.
     """
@@ -43,8 +43,7 @@ class Slice:
         self.network = network_for(config, datasets[0])
         self.config, self.members, self.algorithm = config, members, members[0].algorithm
         self.steps = config.steps if self.algorithm == "cql" else config.bc_steps
-        self.bounds = torch.tensor([value_bound(datasets[member.data_seed - config.data_seed], member.alpha or 0.0,
-                                                config.gamma, config.td_loss) for member in members], device=device)  # [M]
+        self.rewards = [largest_rewards(datasets[member.data_seed - config.data_seed]) for member in members]
         self.schedule = cosine_schedule(config.lr, self.steps).to(device)
         rows = input_rows(config, transitions)
         size = tile_size(self.network, rows, len(members)) if device.type == "cpu" else len(members)
@@ -65,8 +64,19 @@ class Slice:
     def state(self) -> learner.State:
         """Of all members, copied; ``updates`` is the same number for all."""
         parts = [tile.state for tile in self.tiles]
-        joined = {name: self.network.joined([getattr(part, name) for part in parts]) for name in learner.State._fields[:-1]}
-        return learner.State(**joined, updates=parts[0].updates.clone())
+        joined = {name: self.network.joined([getattr(part, name) for part in parts]) for name in learner.BUFFERS}
+        return learner.State(**joined, alpha=torch.cat([part.alpha for part in parts]), updates=parts[0].updates.clone())
+
+    @property
+    def alpha(self) -> list[float]:
+        """Of each member now (0 for BC): the shortest decimals that mean its float32, as the user gives them."""
+        return [float(str(alpha)) for alpha in torch.cat([tile.state.alpha for tile in self.tiles]).cpu().numpy()]
+
+    @property
+    def bounds(self) -> Tensor:
+        """``value_bound`` of each member at its alpha now ``[M]``."""
+        return torch.tensor([value_bound(rewards, alpha, self.config.gamma, self.config.td_loss)
+                             for rewards, alpha in zip(self.rewards, self.alpha)], device=self.draws.device)
 
     @property
     def sums(self) -> list[Tensor]:
@@ -81,11 +91,12 @@ class Slice:
         for mine, theirs in [*zip(self.state, theirs_by_name), *zip(self.sums, sums)]:
             if not isinstance(theirs, Tensor) or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
                 raise RunError("checkpoint.pt does not fit this run's config.")
-        for name in learner.State._fields[:-1]:
+        for name in learner.BUFFERS:
             for tile, part in zip(self.tiles, self.network.split(state[name], self.sizes)):
                 getattr(tile.state, name).copy_(part)
-        for tile, *parts in zip(self.tiles, *(total.split(self.sizes) for total in sums[:-1])):
+        for tile, alpha, *parts in zip(self.tiles, *(values.split(self.sizes) for values in (state["alpha"], *sums[:-1]))):
             tile.state.updates.copy_(state["updates"])
+            tile.state.alpha.copy_(alpha)
             for mine, theirs in zip(tile.sums, parts):
                 mine.copy_(theirs)
         self.summed = sums[-1]

@@ -34,8 +34,8 @@ class Tile:
         self.algorithm = members[0].algorithm
         self.draws = torch.tensor([member.data_seed - config.data_seed for member in members], device=device)  # [M]
         self.seeds = torch.tensor([member.seed for member in members], device=device)  # [M]
-        self.alpha = torch.tensor([member.alpha or 0.0 for member in members], device=device)  # [M]
-        self.state = learner.initial_state(network, [member.seed for member in members], device)
+        self.state = learner.initial_state(network, [member.seed for member in members],
+                                           [member.alpha or 0.0 for member in members], device)
         self.sums = [torch.zeros(len(members), device=device) for _ in loss_terms(self.algorithm)]
         table = transitions.observations
         self.table = table.expand(len(members), *table.shape)  # [M, U] or [M, U, n], no copy
@@ -76,13 +76,18 @@ class Tile:
             terms = [losses.bc_loss(learner.at_rows(self.kept[:count], batches.rows), batches.actions, batches.weights)]
         else:
             targets, spread = self._targets(batches, count)
+            alpha = self.state.alpha.repeat(count, 1)  # [T, M], of every update
+            dual_rates = learner.DUAL_RATE / self.config.lr * rates
             for t, batch in enumerate(_each(batches, count)):
                 if self.config.double_q:
                     targets[t], spread[t] = self._double_q_targets(batch)
-                learner.cql_update(self.network, self.state, inputs[t], batch, targets[t], self.alpha, self.config.td_loss,
-                                   rates[t], self.work[t])
+                q_values = learner.cql_update(self.network, self.state, inputs[t], batch, targets[t], self.config.td_loss, rates[t],
+                                              self.work[t])
+                if self.config.gap_threshold is not None:
+                    alpha[t] = self.state.alpha
+                    learner.dual_ascent(self.state, q_values, batch, self.config.gap_threshold, dual_rates[t])
             td, gap, total = losses.cql_loss(learner.at_rows(self.kept[:count], batches.rows), batches.actions, targets,
-                                             self.alpha, self.config.td_loss, batches.weights)
+                                             alpha, self.config.td_loss, batches.weights)
             terms = [td + spread, gap, total + spread]
         for total, term in zip(self.sums, terms):
             total += term.sum(0)  # [T, M] -> [M]
@@ -112,9 +117,9 @@ class Tile:
     def _targets(self, batches: Batch, count: int) -> tuple[Tensor, Tensor]:
         """TD targets of the block ``[T, M, B]`` and what their means leave out ``[T, M]``; with double Q room for them, as
         they follow the online network."""
-        spread = self.alpha.new_zeros(count, len(self.alpha))
+        spread = self.state.alpha.new_zeros(count, len(self.draws))
         if self.config.double_q:
-            return spread.new_empty(count, len(self.alpha), (batches.weights if self.full else batches.rewards).shape[-1]), spread
+            return spread.new_empty(count, len(self.draws), (batches.weights if self.full else batches.rewards).shape[-1]), spread
         if self.full is not None:
             return self.full.targets.expand(count, *self.full.targets.shape), self.full.spread.expand_as(spread)
         rows = batches.next_observations.transpose(0, 1).flatten(1)  # [M, T * B]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gymnasium
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cql import learner
@@ -24,7 +25,7 @@ from cql.runs import SHARDS, RunError, RunFolder, Shard, archive_bytes, load_arc
 from cql.sampling import Transitions
 from cql.slice import Slice, memory_needed
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class Interrupted(Exception):
@@ -134,11 +135,13 @@ def _train_slice(run: RunFolder, config: Config, shard: Shard, number: int, part
         bar.update(end - step)
         step = end
         if step % config.log_every == 0 or step == part.steps:
-            values = part.loss_means()  # the one synchronisation with the device
-            values |= diagnostics.measure(part.network, part.state.parameters, part.draws, part.algorithm, part.bounds)
+            values, bounds = part.loss_means(), part.bounds  # the one synchronisation with the device
+            values |= diagnostics.measure(part.network, part.state.parameters, part.draws, part.algorithm, bounds)
+            if part.algorithm == "cql":
+                values["optimiser/alpha"] = part.alpha
             values["optimiser/learning_rate"] = [float(part.schedule[step - 1])] * len(part.members)
             log.write(step, part.members, values)
-            _warn(bar, step, part, values, warned)
+            _warn(bar, step, part, values, bounds, warned)
             bar.set_postfix(_shown(values), refresh=False)
         stopped = ranks.stopped
         if step < part.steps and (stopped or step % config.checkpoint_every == 0):
@@ -192,13 +195,13 @@ def _join(run: RunFolder, shards: list[Shard]) -> None:
     shutil.rmtree(run.path / SHARDS, ignore_errors=True)
 
 
-def _warn(bar: tqdm, step: int, part: Slice, values: dict[str, list[float]], warned: set[str]) -> None:
+def _warn(bar: tqdm, step: int, part: Slice, values: dict[str, list[float]], bounds: Tensor, warned: set[str]) -> None:
     """Names every member that diverged, once."""
     for m, (member, health) in enumerate(zip(part.members, values["health/diverged"])):
         if health != SOUND and member.name not in warned:
             warned.add(member.name)
             reason = "its outputs are not finite" if health == NOT_FINITE else (
-                f"max Q {values['q/max'][m]:.4g} is above {float(part.bounds[m]):.4g}, which no exact solution reaches")
+                f"max Q {values['q/max'][m]:.4g} is above {float(bounds[m]):.4g}, which no exact solution reaches")
             bar.write(f"{member.name} diverged by update {step:,}: {reason}", file=sys.stderr)
 
 
@@ -232,7 +235,7 @@ def _contents(files: dict[str, str], number: int, step: int, sizes: dict[str, in
 
 
 def _trial_settings(config: Config) -> dict:
-    names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "slip", "epsilon", "episodes")
+    names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "gap_threshold", "slip", "epsilon", "episodes")
     return {name: getattr(config, name) for name in names} | {
         "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
 

@@ -21,7 +21,7 @@ def test_every_flag_of_the_contract_is_there_and_documented():
     flags = {option for action in parser._actions for option in action.option_strings if action.help}
     for flag in ("--env --map --slip --observation --episodes --epsilon --data-seed --dataset --alpha --seed --num-seeds "
                  "--num-datasets --bc-steps --steps --batch-size --lr --gamma --hidden --target-interval --td-loss "
-                 "--double-q --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
+                 "--double-q --gap-threshold --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
         assert flag in flags
 
 
@@ -40,7 +40,8 @@ def test_arguments_become_settings():
 
 
 def test_config_reads_back():
-    config = Config(alpha=(0.1, 6.0), hidden=(), batch_size="full", map="blocks", double_q=True, max_episode_steps=90)
+    config = Config(alpha=(0.1, 6.0), hidden=(), batch_size="full", map="blocks", double_q=True, max_episode_steps=90,
+                    gap_threshold=1.2)
     assert Config.from_json(config.to_json()) == config
 
 
@@ -50,6 +51,8 @@ def test_config_reads_back():
     (dict(alpha=(float("inf"),)), "--alpha must be finite"),
     (dict(alpha=()), "--alpha needs at least one value"),
     (dict(alpha=(1.0, 1.0)), "--alpha names a value twice"),
+    (dict(gap_threshold=float("inf")), "--gap-threshold must be a finite number"),
+    (dict(gap_threshold=1.0, alpha=(0.0, 6.0)), "give --alpha above 0"),
     (dict(slip=1.5), r"--slip must lie in \[0, 1\]"),
     (dict(slip=float("nan")), "--slip must be a finite number"),
     (dict(epsilon=-0.1), "--epsilon must lie in"),
@@ -78,7 +81,8 @@ def test_settings_that_cannot_be_used(setting, sentence):
     (lambda c: json.dumps({k: v for k, v in c.items() if k != "lr"}), "lacks"),
     (lambda c: json.dumps(c | {"lr": "fast"}), "lr is 'fast'"), (lambda c: json.dumps(c | {"steps": 1.5}), "steps is 1.5"),
     (lambda c: json.dumps(c | {"steps": True}), "steps is True"), (lambda c: json.dumps(c | {"alpha": 6}), "alpha is 6"),
-    (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"), (lambda c: json.dumps(c | {"double_q": 0}), "double_q is 0"),
+    (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"), (lambda c: json.dumps(c | {"gap_threshold": "1"}), "gap_threshold is '1'"),
+    (lambda c: json.dumps(c | {"double_q": 0}), "double_q is 0"),
     (lambda c: json.dumps(c | {"dataset": 3}), "dataset is 3"), (lambda c: json.dumps(c | {"lr": -1}), "--lr must be positive"),
 ])
 def test_config_files_that_cannot_be_used(change, sentence):

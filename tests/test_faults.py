@@ -21,7 +21,7 @@ from cql.analysis import plots
 from cql.collect import make_environment
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
-from cql.diagnostics import value_bound
+from cql.diagnostics import largest_rewards, value_bound
 from cql.exact.oracle import cql_fixed_point
 from cql.exact.tabular import empirical_mdp
 from cql.metrics import read_metrics
@@ -133,17 +133,17 @@ def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
 
 def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
     data = OfflineDataset.from_arrays(**arrays())  # rewards -1 on the way, 50 at the end; alpha 6 is 3 before a half square
-    assert value_bound(data, 6.0, 0.99, "mse") == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
-    assert value_bound(data, 0.0, 0.99, "mse") == pytest.approx(50 * 1.05 + 1)
-    assert value_bound(data, 6.0, 0.99, "huber") == np.inf
+    assert value_bound(largest_rewards(data), 6.0, 0.99, "mse") == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
+    assert value_bound(largest_rewards(data), 0.0, 0.99, "mse") == pytest.approx(50 * 1.05 + 1)
+    assert value_bound(largest_rewards(data), 6.0, 0.99, "huber") == np.inf
     only_steps = OfflineDataset.from_arrays([0], [0], [-1.2], [1], [False])  # to a state without data: its Q is the reward
-    assert value_bound(only_steps, 0.0, 0.99, "mse") == 1.0
+    assert value_bound(largest_rewards(only_steps), 0.0, 0.99, "mse") == 1.0
     drawn = collected(100)
     model, counts = empirical_mdp(drawn, 225, 4)
     alphas = [0.0, 0.5, 6.0, 50.0, 500.0]
     best = cql_fixed_point(model, counts, alphas, 0.99).q.max((1, 2))
     for alpha, value in zip(alphas, best):
-        assert value <= value_bound(drawn, alpha, 0.99, "mse")
+        assert value <= value_bound(largest_rewards(drawn), alpha, 0.99, "mse")
 
 
 def test_a_run_whose_members_all_diverge_is_finished_and_says_so(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The network, its hand-written backward, and one update of a population against autograd and torch.optim.Adam."""
 
+import math
+
 import pytest
 import torch
 
@@ -71,18 +73,18 @@ def test_equal_seeds_start_equal_whatever_stands_beside_them():
 @pytest.mark.parametrize("network", NETWORKS[2:6], ids=str)
 def test_cql_update_equals_autograd_with_torch_adam(network, td_loss):
     members, rows, seeds = 3, 16, [1, 2, 3]
-    alpha = torch.tensor([0.0, 1.0, 6.0])
-    state = learner.initial_state(network, seeds, torch.device("cpu"))
+    alpha = [0.0, 1.0, 6.0]
+    state = learner.initial_state(network, seeds, alpha, torch.device("cpu"))
     work = learner.workspace(network, state, rows)
     leaf = state.parameters.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=1e-2)
     for update in range(5):
         x, batch = inputs_for(network, members, rows, update), batch_for(members, rows, seed=update)
         targets = torch.randn(members, rows, generator=torch.Generator().manual_seed(update)) * 5
-        learner.cql_update(network, state, x, batch, targets, alpha, td_loss, torch.tensor(1e-2), work)
+        learner.cql_update(network, state, x, batch, targets, td_loss, torch.tensor(1e-2), work)
         adam.zero_grad()
         q = network.forward(network.layers(leaf), x)[-1]
-        losses.cql_loss(q, batch.actions, targets, alpha, td_loss).total.sum().backward()
+        losses.cql_loss(q, batch.actions, targets, torch.tensor(alpha), td_loss).total.sum().backward()
         adam.step()
         torch.testing.assert_close(state.parameters, leaf.detach(), rtol=1e-4, atol=1e-5)
     assert state.updates.item() == 5
@@ -90,7 +92,7 @@ def test_cql_update_equals_autograd_with_torch_adam(network, td_loss):
 
 def test_bc_update_equals_autograd_with_torch_adam():
     network, x, batch = NETWORKS[4], inputs_for(NETWORKS[4], 2, 12), batch_for(2, 12)
-    state = learner.initial_state(network, [1, 2], torch.device("cpu"))
+    state = learner.initial_state(network, [1, 2], [0.0, 0.0], torch.device("cpu"))
     leaf = state.parameters.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=1e-2)
     work = learner.workspace(network, state, 12)
@@ -108,15 +110,38 @@ def test_full_batch_rows_equal_the_written_out_batch():
     observations = torch.tensor([[0, 1, 1, 4], [2, 2, 2, 0]])
     actions = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0]])
-    targets, alpha, rate = torch.randn(2, 4), torch.tensor([1.0, 6.0]), torch.tensor(1e-2)
+    targets, rate = torch.randn(2, 4), torch.tensor(1e-2)
     batch, table = Batch(None, actions, None, None, None, weights), torch.arange(5).expand(2, 5)
-    once, written_out = (learner.initial_state(network, [1, 2], torch.device("cpu")) for _ in range(2))
+    once, written_out = (learner.initial_state(network, [1, 2], [1.0, 6.0], torch.device("cpu")) for _ in range(2))
     for _ in range(3):
-        learner.cql_update(network, once, table, batch._replace(rows=observations), targets, alpha, "huber", rate,
+        learner.cql_update(network, once, table, batch._replace(rows=observations), targets, "huber", rate,
                            learner.workspace(network, once, 5))
-        learner.cql_update(network, written_out, observations, batch, targets, alpha, "huber", rate,
+        learner.cql_update(network, written_out, observations, batch, targets, "huber", rate,
                            learner.workspace(network, written_out, 4))
     torch.testing.assert_close(once.parameters, written_out.parameters)
+
+
+@pytest.mark.parametrize("weights, rows", [(None, None), ([[0.75, 0.25], [0.25, 0.75]], [[1, 0], [1, 0]])])
+def test_dual_ascent_by_hand(weights, rows):
+    """Two members, gaps of two transitions each: log 2 where Q is constant, log(1 + e) and log(1 + 1/e) where it differs by 1."""
+    state = learner.State(*[None] * 4, torch.tensor([2.0, 6.0]), None)
+    q = torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [300.0, 0.0]]])
+    batch = Batch(None, torch.tensor([[0, 1], [1, 1]]), None, None, None)
+    share = (0.5, 0.5)
+    if rows:
+        batch, share = batch._replace(actions=batch.actions.flip(1), weights=torch.tensor(weights), rows=torch.tensor(rows)), (0.25, 0.75)
+    learner.dual_ascent(state, q, batch, 0.7, torch.tensor(0.05))
+    gap = share[0] * math.log(2) + share[1] * math.log1p(math.exp(-1))
+    second = 1.0  # its gap is of the order of 100: the excess counts as 1
+    assert state.alpha.tolist() == pytest.approx([2 * math.exp(0.05 * (gap - 0.7)), 6 * math.exp(0.05 * second)], rel=1e-5)
+    assert state.alpha[0] < 2 and state.alpha[1] > 6
+
+
+def test_dual_ascent_stays_within_what_can_be_trained():
+    state = learner.State(*[None] * 4, torch.tensor([1e-18, 1e18]), None)
+    batch = Batch(None, torch.tensor([[0], [1]]), None, None, None)
+    learner.dual_ascent(state, torch.tensor([[[9.0, 0.0]], [[9.0, 0.0]]]), batch, 1.0, torch.tensor(0.05))
+    assert state.alpha.tolist() == pytest.approx([1e-18, 1e18])
 
 
 def test_joined_buffers_are_those_of_all_members():
@@ -130,7 +155,7 @@ def test_joined_buffers_are_those_of_all_members():
 def test_values_of_the_target_network_by_hand():
     network = PopulationMLP(2, 2, (), discrete=True)  # the table Q[s, a]
     online, target = torch.tensor([1.0, 2.0, 4.0, 3.0]), torch.tensor([10.0, 20.0, 30.0, 40.0])
-    state = learner.State(online, target, None, None, None)
+    state = learner.State(online, target, None, None, None, None)
     states = torch.tensor([[0, 1]])
     assert learner.greedy_values(network, target, states).tolist() == [[20.0, 40.0]]
     # double Q: the online network chooses action 1 in state 0 and action 0 in state 1, the target values them

@@ -154,10 +154,11 @@ def test_gap_survives_large_values():
 
 def test_leading_axes_are_so_many_updates():
     q, actions, targets, alpha, _ = random_case(5, torch.float64)
-    stacked = losses.cql_loss(torch.stack([q, 2 * q]), torch.stack([actions] * 2), torch.stack([targets] * 2), alpha)
-    for index, one in enumerate((q, 2 * q)):
-        for mine, theirs in zip(stacked, losses.cql_loss(one, actions, targets, alpha)):
-            torch.testing.assert_close(mine[index], theirs)
+    for alphas in (alpha, torch.stack([alpha, 3 * alpha])):  # [M], [T, M]
+        stacked = losses.cql_loss(torch.stack([q, 2 * q]), torch.stack([actions] * 2), torch.stack([targets] * 2), alphas)
+        for index, one in enumerate((q, 2 * q)):
+            for mine, theirs in zip(stacked, losses.cql_loss(one, actions, targets, alphas.expand(2, -1)[index])):
+                torch.testing.assert_close(mine[index], theirs)
 
 
 @pytest.mark.parametrize("wrong", [

@@ -307,7 +307,7 @@ def test_the_page_names_what_reproduces_it(run, study, text):
 
 
 @pytest.mark.parametrize("changed", [{}, {"alpha": (0.01, 3.0, 1e-5), "hidden": (), "gamma": 1.0, "double_q": True},
-                                     {"batch_size": 64, "max_episode_steps": 9, "hidden": (32,), "lr": 1e-4}])
+                                     {"batch_size": 64, "max_episode_steps": 9, "gap_threshold": 1.25, "hidden": (32,), "lr": 1e-4}])
 def test_a_command_line_gives_its_config_back(changed):
     config, parser = Config(**changed), argparse.ArgumentParser()
     settings.add_arguments(parser)
@@ -347,6 +347,12 @@ def test_a_loss_without_one_solution_leaves_the_trained_side(tmp_path, undrawn):
     text = bare_page(tmp_path / "run")
     draw = numbers_of(text)["draws"][0]
     assert draw["exact"] is None and len(draw["trained"]["actions"]) == 1 and "need not be unique" in text
+
+
+def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path, undrawn):
+    assert train.main([*TINY, "--gap-threshold", "1.2", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
+    text = bare_page(tmp_path / "run")
+    assert numbers_of(text)["draws"][0]["exact"] is None and "members learned alpha" in text
 
 
 # ------------------------------------------------------------------------------------------------------ in a browser

@@ -24,6 +24,8 @@ from cql.training import Interrupted, resolve_device, train
 SMALL = dict(episodes=30, hidden=(16,), bc_steps=60, steps=90, batch_size=16, target_interval=25, log_every=30,
              checkpoint_every=40, lr=1e-2, device="cpu")
 
+LEARNED = dict(gap_threshold=1.2)
+
 
 def run_of(path, **changes) -> RunFolder:
     config = Config(**{**SMALL, **changes})
@@ -61,7 +63,7 @@ def test_slices_change_nothing_beyond_rounding(tmp_path):
 
 def test_threads_and_tiles_change_nothing(tmp_path, monkeypatch):
     """Tiles of one member or of all, one thread or three: bit for bit in threads, within rounding in tiles."""
-    settings = dict(alpha=(0.0, 1.0, 6.0), num_seeds=3, batch_size="full", num_datasets=2, bc_steps=0)
+    settings = dict(alpha=(0.1, 1.0, 6.0), num_seeds=3, batch_size="full", num_datasets=2, bc_steps=0, **LEARNED)
     runs = []
     for threads, size in ((3, 2**22), (1, 2**22), (3, 1)):
         monkeypatch.setattr(slice_module, "TILE_BYTES", size)
@@ -137,12 +139,13 @@ def test_the_same_run_twice_is_bit_identical(tmp_path):
     assert policy_bytes(run_of(tmp_path / "c", alpha=(1.0, 6.0), seed=43)).keys() != policy_bytes(first).keys()
 
 
+@pytest.mark.parametrize("settings", [dict(), LEARNED])
 @pytest.mark.parametrize("change", [dict(log_every=7), dict(log_every=90), dict(checkpoint_every=11)])
-def test_cadences_change_no_result(tmp_path, change):
-    assert policy_bytes(run_of(tmp_path / "a")) == policy_bytes(run_of(tmp_path / "b", **change))
+def test_cadences_change_no_result(tmp_path, change, settings):
+    assert policy_bytes(run_of(tmp_path / "a", **settings)) == policy_bytes(run_of(tmp_path / "b", **settings, **change))
 
 
-@pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True)])
+@pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True), LEARNED, LEARNED | dict(batch_size="full")])
 def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
     whole = policy_bytes(run_of(tmp_path / "a", **change))
     monkeypatch.setattr(tile_module, "BLOCK", 1)
@@ -258,10 +261,10 @@ def interrupt_after(monkeypatch, blocks: int):
     monkeypatch.setattr(slice_module.Slice, "block_of_updates", counted)
 
 
-@pytest.mark.parametrize("batch_size", [16, "full"])
+@pytest.mark.parametrize("changes", [dict(slice_size=1), dict(slice_size=1, batch_size="full"), LEARNED | dict(batch_size="full")])
 @pytest.mark.parametrize("blocks", [1, 4, 9])
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, batch_size, blocks):
-    settings = dict(alpha=(1.0, 6.0), slice_size=1, batch_size=batch_size)
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, blocks):
+    settings = dict(alpha=(1.0, 6.0), **changes)
     whole = run_of(tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
         interrupt_after(patch, blocks)
@@ -291,7 +294,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
 
 
 @pytest.mark.parametrize("edit, sentence", [
-    (lambda c: c | {"format": 2}, "of a format"), (lambda c: c | {"files": {}}, "does not belong to"),
+    (lambda c: c | {"format": 1}, "of a format"), (lambda c: c | {"files": {}}, "does not belong to"),
     (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"files": 3}, "is no"),
     (lambda c: c | {"slice": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
 ])
@@ -348,10 +351,11 @@ def test_unlogged_mass_and_mismatch_by_hand(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_the_cpu(tmp_path):
-    runs = [run_of(tmp_path / name, alpha=(0.0, 6.0), device=name) for name in ("cpu", "cuda")]
+@pytest.mark.parametrize("changes", [dict(alpha=(0.0, 6.0)), LEARNED | dict(alpha=(1.0, 6.0))])
+def test_cuda_agrees_with_the_cpu(tmp_path, changes):
+    runs = [run_of(tmp_path / name, **changes, device=name) for name in ("cpu", "cuda")]
     for member in all_members(runs[0].config()):
         for a, b in zip(*(parameters(run, member.name) for run in runs)):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
-    again = run_of(tmp_path / "again", alpha=(0.0, 6.0), device="cuda")
+    again = run_of(tmp_path / "again", **changes, device="cuda")
     assert policy_bytes(again) == policy_bytes(runs[1])

@@ -24,7 +24,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from cql.analysis.evaluation import divergence, load_policy
+from cql.analysis.evaluation import divergence, final_alphas, load_policy
 from cql.analysis.logged import grid_words, known_model, logged_model
 from cql.collect import environment_of
 from cql.diagnostics import greedy_policies, state_inputs
@@ -291,12 +291,12 @@ def audit(run: RunFolder) -> dict:
     lost = {name for name, found in divergence(run).items() if found["reason"] == "not finite"}  # they have no policy
     members = [member for member in all_members(config) if member.name not in lost]
     detailed = _detailed(members, mdp.num_states)
-    entries, draws = {}, {}
+    entries, draws, alphas = {}, {}, final_alphas(run)
     for data_seed, dataset in datasets.items():
         mine = [member for member in members if member.data_seed == data_seed]
         try:
             exact = Exact(dataset, environment, mdp, config.gamma, config.td_loss,
-                          {member.alpha for member in mine if member.algorithm == "cql"})
+                          {alphas[member.name] for member in mine if member.algorithm == "cql"})
         except CertificateError as error:
             raise RunError(f"the oracle has no certified solution: {error}") from None
         draws[str(data_seed)] = {"logged_pairs": int(exact.logged.sum()), "states_with_data": int(exact.seen.sum()),
@@ -309,11 +309,11 @@ def audit(run: RunFolder) -> dict:
             if member.algorithm == "bc":
                 entries[member] = {**vars(member), **audit_bc(exact, policy.probabilities(inputs).astype(np.float64))}
                 continue
-            summary, states = audit_cql(exact, policy.q_values(inputs).astype(np.float64), member.alpha)
-            entries[member] = {**vars(member), **summary,
+            summary, states = audit_cql(exact, policy.q_values(inputs).astype(np.float64), alphas[member.name])
+            entries[member] = {**vars(member), "final_alpha": alphas[member.name], **summary,
                                "states": {k: _plain(v) for k, v in states.items()} if member in detailed else None}
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
-            "td_loss": config.td_loss, "double_q": config.double_q, "hidden": list(config.hidden),
+            "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q, "hidden": list(config.hidden),
             "steps": config.steps, "horizon": environment.spec.max_episode_steps, "draws": draws,
             "cells": grid_words(environment, mdp)[0], "action_names": grid_words(environment, mdp)[1],
             "members": [entries[member] for member in members]}
@@ -356,7 +356,8 @@ def _about(audit) -> str:
     first = next(iter(draws))
     network = "linear network" if not audit["hidden"] else "x".join(map(str, audit["hidden"])) + " network"
     more = f" (first of {len(draws)} draws)" if len(draws) > 1 else ""
-    return (f"AUDIT   gamma {audit['gamma']:g}, loss {audit['td_loss']}{', double Q' if audit['double_q'] else ''}, {network}, "
+    learned = "" if audit["gap_threshold"] is None else ", alpha learned from the one shown (the oracle is that of final_alpha)"
+    return (f"AUDIT   gamma {audit['gamma']:g}, loss {audit['td_loss']}{', double Q' if audit['double_q'] else ''}{learned}, {network}, "
             f"{audit['steps']:,} updates; {first['states_with_data']} states with data, {first['logged_pairs']} logged pairs, "
             f"{first['states_without_data']} states without data{more}")
 

@@ -36,7 +36,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     config = run.config()
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
     environment = environment_of(datasets[config.data_seed])
-    members, diverged = all_members(config), divergence(run)
+    members, diverged, alphas = all_members(config), divergence(run), final_alphas(run)
     policies = [None if diverged.get(member.name, {}).get("reason") == "not finite"
                 else load_policy(run, member, datasets[member.data_seed]) for member in members]
     model = exact_model(environment)
@@ -46,7 +46,8 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     entries = []
     for member, policy, (known, unsupported) in zip(members, policies, exact):
         data, judged = support[member.data_seed], policy is not None
-        entries.append({**vars(member), "diverged": diverged.get(member.name),
+        entries.append({**vars(member), "final_alpha": alphas.get(member.name) if judged else None,
+                        "diverged": diverged.get(member.name),
                         "rollout": rollouts.judge(policy, data) if rollouts is not None and judged else None,
                         "action_mismatch_rate": data.mismatch_rate(policy) if judged else None, "exact": known,
                         "exact_unsupported_action_rate": unsupported,
@@ -77,6 +78,12 @@ def divergence(run: RunFolder) -> dict[str, dict]:
             since = next(n for n in range(len(values), 0, -1) if n == 1 or values[n - 2] == SOUND)
             found[name] = {"since": steps[since - 1], "reason": "not finite" if values[-1] == NOT_FINITE else "runaway"}
     return found
+
+
+def final_alphas(run: RunFolder) -> dict[str, float]:
+    """The weight of the penalty that each CQL member ended with, by name: ``--alpha``, unless it was learned."""
+    return {name: values[-1] for (name, metric), (_, values) in read_metrics(run.path / "metrics.csv").items()
+            if metric == "optimiser/alpha"}
 
 
 class Support:

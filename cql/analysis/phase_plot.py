@@ -95,7 +95,7 @@ def _phase_figure(result, title, source):
     trained = _trained(axes, panels, result.get("trained") or (), alphas)
     axes[0, 0].set_xscale("log")
     wide = (alphas[-1] / alphas[0]) ** 0.035 if len(alphas) > 1 else 2.0
-    without = any(e["alpha"] == 0 for e in result.get("trained") or ())
+    without = any(e["final_alpha"] == 0 for e in result.get("trained") or ())
     axes[0, 0].set_xlim(alphas[0] / wide ** (2.8 if without else 1.8), alphas[-1] * wide**1.8)
     for ax in axes[1]:
         ax.set_xlabel(f"α, weight of the penalty (TD loss: {result['td_loss']})")
@@ -152,9 +152,9 @@ def _trained(axes, panels, entries, alphas) -> str | None:
         return None
     wide, beyond = (alphas[-1] / alphas[0]) ** 0.035 if len(alphas) > 1 else 2.0, False
     for ax, _, key in panels:
-        points = [(e["alpha"], e[key] if key in e else e["exact"][key], BLUE) for e in entries]
+        points = [(e["final_alpha"], e[key] if key in e else e["exact"][key], BLUE) for e in entries]
         if ax is axes[0, 0]:
-            points += [(e["alpha"], e["value_estimate"], VERMILION) for e in entries]
+            points += [(e["final_alpha"], e["value_estimate"], VERMILION) for e in entries]
         points = [point for point in points if point[1] is not None]
         low, high = ax.get_ylim()
         reach = 0.6 * (high - low)
@@ -168,7 +168,7 @@ def _trained(axes, panels, entries, alphas) -> str | None:
             x = np.clip(alpha, alphas[0] / wide, alphas[-1] * wide) if alpha > 0 else alphas[0] / wide**2
             ax.plot(x, y if inside else np.clip(y, low + pad, high - pad), "o" if inside else "v" if y < low else "^",
                     markersize=6 if inside else 8, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.5, zorder=5)
-    notes = ["far left: α = 0"] * any(e["alpha"] == 0 for e in entries) + ["triangles: off the frame"] * beyond
+    notes = ["far left: α = 0"] * any(e["final_alpha"] == 0 for e in entries) + ["triangles: off the frame"] * beyond
     diverged = sum(e.get("diverged") is not None for e in entries)
     notes += [f"{diverged} of {len(entries)} diverged"] * bool(diverged)
     return "; ".join(notes)

@@ -103,6 +103,8 @@ def solve_draws(pictured: Pictured, alphas) -> dict[int, Oracle]:
         RunError, DatasetError, ConfigError, CertificateError, ValueError: nothing exact can be said; why, in one sentence.
     """
     config, mdp = pictured.config, known_model(pictured.environment)
+    if config.gap_threshold is not None:
+        raise RunError("its members learned alpha, and each has a solution of its own: evaluate.py --audit holds it against that.")
     grid = alpha_maps.grid(alphas, mdp.num_states)
     found = {}
     for data_seed, dataset in pictured.datasets.items():

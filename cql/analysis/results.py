@@ -19,14 +19,15 @@ from cql.runs import RunFolder
 
 Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
 
-SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gamma", "batch_size", "lr", "target_interval")
+SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gap_threshold", "gamma", "batch_size", "lr", "target_interval")
 COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact, the rest is measured or logged
     "algorithm": "cql or bc",
-    "alpha": "weight of the penalty; empty for BC",
+    "alpha": "weight of the penalty, or where it started; empty for BC",
     "seed": "training seed",
     "data_seed": "seed of the data draw",
     **{name: f"the run's --{name.replace('_', '-')}" for name in SETTINGS},
     "updates": "gradient updates done",
+    "final_alpha": "weight of the penalty at the end; empty for BC",
     "diverged": "runaway or not finite, empty if neither",
     "return": "exact undiscounted return of the greedy policy over the episode",
     "hazard_probability": "exact probability that its episode ends in a hazard",
@@ -67,7 +68,7 @@ def member_rows(run: RunFolder) -> list[dict]:
         exact, rollout = entry["exact"] or {}, entry["rollout"] or {}
         row = {**vars(member), **{name: getattr(config, name) for name in SETTINGS},
                "updates": config.steps if member.algorithm == "cql" else config.bc_steps,
-               "diverged": entry["diverged"] and entry["diverged"]["reason"],
+               "final_alpha": entry["final_alpha"], "diverged": entry["diverged"] and entry["diverged"]["reason"],
                **{name: exact.get(name) for name in _EXACT},
                "unsupported_action_rate": entry["exact_unsupported_action_rate"], "value_estimate": entry["value_estimate"],
                "action_mismatch_rate": entry["action_mismatch_rate"],
