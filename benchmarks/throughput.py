@@ -29,19 +29,23 @@ from cql.files import write_whole
 from cql.runs import RunError
 from cql.training import resolve_device
 
-TRANSITIONS = 10**4
+TRANSITIONS = [10**4, 10**5, 10**6, 10**7]  # the first: of all that is not about their number
 FULL, QUICK = (5, 2.0), (2, 0.3)  # rounds, and seconds of each measurement
 SWEEP_MEMBERS, SWEEP_BATCH = 8, 64  # of the plots against batch, width and number of transitions
 BATCHES, WIDTHS = (16, 64, 256, 1024), (32, 64, 128, 256, 512)
 PEERS = {  # name -> module and its variants: key -> settings
-    "d3rlpy": ("benchmarks.peer_d3rlpy", {"d3rlpy DiscreteCQL": {"algorithm": "cql"}, "d3rlpy DiscreteBC": {"algorithm": "bc"}}),
+    "d3rlpy": ("benchmarks.peer_d3rlpy", {"d3rlpy DiscreteCQL": {"algorithm": "cql", "threads": None},
+                                          "d3rlpy DiscreteCQL, 1 thread": {"algorithm": "cql", "threads": 1},
+                                          "d3rlpy DiscreteBC": {"algorithm": "bc", "threads": None},
+                                          "d3rlpy DiscreteBC, 1 thread": {"algorithm": "bc", "threads": 1}}),
     "jax": ("benchmarks.peer_jax", {"JAX scan CQL": {"algorithm": "cql", "members": 1},
                                     "JAX scan BC": {"algorithm": "bc", "members": 1},
                                     "JAX vmap 32 CQL": {"algorithm": "cql", "members": 32}})}
 COMPARED = {  # (algorithm, members, batch) -> the peers it stands against
-    ("cql", 1, 64): ("d3rlpy DiscreteCQL", "JAX scan CQL"), ("bc", 1, 64): ("d3rlpy DiscreteBC", "JAX scan BC"),
-    ("cql", 32, 64): ("d3rlpy DiscreteCQL", "JAX vmap 32 CQL"), ("cql", 32, "full"): ()}
-COLUMNS = (("", 34), ("member-updates/s", 24), ("GFLOP/s", 20), ("of products", 20), ("of floor", 20), ("peak MiB", 9))
+    ("cql", 1, 64): ("d3rlpy DiscreteCQL", "d3rlpy DiscreteCQL, 1 thread", "JAX scan CQL"),
+    ("bc", 1, 64): ("d3rlpy DiscreteBC", "d3rlpy DiscreteBC, 1 thread", "JAX scan BC"),
+    ("cql", 32, 64): ("d3rlpy DiscreteCQL", "d3rlpy DiscreteCQL, 1 thread", "JAX vmap 32 CQL"), ("cql", 32, "full"): ()}
+COLUMNS = (("", 46), ("member-updates/s", 24), ("GFLOP/s", 20), ("of products", 20), ("of floor", 20), ("peak MiB", 9))
 
 
 def row(case: Case, measured: Measured) -> dict:
@@ -62,7 +66,7 @@ def name_of(case: Case) -> str:
 
 def line(found: dict) -> str:
     case = Case(*(found[name] for name in Case._fields))
-    about = name_of(case) + f" w={case.width}" * (case.width != 256) + f" D={case.transitions:,}" * (case.transitions != TRANSITIONS)
+    about = name_of(case) + f" w={case.width}" * (case.width != 256) + f" D={case.transitions:,}" * (case.transitions != TRANSITIONS[0])
     cells = [about, *(Spread(**found[name]) for name in ("member_updates_per_second", "gflops", "of_products", "of_floor")),
              f"{found['peak_memory'] / 2**20:,.0f}"]
     return "".join(f"{cell!s:<{width}}" for cell, (_, width) in zip(cells, COLUMNS)).rstrip()
@@ -75,19 +79,20 @@ class Cases:
         self.files, self.device = files, device
 
     def one(self, algorithm: str, observation: str, members: int, batch: int | str, width: int = 256,
-            transitions: int = TRANSITIONS) -> Case:
+            transitions: int = TRANSITIONS[0]) -> Case:
         return Case(algorithm, observation, members, batch, width, transitions, self.files.path(observation, transitions),
                     self.device)
 
-    def grid(self, observation: str, members: list[int], batches: list[int | str]) -> list[Case]:
-        return [self.one(algorithm, observation, m, b) for algorithm in ("cql", "bc") for b in batches for m in members]
+    def grid(self, observation: str, members: list[int], batches: list[int | str]) -> list[list[Case]]:
+        """Against members, one group per algorithm and batch."""
+        return [[self.one(algorithm, observation, m, b) for m in members] for algorithm in ("cql", "bc") for b in batches]
 
-    def sweeps(self, observation: str, transitions: list[int]) -> list[Case]:
-        """Cost against batch, width and number of transitions."""
+    def sweeps(self, observation: str, transitions: list[int]) -> list[list[Case]]:
+        """Cost against batch, width and number of transitions, in groups."""
         m, b = SWEEP_MEMBERS, SWEEP_BATCH
-        return [*(self.one("cql", observation, m, batch) for batch in (*BATCHES, "full")),
-                *(self.one("cql", observation, m, b, width=width) for width in WIDTHS),
-                *(self.one("cql", observation, m, batch, transitions=size) for batch in (b, "full") for size in transitions)]
+        return [[self.one("cql", observation, m, batch) for batch in BATCHES],
+                [self.one("cql", observation, m, b, width=width) for width in WIDTHS],
+                *([self.one("cql", observation, m, batch, transitions=size) for size in transitions] for batch in (b, "full"))]
 
     def compared(self) -> list[Case]:
         """What the goals speak of, on coordinates as the peers have them, and on indices beside."""
@@ -97,7 +102,7 @@ class Cases:
 
 def peer_children(peers: dict[str, str], cases: Cases) -> dict[str, Child]:
     """``peers``: name -> interpreter."""
-    shared = {"data": cases.files.path("coordinates", TRANSITIONS), "batch": 64, "width": 256, "device": cases.device}
+    shared = {"data": cases.files.path("coordinates", TRANSITIONS[0]), "batch": 64, "width": 256, "device": cases.device}
     return {key: Child(interpreter, PEERS[name][0], shared | settings) for name, interpreter in peers.items()
             for key, settings in PEERS[name][1].items()}
 
@@ -123,16 +128,20 @@ def compare(cases: Cases, peers: dict[str, str], rounds: int, seconds: float) ->
     return found
 
 
-def measure_each(cases: list[Case], rounds: int, seconds: float) -> list[dict]:
-    """One case after the other; prints each as it is done. One that fails for want of memory is left out, and said so."""
+def measure_groups(groups: list[list[Case]], rounds: int, seconds: float) -> list[list[dict]]:
+    """Each group in turns; prints it as it is done. What cannot be measured (for want of memory) is left out, and said so."""
     found = []
-    for case in dict.fromkeys(cases):
+    for group in groups:
         try:
-            found.append(row(case, in_turns({case: child_of(case)}, rounds, seconds)[case]))
+            measured = in_turns({case: child_of(case) for case in group}, rounds, seconds)
         except MeasuringError as error:
-            print(f"{name_of(case):<{COLUMNS[0][1]}}not measured: {error}", flush=True)
-        else:
-            print(line(found[-1]), flush=True)
+            if len(group) > 1:  # the others can
+                found.append([entry for one in measure_groups([[case] for case in group], rounds, seconds) for entry in one])
+            else:
+                print(f"{name_of(group[0]):<{COLUMNS[0][1]}}not measured: {error}", flush=True)
+            continue
+        found.append([row(case, measured[case]) for case in group])
+        print(*map(line, found[-1]), sep="\n", flush=True)
     return found
 
 
@@ -180,12 +189,10 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         if arguments.only != "comparison":
             _heading()
-            table = cases.grid(arguments.observation, members, arguments.batch)
-            sweeps = [] if arguments.quick else cases.sweeps(arguments.observation, [10**n for n in range(4, 8)])
-            done = measure_each([*table, *sweeps], max(2, rounds - 2), seconds)
-            named = {Case(*(entry[name] for name in Case._fields)): entry for entry in done}
-            found["table"] = [named[case] for case in table if case in named]
-            found["sweeps"] = [named[case] for case in dict.fromkeys(sweeps) if case in named]
+            table = measure_groups(cases.grid(arguments.observation, members, arguments.batch), rounds, seconds)
+            found["table"] = [entry for group in table for entry in group]
+            if not arguments.quick:
+                found["sweeps"] = measure_groups(cases.sweeps(arguments.observation, TRANSITIONS), rounds, seconds)
     if arguments.out is not None:
         write_whole(Path(arguments.out) / "throughput.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
         if found["table"]:
