@@ -22,6 +22,7 @@ from cql.slice import Slice
 from cql.tile import input_rows
 
 WARM_UP = 0.2  # seconds
+AT_ONCE = 2**19  # observations read, at most, between two looks at the clock: seconds for a large slice on a CPU
 UPDATES = 100_000  # of the learning rate's schedule; it is gone through again and again
 
 
@@ -65,15 +66,16 @@ def training_slice(case: Case) -> Iterator[Ready]:
     with training._torch_settings(device) as threads:
         part = Slice(slices(config)[0], config, transitions, datasets, threads)
         torch.set_num_threads(part.threads_per_tile)
-        step = 0
+        step, rows = 0, input_rows(config, transitions)
+        longest = max(1, AT_ONCE // (case.members * rows)) if device.type == "cpu" else part.steps
 
         def block() -> int:
             nonlocal step
-            end = training._block_end(config, step, part)
+            end = min(training._block_end(config, step, part), step + longest)
             part.block_of_updates(step, end)
             done, step = end - step, end % part.steps
             return done
-        yield Ready(config, part, input_rows(config, transitions), block, threads)
+        yield Ready(config, part, rows, block, threads)
 
 
 @contextmanager
