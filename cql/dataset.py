@@ -183,9 +183,8 @@ class OfflineDataset:
 
     def compress(self) -> "CompressedDataset":
         """The distinct (s, a, r, s', terminated, truncated) and how often each occurs."""
-        columns = [_ids(self.observations), _ids(self.actions), _ids(self.rewards), _ids(self.next_observations),
-                   _ids(self.terminations), _ids(self.truncations)]
-        first, counts = _distinct(columns)
+        first, counts = _distinct(*_combined([self.observations, self.actions, self.rewards, self.next_observations,
+                                              self.terminations, self.truncations]))
         return CompressedDataset(self.observations[first], self.actions[first], self.rewards[first],
                                  self.next_observations[first], self.terminations[first], self.truncations[first], counts)
 
@@ -226,31 +225,72 @@ def state_action_counts(dataset: OfflineDataset) -> np.ndarray:
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
+def number_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows in lexicographic order, and which of them each row is: ``[D] or [D, n] -> [U] or [U, n], [D]``."""
+    key, size = _combined([rows])
+    first, _ = _distinct(key, size)
+    return rows[first], _ranks(key, size)[0]
+
+
+def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
+    """One number per distinct combination of entries ``[D]`` int64, ordered by the columns, and what they are below.
+
+    Args:
+        arrays: each ``[D]`` or ``[D, n]``, not empty, without NaN.
+    """
+    key, size = np.zeros(len(arrays[0]), np.int64), 1
+    for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
+        ids, cardinality = _ids(column)
+        if size * cardinality > _counted(key) >= size or size * cardinality >= 2**62:  # close the gaps: cheap, or needed
+            key, size = _ranks(key, size)
+            if size == len(key):
+                break  # all differ already
+        key *= cardinality
+        key += ids
+        size *= cardinality
+    return key, size
+
+
 def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the distinct values (or rows) of a column; returns the numbers ``[D]`` and how many there are."""
+    """The values of a column as numbers ``[D]`` int64 in the same order, and what they are below."""
     if column.dtype == np.bool_:
         return column.astype(np.int64), 2
-    if column.ndim == 1 and np.issubdtype(column.dtype, np.integer):  # already numbered
-        low = int(column.min()) if column.size else 0
-        return column.astype(np.int64) - low, int(column.max()) - low + 1 if column.size else 1
-    values, ids = np.unique(column, axis=0 if column.ndim > 1 else None, return_inverse=True)
-    return ids.reshape(-1), len(values)
+    if np.issubdtype(column.dtype, np.integer):  # numbers already
+        low = int(column.min())
+        return np.subtract(column, low, dtype=np.int64), int(column.max()) - low + 1
+    values = np.unique(column)  # values alone are sorted many times faster than values with their places
+    return np.searchsorted(values, column), len(values)
 
 
-def _distinct(columns: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """First occurrence and count of each distinct combination, ordered by the columns."""
-    key, size = columns[0]
-    for ids, cardinality in columns[1:]:
-        if size * cardinality >= 2**62:  # renumber before the key would overflow
-            values, key = np.unique(key, return_inverse=True)
-            size = len(values)
-        key, size = key * cardinality + ids, size * cardinality
-    _, first, counts = np.unique(key, return_index=True, return_counts=True)
-    return first, counts
+def _counted(key: np.ndarray) -> int:
+    """The size of a key up to which a table of all it could be is faster than sorting what it is."""
+    return max(2**22, len(key))
+
+
+def _distinct(key: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First occurrence and count of each distinct number below ``size``, ordered."""
+    if size > _counted(key):
+        return np.unique(key, return_index=True, return_counts=True)[1:]
+    counts = np.bincount(key, minlength=size)
+    first = np.empty(size, np.int64)
+    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # of equal numbers the last one written stays: the first in order
+    present = counts > 0
+    return first[present], counts[present]
+
+
+def _ranks(key: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """The numbers below ``size`` without gaps, order kept, and how many different ones there are."""
+    if size > _counted(key):
+        values, ranks = np.unique(key, return_inverse=True)
+        return ranks, len(values)
+    present = np.zeros(size, np.bool_)
+    present[key] = True
+    return (np.cumsum(present) - 1)[key], int(present.sum())
 
 
 def _array(values, name: str) -> np.ndarray:

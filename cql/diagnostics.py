@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cql.collect import exact_model
-from cql.dataset import OfflineDataset
+from cql.dataset import OfflineDataset, number_rows
 from cql.exact.tabular import evaluate_policies
 from cql.networks import PopulationMLP
 from cql.sampling import Transitions
@@ -124,8 +124,8 @@ def table_rows(transitions: Transitions, observations: np.ndarray) -> np.ndarray
     if transitions.discrete:
         return observations.astype(np.int64)
     table = transitions.observations.cpu().numpy()
-    _, rows = np.unique(np.concatenate([table, observations]), axis=0, return_inverse=True)
-    return rows.reshape(-1)[len(table) :]  # the table is itself sorted and distinct: its ranks are its row numbers
+    _, rows = number_rows(np.concatenate([table, observations]))
+    return rows[len(table) :]  # the table is itself sorted and distinct: its ranks are its row numbers
 
 
 def _evenly(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cql.dataset import OfflineDataset
+from cql.dataset import OfflineDataset, number_rows
 
 
 class Batch(NamedTuple):
@@ -110,6 +110,5 @@ def _observation_table(parts, num_states: int | None) -> tuple[np.ndarray, np.nd
     next_observations = np.concatenate([part.next_observations for part in parts])
     if num_states is not None:
         return np.arange(num_states), observations, next_observations
-    table, rows = np.unique(np.concatenate([observations, next_observations]), axis=0, return_inverse=True)
-    rows = rows.reshape(-1)
+    table, rows = number_rows(np.concatenate([observations, next_observations]))
     return table, rows[: len(observations)], rows[len(observations) :]

@@ -9,7 +9,7 @@ from scipy import stats
 import envs
 from cql.collect import datasets_for, environment_of, environment_spec, generate_offline_episodes, make_environment, summary
 from cql.config import Config, ConfigError
-from cql.dataset import DatasetError, OfflineDataset, state_action_counts
+from cql.dataset import DatasetError, OfflineDataset, number_rows, state_action_counts
 from cql.exact.tabular import TabularMDP, evaluate_policies
 
 
@@ -125,6 +125,21 @@ def test_compression_loses_nothing_but_the_order(seed, vectors):
     np.testing.assert_array_equal(rows(small, small.counts), rows(data, 1))
     assert len(np.unique(rows(small, 1), axis=0)) == len(small)
     assert small.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("largest_table", [1, 30, 2**22])  # numbers sorted, sorted and counted, counted
+@pytest.mark.parametrize("rows", [
+    np.random.default_rng(0).integers(0, 5, (300, 3)).astype(np.float32),  # many rows equal
+    np.random.default_rng(1).normal(size=(300, 40)).astype(np.float32),  # all differ: more combinations than 2^62
+    np.random.default_rng(2).normal(size=(300, 40)).round(0).astype(np.float32)[np.arange(300) // 2],  # and in pairs
+    np.random.default_rng(3).integers(0, 2**31, 300).astype(np.int32),
+    np.array([7, 7, 7], np.int32), np.array([[0.0], [-0.0]], np.float32)])
+def test_rows_are_numbered_in_order(monkeypatch, rows, largest_table):
+    monkeypatch.setattr("cql.dataset._counted", lambda key: largest_table)
+    distinct, number = number_rows(rows)
+    expected, expected_number = np.unique(rows, axis=0, return_inverse=True)
+    np.testing.assert_array_equal(distinct, expected)
+    np.testing.assert_array_equal(number, expected_number.reshape(-1))
 
 
 def test_collection_logs_the_exact_propensities():

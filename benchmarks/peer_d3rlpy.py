@@ -1,0 +1,47 @@
+"""d3rlpy's DiscreteCQL and DiscreteBC as a measured session, run by an interpreter that has d3rlpy (2.8):
+
+    python -m benchmarks.peer_d3rlpy '{"algorithm": "cql", "data": "FILE.npz", "batch": 64, "width": 256, "device": "cpu", "threads": 1}'
+
+``threads``: null leaves PyTorch's own choice, which is what d3rlpy's users get.
+"""
+
+import json
+import sys
+
+import d3rlpy
+import numpy as np
+import torch
+from d3rlpy.logging import NoopAdapterFactory
+
+from benchmarks.session import peak_memory, rate, serve
+
+
+def main(settings: dict) -> None:
+    with np.load(settings["data"]) as data:
+        columns = {name: data[name] for name in ("observations", "actions", "rewards", "terminations", "truncations")}
+    replay = d3rlpy.dataset.MDPDataset(
+        observations=columns["observations"], actions=columns["actions"].reshape(-1, 1), rewards=columns["rewards"].reshape(-1, 1),
+        terminals=columns["terminations"].astype(np.float32), timeouts=columns["truncations"].astype(np.float32))
+    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[settings["width"]] * 2)
+    shared = {"batch_size": settings["batch"], "learning_rate": 1e-4, "encoder_factory": encoder}
+    config = (d3rlpy.algos.DiscreteCQLConfig(alpha=6.0, target_update_interval=1000, **shared) if settings["algorithm"] == "cql"
+              else d3rlpy.algos.DiscreteBCConfig(**shared))
+    learner = config.create(device="cuda:0" if settings["device"] == "cuda" else "cpu:0")
+
+    def updates(count: int) -> int:
+        learner.fit(replay, n_steps=count, n_steps_per_epoch=count, logger_adapter=NoopAdapterFactory(), show_progress=False)
+        return count
+
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    updates(20)
+    speed = rate(lambda: updates(20), 1.0)
+
+    def measure(seconds: float) -> dict:
+        return {"rate": rate(lambda: updates(max(20, int(speed * seconds / 4))), seconds)}
+
+    serve({"peak_memory": peak_memory(), "threads": torch.get_num_threads(), "version": d3rlpy.__version__}, measure)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
