@@ -17,7 +17,7 @@ from cql.sampling import Batch
 
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
-DUAL_RATE = 0.05  # of log alpha: alpha doubles in 14 updates at most, within one target interval of 25 by default
+DUAL_RATE = 0.05  # of log alpha: alpha doubles in 14 updates at most, well within one target interval
 
 CHUNK = 2**16  # observations evaluated at once, over all members
 

@@ -43,7 +43,9 @@ class Slice:
         self.network = network_for(config, datasets[0])
         self.config, self.members, self.algorithm = config, members, members[0].algorithm
         self.steps = config.steps if self.algorithm == "cql" else config.bc_steps
-        self.rewards = [largest_rewards(datasets[member.data_seed - config.data_seed]) for member in members]
+        draws = {member.data_seed - config.data_seed for member in members}
+        largest_of = {draw: largest_rewards(datasets[draw]) for draw in draws}
+        self.rewards = [largest_of[member.data_seed - config.data_seed] for member in members]
         self.schedule = cosine_schedule(config.lr, self.steps).to(device)
         rows = input_rows(config, transitions)
         size = tile_size(self.network, rows, len(members)) if device.type == "cpu" else len(members)
