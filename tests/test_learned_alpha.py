@@ -35,8 +35,8 @@ def small(tmp_path_factory):
 def learned(small, tmp_path_factory):
     """A table on the full batch from three starts."""
     (settings, gap), out = small, tmp_path_factory.mktemp("learned") / "run"
-    assert train.main(["--map", settings["map"], "--episodes", "60", "--hidden", "0", "--lr", "0.15", "--steps", "3000", "--bc-steps", "10",
-                       "--log-every", "500", "--device", "cpu", "--alpha", "0.5", "6", "50", "--gap-threshold", repr(gap),
+    assert train.main(["--map", settings["map"], "--episodes", "60", "--hidden", "0", "--lr", "0.15", "--target-interval", "25",
+                       "--steps", "3000", "--bc-steps", "10", "--log-every", "500", "--device", "cpu", "--alpha", "0.5", "6", "50", "--gap-threshold", repr(gap),
                        "--out", str(out)]) == 0
     return RunFolder.open(out)
 
