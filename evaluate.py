@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cql.analysis import audit, evaluation, phase_plot, plots, report
+from cql.analysis import audit, evaluation, phase_plot, plots, report, selection, statistics
 from cql.analysis.results import write_results
 from cql.config import ConfigError
 from cql.dataset import DatasetError
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--episodes must be at least 1 and --seed not negative.")
         run = RunFolder.open(arguments.run)
         with run.lock():
-            run.refuse_changes()
+            run.refuse_changes(derived=False)
             audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
             result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
             run.write_json("evaluation.json", result)
@@ -42,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
                 phase_plot.draw_audit(run, audited)
             page = report.write_report(run) if arguments.report else None
             run.write_manifest()
+    except KeyboardInterrupt:
+        print("interrupted: evaluate the run again before it is used.", file=sys.stderr)
+        return 130
     except (ConfigError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     if audited is not None:
         print(f"\n{audit.text(audited)}")
     if page is not None:
+        print(f"\n{statistics.table(run.read_json('statistics.json'))}")
+        if (run.path / "selection.json").exists():
+            print(f"\n{selection.text(run.read_json('selection.json'))}")
         print(f"\nreport: {page}")
     return 0
 

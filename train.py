@@ -33,7 +33,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         if given or arguments.out:
             raise ConfigError("--resume goes on with the settings of the run: give no others.")
         run = RunFolder.open(arguments.resume)
-        run.refuse_changes()
+        run.refuse_changes(derived=False)
         config = run.config()
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)

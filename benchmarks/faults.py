@@ -11,6 +11,7 @@ corrupt: one file of a finished or interrupted run is damaged (cut short, bits f
 another run); loading must refuse it in one sentence, or the outcome must equal the sound one's: nothing in between.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -219,11 +220,16 @@ def corrupt(times: int, folder: Path, random: random.Random) -> int:
 
 
 def main(argv: list[str]) -> int:
+    works = {"kill": kill, "sweep": partial(kill, settings=ABLATION), "ranks": ranks, "corrupt": corrupt}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__.partition(":")[0])
+    parser.add_argument("work", choices=works)
+    parser.add_argument("times", type=int, help="kills, or files damaged")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default %(default)s)")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     plots.draw_all = lambda run: []  # pictures take most of the time and hold no state
-    work, times = {"kill": kill, "sweep": partial(kill, settings=ABLATION), "ranks": ranks, "corrupt": corrupt}[argv[0]], int(argv[1])
     with tempfile.TemporaryDirectory() as folder:
-        return 1 if work(times, Path(folder), random.Random(int(argv[2]) if len(argv) > 2 else 0)) else 0
+        return 1 if works[arguments.work](arguments.times, Path(folder), random.Random(arguments.seed)) else 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Config:
                                     "optimisation", parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
     target_interval: int = _option(100, "updates between copies to the target network", "optimisation")
-    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run repeatable", "optimisation")
+    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run "
+                              "repeatable", "optimisation")
     # --- run
     device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
     log_every: int = _option(1000, "updates between log entries (the only device synchronisation)", "run")
@@ -198,7 +199,8 @@ def _check(c: Config) -> None:
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
     if c.gap_threshold is not None:
         require(math.isfinite(c.gap_threshold), f"--gap-threshold must be a finite number, not {c.gap_threshold}.")
-        require(min(c.alpha) > 0, "--gap-threshold multiplies alpha: give --alpha above 0 to start from.")
+        require(min(c.alpha) >= 1 / LARGEST_ALPHA, f"--gap-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} "
+                "to start from.")
     require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
     require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")
     require(0 <= c.slip <= 1, f"--slip must lie in [0, 1], not {c.slip}.")

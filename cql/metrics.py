@@ -150,6 +150,6 @@ def read_metrics(path: Path) -> dict[tuple[str, str], tuple[list[int], list[floa
                 steps, values = series.setdefault((row["member"], row["metric"]), ([], []))
                 steps.append(int(row["step"]))
                 values.append(float(row["value"]))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
         raise RunError(f"{path} cannot be read as a log ({type(error).__name__}: {error}).") from None
     return series

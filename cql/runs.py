@@ -30,6 +30,8 @@ from cql.files import write_whole
 from cql.population import Member
 
 MANIFEST = "manifest.json"
+DERIVED = ("evaluation.json", "results.csv", "audit.json", "statistics.json", "selection.json", "report.html", "figures/",
+           "tensorboard/figures/")  # made from the rest of a run, and can be made again
 SHARDS = "shards"
 PACKAGES = ("glassbox-cql", "torch", "numpy", "gymnasium", "tensorboard", "matplotlib")
 
@@ -157,7 +159,7 @@ class RunFolder:
 
     def read_json(self, name: str):
         try:
-            return json.loads((self.path / name).read_text())
+            return json.loads((self.path / name).read_text(), parse_constant=_no_number)
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} cannot be read ({error}).") from None
 
@@ -177,9 +179,16 @@ class RunFolder:
         self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": versions(), "commit": commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
-    def refuse_changes(self) -> None:
-        """Raises RunError if a finished run is not what its manifest records; without a manifest there is nothing to hold."""
-        if (self.path / MANIFEST).is_file() and (problems := self.verify()):
+    def refuse_changes(self, derived: bool = True) -> None:
+        """Raises RunError if a finished run is not what its manifest records; without a manifest there is nothing to hold.
+
+        Args:
+            derived: also of what evaluation makes out of the rest. Not for those who are about to make it anew: an evaluation
+                that was interrupted leaves some of it written and the manifest as it was.
+        """
+        if not (self.path / MANIFEST).is_file():
+            return
+        if problems := [line for line in self.verify() if derived or not line.startswith(DERIVED)]:
             raise RunError(f"{self.path} is not what its manifest records ({problems[0]}" +
                            (f", and {len(problems) - 1} more" if len(problems) > 1 else "") +
                            "): delete manifest.json to take it as it is.")
@@ -216,6 +225,10 @@ class RunFolder:
         problems += [f"{name}: contents differ from the manifest" for name in sorted(present & recorded.keys())
                      if sha256(self.path / name) != recorded[name]]
         return problems
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def archive_bytes(contents: dict) -> bytes:

@@ -142,11 +142,12 @@ def memory_needed(config: Config, dataset: OfflineDataset) -> int:
     """Bytes of the largest slice, about: parameters, target, gradient and moments, activations and their gradients, what a block
     keeps; and the schedule."""
     network = network_for(config, dataset)
-    distinct = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
-    rows = distinct if config.full_batch else config.batch_size
+    observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
+    rows = observed if config.full_batch else config.batch_size
     kept = max(min(BLOCK * rows * network.outputs, BLOCK_TRANSITIONS), rows * network.outputs)
-    per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept
-    return 4 * (largest_slice(config) * per_member + 3 * max(config.steps, config.bc_steps))
+    distinct = 12 * len(dataset) if config.full_batch else 0  # a member's places in the data, at most: `Tile.full`
+    per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept + distinct
+    return 4 * (largest_slice(config) * per_member + 8 * max(config.steps, config.bc_steps))
 
 
 def cosine_schedule(rate: float, steps: int) -> Tensor:

@@ -77,7 +77,7 @@ class Tile:
         else:
             targets, spread = self._targets(batches, count)
             alpha = self.state.alpha.repeat(count, 1)  # [T, M], of every update
-            dual_rates = learner.DUAL_RATE / self.config.lr * rates
+            dual_rates = learner.DUAL_RATE * (rates / self.config.lr)
             for t, batch in enumerate(_each(batches, count)):
                 if self.config.double_q:
                     targets[t], spread[t] = self._double_q_targets(batch)

@@ -1,15 +1,18 @@
 """results.csv and the population as arrays, from a run made for it."""
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
 
 import evaluate
 import train
-from cql.analysis.results import COLUMNS, Population
+from cql.analysis import compare
+from cql.analysis.results import COLUMNS, Population, member_rows
 from cql.exact.tabular import TabularMDP, evaluate_policies, expected_visits
-from cql.runs import RunFolder
+from cql.runs import RunError, RunFolder
 from tests.mdps import random_table
 
 
@@ -83,3 +86,49 @@ def test_without_slips_the_exact_unsupported_rate_is_that_of_every_rollout(tmp_p
              for e in RunFolder.open(out).read_json("evaluation.json")["members"]]
     assert max(rate for rate, _ in rates) > 0
     assert all(exact == pytest.approx(rollout, abs=1e-12) for exact, rollout in rates)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    return RunFolder.open(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda e: e["exact"].update({"return": "abc"}), "return is 'abc'"), (lambda e: e.update(exact=[1]), "AttributeError"),
+    (lambda e: e["exact"].update({"return": 10**400}), "OverflowError"), (lambda e: e.update(diverged={"reason": {}}), "diverged"),
+    (lambda e: e.pop("final_alpha"), "KeyError")])
+def test_an_evaluation_of_another_kind_is_refused_in_one_sentence(copy, edit, words):
+    evaluation = copy.read_json("evaluation.json")
+    edit(evaluation["members"][0])
+    (copy.path / "evaluation.json").write_text(json.dumps(evaluation))
+    with pytest.raises(RunError, match="evaluate the run again") as error:
+        member_rows(copy)
+    assert words in str(error.value)
+
+
+def test_infinity_is_no_number_in_json(copy):
+    (copy.path / "evaluation.json").write_text('{"members": [Infinity]}')
+    with pytest.raises(RunError, match="Infinity is no number"):
+        member_rows(copy)
+
+
+def test_an_interrupted_evaluation_leaves_a_run_that_can_be_evaluated_again(copy, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        def interrupted(run):
+            raise KeyboardInterrupt
+        patch.setattr("evaluate.plots.draw_all", interrupted)
+        assert evaluate.main([str(copy.path), "--episodes", "3"]) == 130
+    assert "evaluate the run again" in capsys.readouterr().err
+    assert copy.verify()  # the manifest is that of before
+    assert compare.main([str(copy.path), str(copy.path)]) == 2  # who reads results refuses them
+    assert evaluate.main([str(copy.path), "--episodes", "3"]) == 0 and not copy.verify()
+
+
+def test_a_log_without_its_end_is_refused(copy, capsys):
+    (copy.path / "manifest.json").unlink()
+    lines = (copy.path / "metrics.csv").read_text().splitlines(keepends=True)
+    (copy.path / "metrics.csv").write_text("".join(lines[:-20]))
+    for flags in ([], ["--audit"], ["--report"]):
+        assert evaluate.main([str(copy.path), *flags]) == 2
+        assert "training is not finished" in capsys.readouterr().err

@@ -256,7 +256,7 @@ def test_cloning_alone_has_no_alpha_to_choose(run, tmp_path):
 
 
 def test_beyond_so_many_observations_there_are_no_estimates_but_other_rules(run, monkeypatch):
-    monkeypatch.setattr(selection, "MAX_STATES", 10)
+    monkeypatch.setattr(selection, "MAX_WORK", 10)
     result = checked(referee(run, resamples=5))
     assert entry(result, "dr_return")["available"] == 0 and entry(result, "support")["regret"]["return"] is None
     assert entry(result, "gap")["available"] == 8 and entry(result, "gap")["regret"]["return"] is not None

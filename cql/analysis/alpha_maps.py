@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cql.exact import phase
-from cql.exact.oracle import empirical_policy
 from cql.exact.tabular import TabularMDP, expected_visits, policy_evaluation, start_distribution
 
 BUDGET = 4_000_000  # bytes of JSON that the page's maps may take

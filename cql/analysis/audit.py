@@ -292,6 +292,8 @@ def audit(run: RunFolder) -> dict:
     members = [member for member in all_members(config) if member.name not in lost]
     detailed = _detailed(members, mdp.num_states)
     entries, draws, alphas = {}, {}, final_alphas(run)
+    if unknown := [m.name for m in members if m.algorithm == "cql" and m.name not in alphas]:
+        raise RunError(f"{run.path}/metrics.csv does not say with which alpha {unknown[0]} ended.")
     for data_seed, dataset in datasets.items():
         mine = [member for member in members if member.data_seed == data_seed]
         try:
@@ -313,8 +315,8 @@ def audit(run: RunFolder) -> dict:
             entries[member] = {**vars(member), "final_alpha": alphas[member.name], **summary,
                                "states": {k: _plain(v) for k, v in states.items()} if member in detailed else None}
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
-            "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q, "hidden": list(config.hidden),
-            "steps": config.steps, "horizon": environment.spec.max_episode_steps, "draws": draws,
+            "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q,
+            "hidden": list(config.hidden), "steps": config.steps, "horizon": environment.spec.max_episode_steps, "draws": draws,
             "cells": grid_words(environment, mdp)[0], "action_names": grid_words(environment, mdp)[1],
             "members": [entries[member] for member in members]}
 

@@ -123,6 +123,9 @@ def _setting(value) -> str:
     return " ".join(f"{x:g}" for x in value) or "0" if isinstance(value, list) else str(value)
 
 
+MOST_RESAMPLES = 100_000
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cql.analysis.compare", description="Runs side by side: settings that "
                                      "differ, return and hazard with intervals, differences to the first run.")
@@ -134,8 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if len(arguments.runs) < 2:
             raise ConfigError("a comparison needs at least two run folders.")
-        if not 0 < arguments.level < 1 or arguments.resamples < 2:
-            raise ConfigError("--level must lie between 0 and 1, and --resamples be at least 2.")
+        if not 0.5 <= arguments.level <= 0.999 or not 2 <= arguments.resamples <= MOST_RESAMPLES:
+            raise ConfigError(f"--level must lie between 0.5 and 0.999, and --resamples between 2 and {MOST_RESAMPLES:,}.")
         if arguments.out is not None and not Path(arguments.out).absolute().parent.is_dir():
             raise ConfigError(f"--out {arguments.out} is in no folder that exists.")
         runs = [RunFolder.open(path) for path in arguments.runs]

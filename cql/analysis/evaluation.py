@@ -1,5 +1,7 @@
 """What the policies of a run are worth: seeded rollouts through Gymnasium, the exact expectation, support in the data."""
 
+import math
+
 import gymnasium
 import numpy as np
 
@@ -73,7 +75,7 @@ def load_policy(run: RunFolder, member: Member, dataset: OfflineDataset) -> Poli
 def divergence(run: RunFolder) -> dict[str, dict]:
     """Members whose last log entry says that they diverged: ``{name: {"since": update, "reason": …}}``."""
     found = {}
-    for (name, metric), (steps, values) in read_metrics(run.path / "metrics.csv").items():
+    for (name, metric), (steps, values) in finished_log(run).items():
         if metric == "health/diverged" and values[-1] != SOUND:
             since = next(n for n in range(len(values), 0, -1) if n == 1 or values[n - 2] == SOUND)
             found[name] = {"since": steps[since - 1], "reason": "not finite" if values[-1] == NOT_FINITE else "runaway"}
@@ -82,8 +84,24 @@ def divergence(run: RunFolder) -> dict[str, dict]:
 
 def final_alphas(run: RunFolder) -> dict[str, float]:
     """The weight of the penalty that each CQL member ended with, by name: ``--alpha``, unless it was learned."""
-    return {name: values[-1] for (name, metric), (_, values) in read_metrics(run.path / "metrics.csv").items()
-            if metric == "optimiser/alpha"}
+    return {name: values[-1] for (name, metric), (_, values) in finished_log(run).items()
+            if metric == "optimiser/alpha" and math.isfinite(values[-1])}
+
+
+def finished_log(run: RunFolder) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
+    """``read_metrics`` of a run whose training is finished.
+
+    Raises:
+        RunError: the last entry of a member is missing.
+    """
+    config, series = run.config(), read_metrics(run.path / "metrics.csv")
+    for member in all_members(config):
+        steps = config.steps if member.algorithm == "cql" else config.bc_steps
+        for metric in ("health/diverged", *["optimiser/alpha"] * (member.algorithm == "cql")):
+            if series.get((member.name, metric), ([None],))[0][-1] != steps:
+                raise RunError(f"{run.path}/metrics.csv has no {metric} of {member.name} after its last update: its training is "
+                               "not finished (go on with train.py --resume), or the file was cut short.")
+    return series
 
 
 class Support:

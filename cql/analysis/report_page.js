@@ -306,7 +306,7 @@
     fillSeeds();
     const seed = Number(asked.get("seed"));
     if (asked.has("seed") && draw().trained && draw().trained.seeds.includes(seed)) shown.seed = seed;
-    if (asked.get("quantity") in data.scales) shown.quantity = asked.get("quantity");
+    if (Object.hasOwn(data.scales, asked.get("quantity"))) shown.quantity = asked.get("quantity");
     if (asked.has("alpha") && Number(asked.get("alpha")) >= 0) shown.position = place(Number(asked.get("alpha")));
     if (asked.has("cell") && Number(asked.get("cell")) in boards.exact.cells) shown.cell = Number(asked.get("cell"));
     options("draw", data.draws.map(d => d.seed), draw().seed);

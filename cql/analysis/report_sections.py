@@ -29,8 +29,12 @@ MEANS = [
 def title(study: Study) -> str:
     """Plain text."""
     config, alphas = study.population.config, study.population.alphas
-    what = "Behaviour Cloning" if not alphas else f"CQL at α = {alphas[0]:g}" if len(alphas) == 1 else (
-        f"CQL over α from {alphas[0]:g} to {alphas[-1]:g}")
+    if not alphas:
+        what = "Behaviour Cloning"
+    elif config.gap_threshold is not None:
+        what = "CQL with a learned α"
+    else:
+        what = f"CQL at α = {alphas[0]:g}" if len(alphas) == 1 else f"CQL over α from {alphas[0]:g} to {alphas[-1]:g}"
     if study.pictured.environment is None:
         return f"{what} on given data"
     return f"{what} on " + (f"the GridWorld “{config.map}”" if config.env == ENVIRONMENT else config.env)
@@ -93,7 +97,19 @@ def introduction(study: Study) -> str:
         f"A data draw is {counted(config.episodes, 'episode')} of a cautious ε-greedy policy (ε = {config.epsilon:g})")
     text = (f"{', and '.join(parts)}; one for every training seed ({span(config.seed, config.num_seeds)}) and every data draw "
             f"({span(config.data_seed, config.num_datasets)}). {source}: {drawn} transitions. ")
-    return paragraph(text + _environment(study)) + _divergence(study)
+    return paragraph(text + _environment(study)) + _learned(study) + _divergence(study)
+
+
+def _learned(study: Study) -> str:
+    """Where α started and ended, if it was learned."""
+    population, threshold = study.population, study.population.config.gap_threshold
+    if threshold is None or not population.alphas:
+        return ""
+    ended = {alpha: population.values("final_alpha", ("cql", alpha)) for alpha in population.alphas}
+    spans = [f"from {alpha:g} to {number(np.nanmin(found), '.4g')} … {number(np.nanmax(found), '.4g')}"
+             for alpha, found in ended.items() if not np.isnan(found).all()]
+    return paragraph(f"<strong>α was learned</strong> (--gap-threshold {threshold:g}): everywhere on this page an α names where members "
+                     f"<em>started</em>. They ended elsewhere: {'; '.join(spans)}.")
 
 
 def _environment(study: Study) -> str:
@@ -151,7 +167,7 @@ def _claims(study: Study) -> str:
     becomes = claims["becomes_bc"]
     say("CQL has become BC from α =", becomes["alpha"],
         "criterion: from there on the paired difference in return to BC has 0 in its interval, and at most "
-        f"{100 * becomes['mismatch_within']:g} % more of the logged actions are not taken than by BC")
+        f"{100 * becomes['mismatch_within']:g} % more or fewer of the logged actions are not taken than by BC")
     for target, words, form in TARGETS:
         if (verdict := study.selection["verdict"][target]) is not None:
             rules = [rule for rule in study.selection["rules"] if rule["name"] in verdict["rules"]]
@@ -258,8 +274,9 @@ def policies(study: Study, figures: dict[str, Path]) -> str:
     config = study.population.config
     return picture(figures.get("report_policies"),
                    f"Greedy action in every cell, one map for each α, of one data draw ({config.data_seed}) and one training "
-                   f"seed ({config.seed}); colours are the true value of the policy. Upper rows: trained; lower rows: the exact "
-                   "solution (for BC: the most frequent logged action).", "Greedy policies on the map for BC and every alpha")
+                   f"seed ({config.seed}); colours are the true value of the policy."
+                   + (" Upper rows: trained; lower rows: the exact solution (for BC: the most frequent logged action)."
+                      if study.oracles else ""), "Greedy policies on the map for BC and every alpha")
 
 
 def maps(study: Study, numbers: dict | None) -> str:
@@ -330,5 +347,5 @@ def _verdict(study: Study, target: str, words: str, form: str) -> str:
     label = {rule["name"]: rule["label"] for rule in study.selection["rules"]}
     baselines = "; ".join(f"{escape(label[name])}: {number(lost, form)}" for name, lost in verdict["baselines"].items())
     return paragraph(f"Least {words} is lost by <strong>{named(label[name] for name in verdict['rules'])}</strong>: "
-                     f"{number(verdict['regret'], form)} on the mean, within 1 point of the best return on "
+                     f"{number(verdict['regret'], form)} on the mean. Its return is within 1 point of the best on "
                      f"{number(verdict['within_one_point'], '.0%')} of the draws. For comparison: {baselines}.")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cql.config import Config
+from cql.config import Config, ConfigError
 from cql.files import write_whole
 from cql.metrics import read_metrics
 from cql.population import all_members
-from cql.runs import RunFolder
+from cql.runs import RunError, RunFolder
 
 Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
 
@@ -41,12 +41,13 @@ COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact,
     "rollout_hazard_rate": "share of the rollouts that end in a hazard",
     "rollout_goal_rate": "share that ends in the goal",
     "rollout_unsupported_action_rate": "share of the rollouts' steps whose action the data do not hold in that state",
-    "td_error": "losses/td at the last log entry",
-    "conservative_gap": "losses/conservative_gap at the last log entry",
-    "cross_entropy": "losses/cross_entropy at the last log entry; BC only",
+    "td_error": "losses/td of the last log entry, a mean over the updates since the one before",
+    "conservative_gap": "losses/conservative_gap of the last log entry, likewise",
+    "cross_entropy": "losses/cross_entropy of the last log entry, likewise; BC only",
     "data_q": "q/data_mean at the last log entry",
     "unlogged_mass": "policy/unlogged_mass at the last log entry",
 }
+NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size")]
 _LOGGED = {"td_error": "losses/td", "conservative_gap": "losses/conservative_gap", "cross_entropy": "losses/cross_entropy",
            "data_q": "q/data_mean", "unlogged_mass": "policy/unlogged_mass"}
 _EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")
@@ -55,11 +56,25 @@ _ROLLOUT = {"rollout_return": "return_mean", "rollout_hazard_rate": "hazard_rate
 
 
 def member_rows(run: RunFolder) -> list[dict]:
-    """One dictionary per member with the keys of ``COLUMNS``, from ``evaluation.json`` and ``metrics.csv``; None: not known.
+    """``_rows`` of a run's files, every number of which is one. Raises RunError if one is missing, damaged or of another kind."""
+    try:
+        rows = _rows(run)
+        for row in rows:
+            if row["diverged"] not in (None, "runaway", "not finite"):
+                raise ValueError(f"diverged is {row['diverged']!r}")
+            for name in NUMBERS:
+                if row[name] is not None and not (type(row[name]) in (int, float) and math.isfinite(float(row[name]))):
+                    raise ValueError(f"{name} is {row[name]!r}")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, (RunError, ConfigError)):
+            raise
+        raise RunError(f"{run.path}/evaluation.json is not what this version writes ({type(error).__name__}: "
+                       f"{str(error)[:100]}): evaluate the run again.") from None
+    return rows
 
-    Raises:
-        RunError: one of the two is missing or damaged.
-    """
+
+def _rows(run: RunFolder) -> list[dict]:
+    """One dictionary per member with the keys of ``COLUMNS``, from ``evaluation.json`` and ``metrics.csv``; None: not known."""
     config, series = run.config(), read_metrics(run.path / "metrics.csv")
     entries = {(e["algorithm"], e["alpha"], e["seed"], e["data_seed"]): e for e in run.read_json("evaluation.json")["members"]}
     rows = []

@@ -43,7 +43,7 @@ SHARE = 0.1  # of a curve's range: what a rise or a fall has to exceed
 HIGH_TD = 2.0  # times the least TD error among the members compared
 WITHIN = 1.0  # return points: a pick this close to the best counts as good
 DECIMALS = 10  # scores and exact values that agree so far are equal: the rest is rounding
-MAX_STATES = 20_000  # distinct observations of a draw; where there are more, a table says nothing that would repay its time
+MAX_WORK = 2_000_000  # observations, or episodes, times steps of an episode; beyond, estimates would take minutes a member
 
 
 # ------------------------------------------------------------------------------------------------------ pure computations
@@ -253,7 +253,7 @@ def read(run: RunFolder, resamples: int) -> Found:
         if not len(judged):
             continue
         log, observations = episode_log(dataset, environment)
-        if log.num_states > MAX_STATES:
+        if log.num_states * horizon > MAX_WORK or len(log.starts) * horizon > MAX_WORK:
             continue
         actions = np.stack([load_policy(run, members[x][y][z], dataset).act(observations) for y, z in judged])  # [N, S]
         said = ope.estimate(log, actions, horizon, resamples)
@@ -417,7 +417,7 @@ def text(result: dict) -> str:
         verdict = result["verdict"][target]
         if verdict is not None:
             lines.append(f"  Least {words} lost: {' and '.join(label[name] for name in verdict['rules'])}, "
-                         f"{verdict['regret']:{form}} (within 1 point of the best return in "
+                         f"{verdict['regret']:{form}} (its return within 1 point of the best in "
                          f"{_form(verdict['within_one_point'], '.0%')} of the draws); " + ", ".join(
                              f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items()) + ".")
     if all(verdict is None for verdict in result["verdict"].values()):

@@ -306,8 +306,8 @@ def claims(population: Population, bootstrap: Bootstrap) -> dict:
     - ``best_return``, ``best_hazard``: the alpha with the highest mean return and the lowest mean hazard, and the paired mean
       ``lead`` over the runner-up; an interval that contains 0 is a tie. Having been picked, a leader leads a little too far.
     - ``becomes_bc``: the smallest alpha that, like every larger one in the run, has a paired return difference to BC that is 0
-      or has 0 in its interval, *and* departs from the logged action on at most ``mismatch_within`` more of the data
-      than BC does (paired mean). The interval alone would take few or noisy draws for equality.
+      or has 0 in its interval, *and* differs by at most ``mismatch_within`` from BC in the share of the data whose
+      logged action it departs from (paired mean). The interval alone would take few or noisy draws for equality.
     """
     below, same = [], []
     for alpha in population.alphas if BC in population.groups else []:
