@@ -107,9 +107,10 @@ def kill(times: int, folder: Path, random: random.Random, settings: list[str] = 
 
 
 def torchrun(processes: int, *argv) -> subprocess.Popen:
-    """A job of so many processes on this machine, ``argv`` the script and its arguments."""
+    """A job of so many processes of one thread on this machine, ``argv`` the script and its arguments."""
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                             *argv], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                             *argv], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def one_process(script: str, *argv) -> None:

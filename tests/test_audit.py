@@ -39,8 +39,8 @@ def trained(folder, name, *options):
 
 @pytest.fixture(scope="module")
 def linear(folder):
-    return trained(folder, "linear", "--hidden", "0", "--episodes", "60", "--lr", "0.15", "--steps", "1800", "--bc-steps", "100",
-                   "--log-every", "900", "--alpha", *map(str, ALPHAS))
+    return trained(folder, "linear", "--hidden", "0", "--episodes", "60", "--lr", "0.15", "--target-interval", "25",
+                   "--steps", "1800", "--bc-steps", "100", "--log-every", "900", "--alpha", *map(str, ALPHAS))
 
 
 @pytest.fixture(scope="module")

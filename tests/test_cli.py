@@ -138,7 +138,7 @@ BAD_COMMANDS = [
     (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
     (["--resume", ".", "--alpha", "1"], "give no others"), (["--batch-size", "1000000"], "is larger than the data set"),
     (["--gap-threshold", "0.1"], "--gap-threshold 0.1 must be above 0.66"), (["--gap-threshold", "nan"], "finite number"),
-    (["--gap-threshold", "2", "--alpha", "0", "1"], "give --alpha above 0 to start from"),
+    (["--gap-threshold", "2", "--alpha", "0", "1"], "give --alpha of at least 1e-18 to start from"),
     (["--hidden", "10000000", "10000000"], "this population needs"), (["--map", "random:60000"], "at most 1000 cells"),
     (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "at most 1e+18"),
     (["--env", "this:Foo-v0", "--dataset", "PLAIN"], "names a module"),

@@ -99,4 +99,4 @@ def test_one_sentence_for_what_cannot_be_compared(runs, tmp_path, capsys):
     (changed / "metrics.csv").write_bytes((plain / "metrics.csv").read_bytes())
     assert "evaluation.json cannot be read" in refused(plain, changed)
     (changed / "evaluation.json").write_text('{"members": []}')
-    assert "not of the known form" in refused(plain, changed)
+    assert "not what this version writes" in refused(plain, changed)

@@ -52,7 +52,7 @@ def test_config_reads_back():
     (dict(alpha=()), "--alpha needs at least one value"),
     (dict(alpha=(1.0, 1.0)), "--alpha names a value twice"),
     (dict(gap_threshold=float("inf")), "--gap-threshold must be a finite number"),
-    (dict(gap_threshold=1.0, alpha=(0.0, 6.0)), "give --alpha above 0"),
+    (dict(gap_threshold=1.0, alpha=(0.0, 6.0)), "give --alpha of at least 1e-18"),
     (dict(slip=1.5), r"--slip must lie in \[0, 1\]"),
     (dict(slip=float("nan")), "--slip must be a finite number"),
     (dict(epsilon=-0.1), "--epsilon must lie in"),

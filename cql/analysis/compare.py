@@ -68,10 +68,7 @@ def _same_data(first, second, draws) -> bool:
 
 def _population(run):
     run.refuse_changes()
-    try:
-        return Population.of(run)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"the results of {run.path} are not of the known form ({type(error).__name__}: {error}).") from None
+    return Population.of(run)
 
 
 def _difference(population, first, group, draws, seeds, resamples, level):
