@@ -12,10 +12,9 @@ Everything is averaged over ``B`` and never over ``M``. Two options serve the ex
 
 - ``weights [M, B]`` sum to one over ``B`` and replace the mean;
 - ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch, ``B = A R``, action by
-  action: entry ``a R + r``. With the
-  weight of each logged pair (0 for those never logged) and the mean target of its outcomes this is the squared loss over
-  the whole data set, up to the spread of the targets around their means, in which Q does not occur. No such mean exists for
-  the Huber loss.
+  action: entry ``a R + r``. With the weight of each logged pair (0 for those never logged) and the mean target of its
+  outcomes this is the squared loss over the whole data set, up to the spread of the targets around their means, in which Q
+  does not occur. No such mean exists for the Huber loss.
 """
 
 from typing import NamedTuple

@@ -29,7 +29,7 @@ from cql.analysis import ope
 from cql.analysis.evaluation import load_policy
 from cql.analysis.figure_data import cross_entropy_floor, states_of
 from cql.analysis.results import Population
-from cql.analysis.statistics import Bootstrap
+from cql.analysis.statistics import Bootstrap, aligned
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import state_inputs
@@ -426,10 +426,8 @@ def text(result: dict) -> str:
 
 
 def _columns(rows) -> list[str]:
-    """Rows of cells, the first column to the left, the last as it is."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return ["  " + "  ".join(cell if n == len(row) - 1 else cell.rjust(width) if n else cell.ljust(width)
-                             for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    """Rows of cells, set to the right but for the first and the last column."""
+    return ["  " + line for line in aligned(rows, right=range(1, len(rows[0]) - 1))]
 
 
 def _form(value, form) -> str:
