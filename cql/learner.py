@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from cql import losses
 from cql.config import LARGEST_ALPHA
 from cql.networks import Layer, PopulationMLP
+from cql.products import Matrices
 from cql.sampling import Batch
 
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
@@ -42,8 +42,27 @@ class Workspace(NamedTuple):
     layers: list[Layer]  # of the parameters
     gradient: Tensor  # [M * P]
     gradient_layers: list[Layer]
-    outputs: list[Tensor]  # per layer [M, R, width]
-    room: list[Tensor]  # for gradients with respect to them
+    outputs: list[Matrices]  # of each hidden layer [M, R, width]
+    room: list[Matrices]  # for gradients with respect to them
+
+
+class Workspaces:
+    """For updates of this very state whose network input has up to ``rows`` observations per member; all in the same memory."""
+
+    def __init__(self, network: PopulationMLP, state: State, rows: int):
+        self.network, self.members = network, state.parameters.numel() // network.parameters_per_member
+        self.gradient = torch.zeros_like(state.parameters)
+        self.layers, self.gradient_layers = ([Layer(*(None if t is None else Matrices(t) for t in layer)) for layer in network.layers(flat)]
+                                             for flat in (state.parameters, self.gradient))
+        self.memory = [state.parameters.new_empty(2, self.members * rows * width) for width in network.hidden]
+        self.made: dict[int, Workspace] = {}
+
+    def of(self, rows: int) -> Workspace:
+        if rows not in self.made:
+            outputs, room = ([Matrices(memory[which, : self.members * rows * width].view(self.members, rows, width))
+                              for memory, width in zip(self.memory, self.network.hidden)] for which in range(2))
+            self.made[rows] = Workspace(self.layers, self.gradient, self.gradient_layers, outputs, room)
+        return self.made[rows]
 
 
 def initial_state(network: PopulationMLP, seeds: list[int], alpha: list[float], device: torch.device) -> State:
@@ -53,31 +72,20 @@ def initial_state(network: PopulationMLP, seeds: list[int], alpha: list[float], 
                  torch.tensor(alpha, device=device), torch.zeros((), device=device))
 
 
-def workspace(network: PopulationMLP, state: State, rows: int) -> Workspace:
-    """For updates of this very state whose network input has ``rows`` observations per member."""
-    members = state.parameters.numel() // network.parameters_per_member
-    gradient = torch.zeros_like(state.parameters)
-    return Workspace(network.layers(state.parameters), gradient, network.layers(gradient),
-                     *(network.buffers(members, rows, state.parameters) for _ in range(2)))
-
-
 def cql_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, targets: Tensor, td_loss: str,
-               learning_rate: Tensor, work: Workspace) -> Tensor:
+               learning_rate: Tensor, work: Workspace, q_values: Tensor) -> None:
     """One step down the gradient of ``losses.cql_loss``, summed over members, at the state's alpha.
 
     Args:
-        inputs: what the network reads, ``[M, R]`` or ``[M, R, n]``: the observation of every transition, or of a full batch
-            every observation once.
-        targets: ``losses.td_target`` of the batch ``[M, B]``, or their means over the outcomes of each pair.
+        inputs: what the network reads, ``[M, R]`` or ``[M, R, n]``: the observation of every transition, or every observation
+            of the batch once.
+        targets: of the batch's entries, shaped as ``losses.cql_gradient`` takes them.
         learning_rate: ``[]``.
-
-    Returns:
-        Q before the step ``[M, R, A]``, in ``work``: the next update overwrites it.
+        q_values: Q before the step is written there, ``[M, R, A]`` action by action (``PopulationMLP.forward``).
     """
-    outputs = network.forward(work.layers, inputs, work.outputs)
-    gradient = losses.cql_gradient(at_rows(outputs[-1], batch.rows), batch.actions, targets, state.alpha, td_loss, batch.weights)
-    _step(network, state, inputs, outputs, _summed_at_rows(gradient, batch.rows, outputs[-1]), learning_rate, work)
-    return outputs[-1]
+    outputs = network.forward(work.layers, inputs, [*work.outputs, Matrices(q_values)])
+    gradient = losses.cql_gradient(at_rows(q_values, batch.rows), batch.actions, targets, state.alpha, td_loss, batch.weights)
+    _step(network, state, inputs, outputs, _summed_at_rows(gradient, batch.rows, q_values), learning_rate, work)
 
 
 def dual_ascent(state: State, q_values: Tensor, batch: Batch, threshold: float, rate: Tensor) -> None:
@@ -87,20 +95,19 @@ def dual_ascent(state: State, q_values: Tensor, batch: Batch, threshold: float, 
     An excess beyond 1 counts as 1: a gap can be of the size of the rewards while Q is still on its way.
 
     Args:
-        q_values: before the update ``[M, R, A]``, as ``cql_update`` returns it.
+        q_values: before the update ``[M, R, A]``, as ``cql_update`` leaves it.
         rate: ``[]``, ``DUAL_RATE`` at the start; falling with Adam's, lest alpha wander once Q stands still.
     """
-    gap = losses.batch_mean(losses.conservative_gap(at_rows(q_values, batch.rows), batch.actions), batch.weights)  # [M]
+    gap = losses.bc_loss(at_rows(q_values, batch.rows), batch.actions, batch.weights)  # [M]
     state.alpha.mul_(torch.exp(rate * (gap - threshold).clamp(-1, 1))).clamp_(1 / LARGEST_ALPHA, LARGEST_ALPHA)
 
 
-def bc_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, learning_rate: Tensor,
-              work: Workspace) -> Tensor:
-    """One step down the gradient of ``losses.bc_loss``; arguments and result as for ``cql_update``."""
-    outputs = network.forward(work.layers, inputs, work.outputs)
-    gradient = losses.bc_gradient(outputs[-1], batch.actions, batch.weights)
+def bc_update(network: PopulationMLP, state: State, inputs: Tensor, batch: Batch, learning_rate: Tensor, work: Workspace,
+              logits: Tensor) -> None:
+    """One step down the gradient of ``losses.bc_loss``; arguments as for ``cql_update``."""
+    outputs = network.forward(work.layers, inputs, [*work.outputs, Matrices(logits)])
+    gradient = losses.bc_gradient(logits, batch.actions, batch.weights)
     _step(network, state, inputs, outputs, gradient, learning_rate, work)
-    return outputs[-1]
 
 
 def at_rows(q_values: Tensor, rows: Tensor | None) -> Tensor:
@@ -115,18 +122,19 @@ def _summed_at_rows(gradient: Tensor, rows: Tensor | None, like: Tensor) -> Tens
 
 def _step(network, state, inputs, outputs, gradient, learning_rate, work) -> None:
     network.backward(work.layers, inputs, outputs, gradient, work.gradient_layers, work.room)
-    adam([state.parameters], [work.gradient], [state.first_moment], [state.second_moment], [], [state.updates],
-         lr=learning_rate, fused=True, **ADAM)
+    state.updates.add_(1)
+    torch._fused_adam_([state.parameters], [work.gradient], [state.first_moment], [state.second_moment], [], [state.updates],
+                       lr=learning_rate, **ADAM)
 
 
 def greedy_values(network: PopulationMLP, parameters: Tensor, inputs: Tensor) -> Tensor:
     """``max_a Q(s, a)`` of every input: ``[M, rows, …] -> [M, rows]``; in chunks, for there may be many."""
     layers = network.layers(parameters)
     chunk = max(1, CHUNK // len(inputs))
-    return torch.cat([network.forward(layers, part)[-1].amax(-1) for part in inputs.split(chunk, dim=1)], 1)
+    return torch.cat([network.q_values(layers, part).amax(-1) for part in inputs.split(chunk, dim=1)], 1)
 
 
 def double_q_values(network: PopulationMLP, state: State, inputs: Tensor) -> Tensor:
     """``Q_target(s, argmax_a Q(s, a))``: van Hasselt et al. 2016, arXiv 1509.06461. ``[M, rows, …] -> [M, rows]``."""
-    chosen = network.forward(network.layers(state.parameters), inputs)[-1].argmax(-1)  # [M, rows]
-    return losses.taken(network.forward(network.layers(state.target), inputs)[-1], chosen)
+    chosen = network.q_values(network.layers(state.parameters), inputs).argmax(-1)  # [M, rows]
+    return losses.taken(network.q_values(network.layers(state.target), inputs), chosen)

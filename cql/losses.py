@@ -8,13 +8,13 @@ both in the formula above: the squared error carries no 1/2 (``td_loss="half_mse
 twice as much), and the backup is a plain max over a target network.
 
 Axes: ``M`` members, ``B`` transitions, ``A`` actions; further axes may lead (``[T, M, B, A]`` is T updates at once).
-Everything is averaged over ``B`` and never over ``M``. Two options serve the exact gradient of a whole data set:
+Everything is averaged over ``B`` and never over ``M``. Two options serve batches in which observations come up again:
 
 - ``weights [M, B]`` sum to one over ``B`` and replace the mean;
-- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch, ``B = A R``, action by
-  action: entry ``a R + r``. With the weight of each logged pair (0 for those never logged) and the mean target of its
-  outcomes this is the squared loss over the whole data set, up to the spread of the targets around their means, in which Q
-  does not occur. No such mean exists for the Huber loss.
+- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch: weights and targets are
+  ``[M, A, R]``. With the share of each pair in the batch (0 for those not in it) and the mean target of its outcomes this is
+  the squared loss over the transitions, up to the spread of their targets around these means, in which Q does not occur.
+  No such mean exists for the Huber loss.
 """
 
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def conservative_gap(q_values: Tensor, actions: Tensor | None) -> Tensor:
     """
     log_normaliser = q_values.logsumexp(-1)  # [M, R]
     if actions is None:
-        return (log_normaliser[..., None, :] - q_values.mT).flatten(-2)
+        return log_normaliser[..., None, :] - q_values.mT  # [M, A, R]
     return log_normaliser - taken(q_values, actions)
 
 
@@ -91,8 +91,9 @@ def cql_loss(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: T
         td_loss: ``mse`` | ``half_mse`` | ``huber``.
         weights: see the top of the page, as for ``actions=None``.
     """
-    td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights)  # [M]
-    gap = batch_mean(conservative_gap(q_values, actions), weights)  # [M]
+    axes = _batch_axes(actions)
+    td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights, axes)  # [M]
+    gap = batch_mean(conservative_gap(q_values, actions), weights, axes)  # [M]
     assert alpha.shape in (td.shape, td.shape[-1:]), (alpha.shape, td.shape)
     return CQLTerms(td, gap, td + alpha * gap)
 
@@ -102,49 +103,56 @@ def cql_gradient(q_values: Tensor, actions: Tensor | None, targets: Tensor, alph
     """``d total / d Q`` in closed form, shaped as ``q_values``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
     slope = td_error_slope(taken(q_values, actions), targets, td_loss)  # [M, B]
     assert alpha.shape == slope.shape[:1], (alpha.shape, slope.shape)
-    alpha = alpha[:, None]
-    return _gradient(q_values, actions, alpha, slope - alpha, weights)
+    alpha, weights = alpha.view(-1, *[1] * (slope.ndim - 1)), _weights(weights, targets)
+    return _gradient(q_values, actions, alpha * weights, (slope - alpha) * weights)
 
 
 def bc_loss(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """Behaviour Cloning: the mean cross-entropy of the logged actions, ``[M, B, A], [M, B] -> [M]``."""
-    return batch_mean(conservative_gap(logits, actions), weights)
+    return batch_mean(conservative_gap(logits, actions), weights, _batch_axes(actions))
 
 
 def bc_gradient(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """``d bc_loss / d logits`` in closed form, shaped as ``logits``: ``(softmax - 1_a) / B``."""
-    one = logits.new_ones(1, 1)
-    return _gradient(logits, actions, one, -one.expand(taken(logits, actions).shape), weights)
+    weights = _weights(weights, taken(logits, actions))
+    return _gradient(logits, actions, weights, -weights)
 
 
 def taken(q_values: Tensor, actions: Tensor | None) -> Tensor:
     """``Q(s, a)`` at the logged action: ``[M, B, A], [M, B] -> [M, B]``."""
     if actions is None:
-        return q_values.mT.flatten(-2)
+        return q_values.mT  # [M, A, R]
     _same_shape(q_values[..., 0], actions)
     return q_values.gather(-1, actions[..., None]).squeeze(-1)
 
 
-def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean over the batch of each member, or the weighted sum: ``[M, B] -> [M]``."""
+def batch_mean(values: Tensor, weights: Tensor | None, axes: int | tuple[int, int] = -1) -> Tensor:
+    """Mean over the batch of each member, or the weighted sum: ``[M, B] -> [M]``; of pairs, over ``axes`` (-2, -1)."""
     assert values.ndim >= 2, values.shape
     if weights is None:
-        return values.mean(-1)
+        return values.mean(axes)
     _same_shape(values, weights)
-    return (values * weights).sum(-1)
+    return (values * weights).sum(axes)
 
 
-def _gradient(q_values: Tensor, actions: Tensor | None, penalty: Tensor, at_taken: Tensor, weights: Tensor | None) -> Tensor:
-    """``mean_B [ penalty * softmax Q + at_taken * 1_a ]``: ``q_values [M, R, A]``, ``at_taken [M, B]``, ``penalty [M, 1]``."""
+def _batch_axes(actions: Tensor | None) -> int | tuple[int, int]:
+    return (-2, -1) if actions is None else -1
+
+
+def _weights(weights: Tensor | None, like: Tensor) -> Tensor:
+    """``[M, B]``."""
     if weights is None:
-        weights = at_taken.new_full((1, 1), 1 / at_taken.shape[-1]).expand(at_taken.shape)
-    _same_shape(at_taken, weights)
-    shares = at_taken * weights  # [M, B]
+        return like.new_full((1, 1), 1 / like.shape[-1]).expand(like.shape)
+    _same_shape(like, weights)
+    return weights
+
+
+def _gradient(q_values: Tensor, actions: Tensor | None, penalty: Tensor, at_taken: Tensor) -> Tensor:
+    """``sum_B [ penalty softmax Q + at_taken 1_a ]``, the shares in the batch being in the two: ``[M, R, A]``."""
     p = q_values.mT.softmax(-2)  # [M, A, R]: fastest where the axis summed over is not the innermost
     if actions is None:
-        shares, weights = shares.view(p.shape), weights.view(p.shape).sum(-2)  # [M, A, R], [M, R]
-        return p.mul_((penalty * weights)[..., None, :]).add_(shares).mT
-    return p.mul_((penalty * weights)[..., None, :]).scatter_add_(-2, actions[..., None, :], shares[..., None, :]).mT
+        return p.mul_(penalty.sum(-2, keepdim=True)).add_(at_taken).mT
+    return p.mul_(penalty[..., None, :]).scatter_add_(-2, actions[..., None, :], at_taken[..., None, :]).mT
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

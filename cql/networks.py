@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cql.products import Matrices, linear, matrices, product
+
 
 class Layer(NamedTuple):
     weight: Tensor  # [M, outputs, inputs], as in torch.nn.Linear; of a table [M, inputs, outputs], a row per state
@@ -97,59 +99,64 @@ class PopulationMLP:
                         tensor[member].uniform_(-bound, bound, generator=generator)
         return flat
 
-    def buffers(self, members: int, batch: int, like: Tensor) -> list[Tensor]:
-        """Room for the output of every layer at this batch size, to be passed as ``out`` again and again.
+    def room_for_q(self, members: int, rows: int, like: Tensor) -> Tensor:
+        """Memory for the last output ``[M, B, A]``, to be passed to ``forward``.
 
         Q lies action by action, as ``[M, A, B]`` seen as ``[M, B, A]``: products with a few rows are several times faster
         than with a few columns, and so is a softmax over an axis that is not the innermost.
         """
-        return [like.new_empty(members, batch, o) for _, o in self.sizes[:-1]] + [
-            like.new_empty(members, self.outputs, batch).mT]
+        return like.new_empty(members, self.outputs, rows).mT
 
-    def forward(self, layers: list[Layer], observations: Tensor, out: list[Tensor] | None = None) -> list[Tensor]:
+    def forward(self, layers: list[Layer], observations: Tensor | Matrices, out: list[Matrices] | None = None) -> list[Matrices]:
         """The outputs of every layer; the last one is Q (or the logits) ``[M, B, A]``.
 
         Args:
-            layers: from ``layers``.
+            layers: from ``layers``, or their ``Matrices``.
             observations: ``[M, B]`` integers or ``[M, B, inputs]`` floats.
-            out: from ``buffers``; without it new tensors are made and autograd works.
+            out: memory for every output, the last as ``room_for_q`` makes it; without it new tensors are made and autograd works.
         """
         out = out or [None] * len(layers)
-        outputs, hidden = [], observations
-        for n, (layer, buffer) in enumerate(zip(layers, out)):
+        outputs, hidden = [], matrices(observations)
+        for n, (layer, room) in enumerate(zip(layers, out)):
+            weight = matrices(layer.weight)
             if layer.bias is None:
-                hidden = _look_up(layer.weight, hidden, buffer)  # [M, B, o]
+                hidden = _look_up(weight.whole, hidden.whole, room)  # [M, B, o]
             elif n < len(layers) - 1:
-                hidden = torch.baddbmm(layer.bias, hidden, layer.weight.mT, out=buffer)  # [M, B, o]
+                hidden = linear(hidden, weight, matrices(layer.bias), self._has_relu(n), room)  # [M, B, o]
             else:
-                buffer = None if buffer is None else buffer.mT
-                hidden = torch.baddbmm(layer.bias.mT, layer.weight, hidden.mT, out=buffer).mT  # [M, A, B] as [M, B, A]
-            if self._has_relu(n):
-                hidden = hidden.relu_()
+                made = torch.baddbmm(matrices(layer.bias).mT.whole, weight.whole, hidden.mT.whole,
+                                     out=None if room is None else room.mT.whole)  # [M, A, B]
+                hidden = Matrices(made.mT) if room is None else room
             outputs.append(hidden)
         return outputs
 
-    def backward(self, layers: list[Layer], observations: Tensor, outputs: list[Tensor], gradient: Tensor,
-                 out: list[Layer], room: list[Tensor]) -> None:
+    def q_values(self, layers: list[Layer], observations: Tensor) -> Tensor:
+        """Q (or the logits), ``[M, B] or [M, B, inputs] -> [M, B, A]``."""
+        return self.forward(layers, observations)[-1].whole
+
+    def backward(self, layers: list[Layer], observations: Tensor | Matrices, outputs: list[Matrices], gradient: Tensor,
+                 out: list[Layer], room: list[Matrices]) -> None:
         """Writes the gradient of a scalar with respect to all parameters into ``out``, by hand.
 
         Args:
             layers, observations, outputs: as given to and returned by ``forward``.
             gradient: of the scalar with respect to the last output ``[M, B, A]``.
-            out: views of the gradient buffer, from ``layers``.
-            room: from ``buffers``, for the gradients with respect to the hidden outputs.
+            out: views of the gradient buffer, from ``layers``, or their ``Matrices``.
+            room: memory for the gradients with respect to the hidden outputs.
         """
+        gradient = Matrices(gradient)
         for n in range(len(layers) - 1, -1, -1):
             if layers[n].bias is None:
-                _add_rows(out[n].weight, observations, gradient)
+                _add_rows(matrices(out[n].weight).whole, matrices(observations).whole, gradient.whole)
                 continue
-            inputs = outputs[n - 1] if n else observations  # [M, B, i]
-            torch.bmm(gradient.mT, inputs, out=out[n].weight)  # [M, o, i]
-            torch.sum(gradient, 1, keepdim=True, out=out[n].bias)
+            inputs = outputs[n - 1] if n else matrices(observations)  # [M, B, i]
+            product(gradient.mT, inputs, matrices(out[n].weight))  # [M, o, i]
+            torch.sum(gradient.whole, 1, keepdim=True, out=matrices(out[n].bias).whole)
             if n:
-                gradient = torch.bmm(gradient, layers[n].weight, out=room[n - 1])  # [M, B, i]
+                product(gradient, matrices(layers[n].weight), room[n - 1])  # [M, B, i]
+                gradient = room[n - 1]
                 if self._has_relu(n - 1):  # the ReLU's own backward, in one pass: 0 where its output is not above 0
-                    torch.ops.aten.threshold_backward.grad_input(gradient, inputs, 0, grad_input=gradient)
+                    torch.ops.aten.threshold_backward.grad_input(gradient.whole, inputs.whole, 0, grad_input=gradient.whole)
 
 
 def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
@@ -159,10 +166,13 @@ def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
     return (indices + offsets[:, None]).view(-1)
 
 
-def _look_up(table: Tensor, indices: Tensor, out: Tensor | None) -> Tensor:
+def _look_up(table: Tensor, indices: Tensor, out: Matrices | None) -> Matrices:
     members, _, width = table.shape
     rows = torch.index_select(table.reshape(-1, width), 0, _flat_rows(table, indices)).view(members, -1, width)
-    return rows if out is None else out.copy_(rows)
+    if out is None:
+        return Matrices(rows)
+    out.whole.copy_(rows)
+    return out
 
 
 def _add_rows(table_gradient: Tensor, indices: Tensor, gradient: Tensor) -> None:

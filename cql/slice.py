@@ -1,12 +1,11 @@
 """One slice of the population in training: what is logged and checkpointed together, tile by tile on all threads."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from cql import learner
+from cql import learner, workers
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.diagnostics import largest_rewards, value_bound
@@ -49,19 +48,18 @@ class Slice:
         self.schedule = cosine_schedule(config.lr, self.steps).to(device)
         rows = input_rows(config, transitions)
         size = tile_size(self.network, rows, len(members)) if device.type == "cpu" else len(members)
-        self.tiles = [Tile(members[n : n + size], config, transitions, self.network, self.schedule)
-                      for n in range(0, len(members), size)]
+        count = min(threads, -(-len(members) // size))
+        forked = count > 1 and workers.FORKS
+        self.tiles = [Tile(members[n : n + size], config, transitions, self.network, self.schedule,
+                           *[workers.shared] * forked) for n in range(0, len(members), size)]
+        self._start_workers = lambda: (workers.Processes if forked else workers.Threads)(self.tiles, count)
+        self._workers = None
         self.sizes = [len(tile.draws) for tile in self.tiles]
         self.draws = torch.cat([tile.draws for tile in self.tiles])
         self.block, self.summed = min(tile.block for tile in self.tiles), 0
         largest = size * rows * max(i * o for i, o in self.network.sizes[self.network.discrete :] or [(1, 1)])
         alone = len(self.tiles) == 1
         self.threads_per_tile = threads if alone and largest >= ONE_THREAD else 1
-        workers = min(threads, len(self.tiles))
-        # denormals are flushed per thread
-        self._map = map if workers == 1 else ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal,
-                                                                initargs=(True,)).map
-
     @property
     def state(self) -> learner.State:
         """Of all members, copied; ``updates`` is the same number for all."""
@@ -121,8 +119,9 @@ class Slice:
 
     def block_of_updates(self, start: int, end: int) -> None:
         """Updates ``start … end − 1`` of every member, no target copy inside."""
-        for _ in self._map(lambda tile: tile.block_of_updates(start, end), self.tiles):
-            pass
+        if self._workers is None:  # not before it is clear that there is something to do, and what from
+            self._workers = self._start_workers()
+        self._workers.block_of_updates(start, end)
         self.summed += end - start
 
 

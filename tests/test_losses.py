@@ -104,13 +104,14 @@ def test_pairs_with_mean_targets_are_the_transitions(seed, td_loss):
     pairs = actions * 3 + rows
     count = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, torch.ones_like(targets))
     mean = torch.zeros(2, 12, dtype=torch.float64).scatter_add_(1, pairs, targets) / count.clamp_min(1)
-    terms = losses.cql_loss(q, None, mean, alpha, td_loss, count / 30)
+    weights, mean_of_pair = (count / 30).view(2, 4, 3), mean.view(2, 4, 3)
+    terms = losses.cql_loss(q, None, mean_of_pair, alpha, td_loss, weights)
     spread = losses.td_error(targets, mean.gather(1, pairs), td_loss).mean(-1)
     torch.testing.assert_close(terms.td + spread, expected.td)
     torch.testing.assert_close(terms.gap, expected.gap)
     expected.total.sum().backward()
-    torch.testing.assert_close(losses.cql_gradient(q.detach(), None, mean, alpha, td_loss, count / 30), q.grad)
-    torch.testing.assert_close(losses.bc_loss(q, None, count / 30), expected.gap)
+    torch.testing.assert_close(losses.cql_gradient(q.detach(), None, mean_of_pair, alpha, td_loss, weights), q.grad)
+    torch.testing.assert_close(losses.bc_loss(q, None, weights), expected.gap)
 
 
 def test_alpha_zero_is_plain_q_learning():

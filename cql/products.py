@@ -1,0 +1,69 @@
+"""Matrix products of a population, the large ones on a CPU by oneDNN.
+
+PyTorch multiplies float32 matrices on x86 through MKL, whose AVX-512 kernels run on Intel processors only; oneDNN's run on
+every processor that has the instructions, and reach it in PyTorch through the operator that compiled models call for a
+linear layer. It takes one member at a time and costs about 12 us more to call than ``torch.bmm``, which serves small
+products, every other device and data type, and autograd. ``tests/test_products.py`` holds one against the other.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+LARGE = 2**20  # multiply-adds of one member's product from which oneDNN is called: about where the two take equally long
+THIN = 8  # columns: a result with so few is faster made as its transpose, see `product`
+
+_onednn = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+
+
+class Matrices:
+    """``[M, n, k]``, a matrix per member. Views of it are made once, when first asked for: each costs as much as a small sum."""
+
+    def __init__(self, whole: Tensor):
+        self.whole = whole
+
+    @cached_property
+    def mT(self) -> "Matrices":
+        return Matrices(self.whole.mT)
+
+    @cached_property
+    def each(self) -> tuple[Tensor, ...]:
+        return self.whole.unbind()
+
+    @cached_property
+    def onednn_takes_it(self) -> bool:
+        whole = self.whole
+        return _onednn is not None and whole.device.type == "cpu" and whole.dtype == torch.float32 and not whole.requires_grad
+
+
+def matrices(tensor: Tensor | Matrices) -> Matrices:
+    return tensor if isinstance(tensor, Matrices) else Matrices(tensor)
+
+
+def linear(inputs: Matrices, weight: Matrices, bias: Matrices, relu: bool, out: Matrices | None = None) -> Matrices:
+    """``inputs weight^T + bias``, and no value below 0 if ``relu``: ``[M, B, i], [M, o, i], [M, 1, o] -> [M, B, o]``."""
+    if out is not None and _large(inputs, weight):
+        activation = "relu" if relu else "none"
+        for x, w, b, y in zip(inputs.each, weight.each, bias.each, out.each):
+            y.copy_(_onednn(x, w, b[0], activation, [], ""))
+        return out
+    product = torch.baddbmm(bias.whole, inputs.whole, weight.mT.whole, out=None if out is None else out.whole)
+    product = product.relu_() if relu else product
+    return Matrices(product) if out is None else out
+
+
+def product(left: Matrices, right: Matrices, out: Matrices) -> None:
+    """Writes ``left right``: ``[M, n, k], [M, k, m] -> [M, n, m]``."""
+    if _large(left, right):
+        for x, w, y in zip(left.each, right.mT.each, out.each):
+            y.copy_(_onednn(x, w, None, "none", [], ""))
+    elif right.whole.shape[2] < THIN < left.whole.shape[1]:
+        out.mT.whole.copy_(torch.bmm(right.mT.whole, left.mT.whole))
+    else:
+        torch.bmm(left.whole, right.whole, out=out.whole)
+
+
+def _large(left: Matrices, right: Matrices) -> bool:
+    _, rows, inner = left.whole.shape
+    return rows * right.whole.numel() >= LARGE * right.whole.shape[0] and left.onednn_takes_it and right.onednn_takes_it

@@ -1,0 +1,97 @@
+"""The tiles of a slice trained at once, each worker its share of them.
+
+Threads of one Python process hardly overlap in operations of a few microseconds, each of which gives the interpreter's lock
+away and waits for it again; so on Linux the workers are forked processes. Of a tile's state only ``shared`` memory is seen
+by both sides; everything else of it is used by its worker alone.
+"""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor
+
+from cql.runs import RunError
+from cql.tile import Tile
+
+FORKS = sys.platform == "linux"
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """A copy in memory that forked processes see and change together. It is not a file: /dev/shm is small in containers."""
+    if tensor.numel() == 0:
+        return tensor
+    memory = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+class Threads:
+    """``count`` workers, threads of this process; one of them is the caller itself."""
+
+    def __init__(self, tiles: list[Tile], count: int):
+        self.tiles = tiles
+        # denormals are flushed per thread
+        self.map = map if count == 1 else ThreadPoolExecutor(count, initializer=torch.set_flush_denormal, initargs=(True,)).map
+
+    def block_of_updates(self, start: int, end: int) -> None:
+        for _ in self.map(lambda tile: tile.block_of_updates(start, end), self.tiles):
+            pass
+
+
+class Processes:
+    """``count`` workers, forked from this process; they end with it, or when this object is no longer used.
+
+    Args:
+        tiles: whose ``state`` and ``sums`` are ``shared``.
+    """
+
+    def __init__(self, tiles: list[Tile], count: int):
+        context = multiprocessing.get_context("fork")
+        self.connections: list[Connection] = []
+        for n in range(count):
+            ours, theirs = context.Pipe()
+            self.connections.append(ours)
+            process = context.Process(target=_serve, args=(tiles[n::count], theirs, self.connections[:]), daemon=True)
+            with warnings.catch_warnings():  # of threads at the fork: TensorBoard's writer, which no worker uses
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+
+    def block_of_updates(self, start: int, end: int) -> None:
+        """Raises RunError if a worker ended or failed."""
+        try:
+            for connection in self.connections:
+                connection.send((start, end))
+            failures = [connection.recv() for connection in self.connections]
+        except (EOFError, OSError):
+            raise RunError("a worker process of the training was ended from outside, perhaps for want of memory.") from None
+        for failure in failures:
+            if failure is not None:
+                raise RunError(f"a worker process failed: {failure}")
+
+
+def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) -> None:
+    """What a worker does: a block whenever it is told, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:  # the parent's ends, held open here they would keep other workers waiting
+        other.close()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    while True:
+        try:
+            start, end = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            for tile in tiles:
+                tile.block_of_updates(start, end)
+            connection.send(None)
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
