@@ -5,6 +5,7 @@ each has and the mean target of its outcomes: the same gradient as over the tran
 reads no observation twice. For the Huber loss, which has no such mean, an entry of the batch is a transition.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from cql import losses
 from cql.config import Config
 from cql.sampling import Batch, Transitions, uniform_bits
+
+MULTIPLE = 4  # of rows that the network reads: odd numbers slow its products down
 
 
 class Pairs(NamedTuple):
@@ -56,6 +59,24 @@ class Block(NamedTuple):
     batch: Batch  # actions, weights and rows of its entries, for ``cql.learner``
     drawn: Batch  # [M, B], its transitions
     pairs: Pairs | None  # of these, if its entries are pairs
+    filled: list[int] | None  # how many of the R rows each update needs; None: all of them
+
+    def updates(self, q_values: Tensor, targets: Tensor | None = None) -> Iterator[tuple[Tensor, Batch, Tensor | None, Tensor]]:
+        """Inputs, batch, targets and room for Q of each update, only the rows that it needs.
+
+        Args:
+            q_values: ``[T, M, R, A]``. targets: ``[T, M, A, R]`` of pairs.
+        """
+        count = len(q_values)
+        fields = ([None] * count if field is None else field.unbind() for field in self.batch)
+        each = zip(self.inputs.unbind(), map(Batch._make, zip(*fields)), [None] * count if targets is None else targets.unbind(),
+                   q_values.unbind())
+        if self.filled is None:
+            yield from each
+            return
+        for rows, (inputs, batch, target, q) in zip(self.filled, each):
+            batch = batch._replace(weights=batch.weights.narrow(2, 0, rows))
+            yield inputs.narrow(1, 0, rows), batch, target if target is None else target.narrow(2, 0, rows), q.narrow(1, 0, rows)
 
 
 class Minibatches:
@@ -70,29 +91,31 @@ class Minibatches:
         uniforms = uniform_bits(self.seeds, steps, self.config.batch_size)
         drawn = self.transitions.gather(self.transitions.minibatch_indices(self.draws, uniforms))
         if not self.as_pairs:
-            return Block(self._inputs(drawn.observations), Batch(None, drawn.actions, None, None, None), drawn, None)
-        observations, rows = distinct(drawn.observations)
+            return Block(self._inputs(drawn.observations), Batch(None, drawn.actions, None, None, None), drawn, None, None)
+        observations, rows, filled = distinct(drawn.observations)
         shares = drawn.rewards.new_full((1, 1, 1), 1 / self.config.batch_size).expand(rows.shape)
         held = pairs(rows, drawn.actions, shares, observations.shape[-1], self.transitions.num_actions)
-        return Block(self._inputs(observations), Batch(None, None, None, None, None, held.weights), drawn, held)
+        return Block(self._inputs(observations), Batch(None, None, None, None, None, held.weights), drawn, held, filled)
 
     def _inputs(self, observations: Tensor) -> Tensor:
         return observations if self.transitions.discrete else self.transitions.observations[observations]
 
 
-def distinct(observations: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ones of each batch ``[…, R]``, and where among them each stands: ``[…, B]``.
+def distinct(observations: Tensor) -> tuple[Tensor, Tensor, list[int] | None]:
+    """The different ones of each batch ``[T, M, B]``, the rest filled up with row 0; where among them each stands, likewise;
+    and for every update the largest number of them that a member has, rounded up.
 
-    ``R`` is the largest number that a batch has; the others are filled up with row 0. A CUDA device would have to wait for
-    that number, and would record a graph for it alone: there every observation stands for itself.
+    A CUDA device would have to wait for that number, and would record a graph for it alone: there every observation stands
+    for itself.
     """
     if observations.device.type == "cuda":
-        return observations, torch.arange(observations.shape[-1], device=observations.device).expand_as(observations)
+        return observations, torch.arange(observations.shape[-1], device=observations.device).expand_as(observations), None
     ordered, order = observations.sort(-1)
     place = torch.nn.functional.pad((ordered[..., 1:] != ordered[..., :-1]).cumsum(-1), (1, 0))
     rows = torch.empty_like(order).scatter_(-1, order, place)
-    found = observations.new_zeros(*observations.shape[:-1], int(place.max()) + 1).scatter_(-1, place, ordered)
-    return found, rows
+    found = torch.zeros_like(observations).scatter_(-1, place, ordered)
+    different = place[..., -1].amax(-1) + 1  # [T]
+    return found, rows, (-(-different // MULTIPLE) * MULTIPLE).clamp_max(observations.shape[-1]).tolist()
 
 
 class FullBatch:
@@ -113,7 +136,7 @@ class FullBatch:
             batch = Batch(None, None, None, None, None, held.weights)
         else:
             held, batch = None, drawn
-        self.one = Block(inputs, batch, drawn, held)
+        self.one = Block(inputs, batch, drawn, held, None)
         self.targets = torch.zeros_like(batch.weights)
         self.spread = torch.zeros_like(drawn.weights[:, 0])
 
@@ -131,4 +154,5 @@ class FullBatch:
         def again(field):
             return None if field is None else field.expand(len(steps), *field.shape)
         one = self.one
-        return Block(again(one.inputs), Batch(*map(again, one.batch)), Batch(*map(again, one.drawn)), one.pairs and Pairs(*map(again, one.pairs)))
+        return Block(again(one.inputs), Batch(*map(again, one.batch)), Batch(*map(again, one.drawn)),
+                     one.pairs and Pairs(*map(again, one.pairs)), None)

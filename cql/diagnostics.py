@@ -143,7 +143,7 @@ def state_inputs(environment: gymnasium.Env) -> Tensor:
 
 def population_outputs(network: PopulationMLP, layers, inputs: Tensor, members: int) -> Tensor:
     """The network of every member at the same inputs, ``[rows, …] -> [M, rows, A]``."""
-    return network.forward(layers, inputs.expand(members, *inputs.shape))[-1]
+    return network.q_values(layers, inputs.expand(members, *inputs.shape))
 
 
 def greedy_policies(actions: np.ndarray, num_actions: int) -> np.ndarray:

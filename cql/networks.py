@@ -99,21 +99,15 @@ class PopulationMLP:
                         tensor[member].uniform_(-bound, bound, generator=generator)
         return flat
 
-    def room_for_q(self, members: int, rows: int, like: Tensor) -> Tensor:
-        """Memory for the last output ``[M, B, A]``, to be passed to ``forward``.
-
-        Q lies action by action, as ``[M, A, B]`` seen as ``[M, B, A]``: products with a few rows are several times faster
-        than with a few columns, and so is a softmax over an axis that is not the innermost.
-        """
-        return like.new_empty(members, self.outputs, rows).mT
-
     def forward(self, layers: list[Layer], observations: Tensor | Matrices, out: list[Matrices] | None = None) -> list[Matrices]:
         """The outputs of every layer; the last one is Q (or the logits) ``[M, B, A]``.
 
         Args:
             layers: from ``layers``, or their ``Matrices``.
             observations: ``[M, B]`` integers or ``[M, B, inputs]`` floats.
-            out: memory for every output, the last as ``room_for_q`` makes it; without it new tensors are made and autograd works.
+            out: memory for every output; without it new tensors are made and autograd works. That of the last is ``[M, A, B]``
+                seen as ``[M, B, A]``: products with a few rows are several times faster than with a few columns, and so is a
+                softmax over an axis that is not the innermost.
         """
         out = out or [None] * len(layers)
         outputs, hidden = [], matrices(observations)

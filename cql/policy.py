@@ -107,7 +107,7 @@ class Policy:
     @torch.no_grad()
     def _outputs(self, observation) -> tuple[Tensor, bool]:
         observations, single = self._batched(np.asarray(observation))
-        return self.network.forward(self.layers, observations[None])[-1][0], single
+        return self.network.q_values(self.layers, observations[None])[0], single
 
     def _batched(self, array: np.ndarray) -> tuple[Tensor, bool]:
         if self.network.discrete:

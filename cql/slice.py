@@ -52,14 +52,14 @@ class Slice:
         forked = count > 1 and workers.FORKS
         self.tiles = [Tile(members[n : n + size], config, transitions, self.network, self.schedule,
                            *[workers.shared] * forked) for n in range(0, len(members), size)]
-        self._start_workers = lambda: (workers.Processes if forked else workers.Threads)(self.tiles, count)
-        self._workers = None
+        self._workers, self._threads, self._forked = None, count, forked
         self.sizes = [len(tile.draws) for tile in self.tiles]
         self.draws = torch.cat([tile.draws for tile in self.tiles])
         self.block, self.summed = min(tile.block for tile in self.tiles), 0
         largest = size * rows * max(i * o for i, o in self.network.sizes[self.network.discrete :] or [(1, 1)])
         alone = len(self.tiles) == 1
         self.threads_per_tile = threads if alone and largest >= ONE_THREAD else 1
+
     @property
     def state(self) -> learner.State:
         """Of all members, copied; ``updates`` is the same number for all."""
@@ -120,7 +120,7 @@ class Slice:
     def block_of_updates(self, start: int, end: int) -> None:
         """Updates ``start … end − 1`` of every member, no target copy inside."""
         if self._workers is None:  # not before it is clear that there is something to do, and what from
-            self._workers = self._start_workers()
+            self._workers = (workers.Processes if self._forked else workers.Threads)(self.tiles, self._threads)
         self._workers.block_of_updates(start, end)
         self.summed += end - start
 

@@ -5,7 +5,6 @@ minibatches and TD targets are made at once (the target network stands still), i
 the Q-values kept, and nothing in it waits for the device. On a CUDA device it is captured once and replayed as a graph.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -51,7 +50,7 @@ class Tile:
                        Minibatches(transitions, self.draws, self.seeds, config, self.algorithm))
         rows = input_rows(config, transitions)
         self.block = block_length(config, transitions, len(members))
-        self.kept = self.state.parameters.new_empty(self.block * len(members) * network.outputs * rows)  # Q of every update
+        self.kept = self.state.parameters.new_zeros(self.block, len(members), network.outputs, rows)  # Q of every update
         self.workspaces = learner.Workspaces(network, self.state, rows)
         # The target network's values at all distinct observations are fewer than those that an interval's batches ask
         # for, unless observations hardly repeat.
@@ -77,20 +76,20 @@ class Tile:
         steps = self.start + torch.arange(count, device=self.start.device)
         rates = self.schedule[steps]
         block = self.source.block(steps)
-        each, inputs, q_values = _each(block.batch, count), block.inputs.unbind(), self._room_for_q(block)
-        work = self.workspaces.of(block.inputs.shape[2])
+        q_values = self.kept[:count].mT  # [T, M, R, A]
         if self.algorithm == "bc":
-            for x, batch, rate, q in zip(inputs, each, rates.unbind(), q_values.unbind()):
-                learner.bc_update(self.network, self.state, x, batch, rate, work, q)
+            for rate, (inputs, batch, _, logits) in zip(rates.unbind(), block.updates(q_values)):
+                learner.bc_update(self.network, self.state, inputs, batch, rate, self.workspaces.of(inputs.shape[1]), logits)
             terms = [losses.bc_loss(learner.at_rows(q_values, block.batch.rows), block.batch.actions, block.batch.weights)]
         else:
             targets, spread = self._targets(block, count)
             alpha = self.state.alpha.repeat(count, 1)  # [T, M], of every update
             dual_rates = learner.DUAL_RATE * (rates / self.config.lr)
-            for t, (x, batch, y, rate, q) in enumerate(zip(inputs, each, targets.unbind(), rates.unbind(), q_values.unbind())):
+            for t, (rate, (inputs, batch, target, q)) in enumerate(zip(rates.unbind(), block.updates(q_values, targets))):
                 if self.config.double_q:
-                    spread[t] = self._set_double_q_targets(block, t, y)
-                learner.cql_update(self.network, self.state, x, batch, y, self.config.td_loss, rate, work, q)
+                    spread[t] = self._set_double_q_targets(block, t, targets[t])
+                learner.cql_update(self.network, self.state, inputs, batch, target, self.config.td_loss, rate,
+                                   self.workspaces.of(inputs.shape[1]), q)
                 if self.config.gap_threshold is not None:
                     alpha[t] = self.state.alpha
                     learner.dual_ascent(self.state, q, batch, self.config.gap_threshold, dual_rates[t])
@@ -107,12 +106,6 @@ class Tile:
         if self.config.full_batch and not self.config.double_q:
             self.source.set_targets(self.next_values)
         self.fresh = True
-
-    def _room_for_q(self, block: Block) -> Tensor:
-        """``[T, M, R, A]``, action by action."""
-        updates, members, rows = block.inputs.shape[:3]
-        shape = updates, members, self.network.outputs, rows
-        return self.kept[: math.prod(shape)].view(shape).mT
 
     def _targets(self, block: Block, count: int) -> tuple[Tensor, Tensor]:
         """TD targets of the block's entries and the loss that they leave out ``[T, M]``; with double Q room for them, as they
@@ -160,9 +153,3 @@ def block_length(config: Config, transitions: Transitions, members: int) -> int:
     """Updates at most in one block of so many members."""
     per_update = members * input_rows(config, transitions) * (transitions.num_actions if config.full_batch else 1)
     return max(1, min(BLOCK, BLOCK_TRANSITIONS // per_update))
-
-
-def _each(batches: Batch, count: int):
-    """The batch of each update of a block."""
-    fields = [[None] * count if field is None else field.unbind(0) for field in batches]
-    return (Batch(*values) for values in zip(*fields))

@@ -98,7 +98,7 @@ def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys
     def poisoned(self, start, end):
         original(self, start, end)
         if self.algorithm == "cql" and end >= 20:
-            self.tiles[-1].work[0].layers[1].weight[-1] = torch.nan
+            self.network.layers(self.tiles[-1].state.parameters)[1].weight[-1] = torch.nan
 
     monkeypatch.setattr(Slice, "block_of_updates", poisoned)
     assert train.main([*TINY, "--alpha", "6", "20", "--out", str(tmp_path / "both")]) == 0
@@ -120,7 +120,8 @@ def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
     """A value above what any exact solution reaches: the run goes on, the member is flagged as run away."""
     from cql.slice import Slice
     monkeypatch.setattr(Slice, "loss_means", lambda self, original=Slice.loss_means: (
-        [tile.work[0].layers[-1].bias.add_(1000 * (self.algorithm == "cql")) for tile in self.tiles], original(self))[1])
+        [self.network.layers(tile.state.parameters)[-1].bias.add_(1000 * (self.algorithm == "cql")) for tile in self.tiles],
+        original(self))[1])
     said = []
     monkeypatch.setattr("cql.analysis.look.Figure.text", lambda self, *args, original=Figure.text, **kw: (
         said.append(args[2]), original(self, *args, **kw))[1])

@@ -7,6 +7,7 @@ import torch
 
 from cql import learner, losses
 from cql.networks import PopulationMLP
+from cql.products import Matrices
 from cql.sampling import Batch
 
 NETWORKS = [PopulationMLP(9, 4, hidden, discrete) for hidden in ((), (8,), (8, 6), (5, 5, 5)) for discrete in (True, False)]
@@ -17,6 +18,12 @@ def inputs_for(network, members, rows, seed=0):
     if network.discrete:
         return torch.randint(0, network.inputs, (members, rows), generator=g)
     return torch.randn(members, rows, network.inputs, generator=g)
+
+
+def memory_for(network, state, rows):
+    """Workspace and room for Q."""
+    work = learner.Workspaces(network, state, rows + 3).of(rows)  # made for more rows than are used
+    return work, torch.empty(len(state.alpha), network.outputs, rows).mT
 
 
 def batch_for(members, rows, actions=4, seed=0):
@@ -31,10 +38,11 @@ def test_backward_is_autograds(network):
     x = x if network.discrete else x.double()
     direction = torch.randn(3, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     leaf = flat.clone().requires_grad_()
-    (network.forward(network.layers(leaf), x)[-1] * direction).sum().backward()
+    (network.q_values(network.layers(leaf), x) * direction).sum().backward()
     gradient = torch.full_like(flat, torch.nan)  # every entry must be written
     layers = network.layers(flat)
-    network.backward(layers, x, network.forward(layers, x), direction, network.layers(gradient), network.buffers(3, 7, flat))
+    room = [Matrices(torch.empty(3, 7, width, dtype=torch.float64)) for width in network.hidden]
+    network.backward(layers, x, network.forward(layers, x), direction, network.layers(gradient), room)
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-12, atol=1e-12)
 
 
@@ -42,8 +50,9 @@ def test_backward_is_autograds(network):
 def test_forward_equals_a_plain_module(network):
     flat = network.initial([5, 6])
     x = inputs_for(network, 2, 6)
-    outputs = network.forward(network.layers(flat), x)[-1]
-    buffered = network.forward(network.layers(flat), x, network.buffers(2, 6, flat))[-1]
+    outputs = network.q_values(network.layers(flat), x)
+    room = [Matrices(torch.empty(2, 6, width)) for width in network.hidden] + [Matrices(torch.empty(2, 4, 6).mT)]
+    buffered = network.forward(network.layers(flat), x, room)[-1].whole
     assert torch.equal(outputs, buffered)
     for m in range(2):
         h = torch.nn.functional.one_hot(x[m], network.inputs).float() if network.discrete else x[m]
@@ -57,7 +66,7 @@ def test_hidden_nothing_is_the_table():
     network = PopulationMLP(9, 4, (), discrete=True)
     flat = network.initial([0])
     assert network.parameters_per_member == 36
-    assert torch.equal(network.forward(network.layers(flat), torch.arange(9)[None])[-1][0], flat.view(9, 4))
+    assert torch.equal(network.q_values(network.layers(flat), torch.arange(9)[None])[0], flat.view(9, 4))
 
 
 def test_equal_seeds_start_equal_whatever_stands_beside_them():
@@ -75,15 +84,15 @@ def test_cql_update_equals_autograd_with_torch_adam(network, td_loss):
     members, rows, seeds = 3, 16, [1, 2, 3]
     alpha = [0.0, 1.0, 6.0]
     state = learner.initial_state(network, seeds, alpha, torch.device("cpu"))
-    work = learner.workspace(network, state, rows)
+    memory = memory_for(network, state, rows)
     leaf = state.parameters.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=1e-2)
     for update in range(5):
         x, batch = inputs_for(network, members, rows, update), batch_for(members, rows, seed=update)
         targets = torch.randn(members, rows, generator=torch.Generator().manual_seed(update)) * 5
-        learner.cql_update(network, state, x, batch, targets, td_loss, torch.tensor(1e-2), work)
+        learner.cql_update(network, state, x, batch, targets, td_loss, torch.tensor(1e-2), *memory)
         adam.zero_grad()
-        q = network.forward(network.layers(leaf), x)[-1]
+        q = network.q_values(network.layers(leaf), x)
         losses.cql_loss(q, batch.actions, targets, torch.tensor(alpha), td_loss).total.sum().backward()
         adam.step()
         torch.testing.assert_close(state.parameters, leaf.detach(), rtol=1e-4, atol=1e-5)
@@ -95,11 +104,11 @@ def test_bc_update_equals_autograd_with_torch_adam():
     state = learner.initial_state(network, [1, 2], [0.0, 0.0], torch.device("cpu"))
     leaf = state.parameters.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=1e-2)
-    work = learner.workspace(network, state, 12)
+    memory = memory_for(network, state, 12)
     for _ in range(5):
-        learner.bc_update(network, state, x, batch, torch.tensor(1e-2), work)
+        learner.bc_update(network, state, x, batch, torch.tensor(1e-2), *memory)
         adam.zero_grad()
-        losses.bc_loss(network.forward(network.layers(leaf), x)[-1], batch.actions).sum().backward()
+        losses.bc_loss(network.q_values(network.layers(leaf), x), batch.actions).sum().backward()
         adam.step()
     torch.testing.assert_close(state.parameters, leaf.detach(), rtol=1e-4, atol=1e-5)
 
@@ -115,9 +124,9 @@ def test_full_batch_rows_equal_the_written_out_batch():
     once, written_out = (learner.initial_state(network, [1, 2], [1.0, 6.0], torch.device("cpu")) for _ in range(2))
     for _ in range(3):
         learner.cql_update(network, once, table, batch._replace(rows=observations), targets, "huber", rate,
-                           learner.workspace(network, once, 5))
+                           *memory_for(network, once, 5))
         learner.cql_update(network, written_out, observations, batch, targets, "huber", rate,
-                           learner.workspace(network, written_out, 4))
+                           *memory_for(network, written_out, 4))
     torch.testing.assert_close(once.parameters, written_out.parameters)
 
 

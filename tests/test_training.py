@@ -109,12 +109,12 @@ def test_the_full_batch_is_all_transitions_at_once(tmp_path, td_loss, double_q):
         if step % config.target_interval == 0:
             target = leaf.detach().clone()
         with torch.no_grad():
-            q = network.forward(network.layers(target), following)[-1]
-            chooser = network.forward(network.layers(leaf), following)[-1] if double_q else q
+            q = network.q_values(network.layers(target), following)
+            chooser = network.q_values(network.layers(leaf), following) if double_q else q
             y = losses.td_target(rewards, ended, losses.taken(q, chooser.argmax(-1)), config.gamma)
         adam.param_groups[0]["lr"] = float(rates[step])
         adam.zero_grad()
-        terms = losses.cql_loss(network.forward(network.layers(leaf), observations)[-1], actions, y, torch.tensor([6.0]), td_loss)
+        terms = losses.cql_loss(network.q_values(network.layers(leaf), observations), actions, y, torch.tensor([6.0]), td_loss)
         terms.total.sum().backward()
         adam.step()
         logged.append([term.item() for term in terms])
@@ -186,12 +186,12 @@ def test_double_q_uses_the_online_choice(tmp_path):
             index = transitions.minibatch_indices(torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([step]), 16)[0])
             batch = transitions.gather(index)
             with torch.no_grad():
-                following = network.forward(network.layers(target), batch.next_observations)[-1]
-                chooser = network.forward(network.layers(leaf), batch.next_observations)[-1] if double_q else following
+                following = network.q_values(network.layers(target), batch.next_observations)
+                chooser = network.q_values(network.layers(leaf), batch.next_observations) if double_q else following
                 y = losses.td_target(batch.rewards, batch.terminations, losses.taken(following, chooser.argmax(-1)), 0.99)
             adam.param_groups[0]["lr"] = float(rates[step])
             adam.zero_grad()
-            q = network.forward(network.layers(leaf), batch.observations)[-1]
+            q = network.q_values(network.layers(leaf), batch.observations)
             losses.cql_loss(q, batch.actions, y, torch.tensor([6.0])).total.sum().backward()
             adam.step()
         mine = torch.cat([t.flatten() for t in parameters(run, "cql-a6-s42-d42")])
@@ -229,7 +229,7 @@ def test_logged_losses_are_those_of_the_updates(tmp_path):
         torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([0]), 16)[0]))
     network = PopulationMLP(225, 4, (16,), True)
     layers = network.layers(network.initial([42]))
-    q, following = (network.forward(layers, rows)[-1] for rows in (batch.observations, batch.next_observations))
+    q, following = (network.q_values(layers, rows) for rows in (batch.observations, batch.next_observations))
     terms = losses.cql_loss(q, batch.actions, losses.td_target(batch.rewards, batch.terminations, following.amax(-1), 0.99),
                             torch.tensor([6.0]))
     for name, term in zip(("losses/td", "losses/conservative_gap", "losses/total"), terms):
@@ -242,7 +242,7 @@ def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path):
     data = run.datasets(run.config())[0]
     from cql.networks import PopulationMLP
     network = PopulationMLP(225, 4, (16,), True)
-    logits = network.forward(network.layers(network.initial([42])), torch.from_numpy(data.observations).long()[None])[-1]
+    logits = network.q_values(network.layers(network.initial([42])), torch.from_numpy(data.observations).long()[None])
     from cql import losses
     expected = losses.bc_loss(logits.double(), torch.from_numpy(data.actions).long()[None]).item()
     assert read_metrics(run.path / "metrics.csv")["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([expected], rel=1e-5)

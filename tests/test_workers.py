@@ -1,0 +1,96 @@
+"""Worker processes: the same numbers as one thread, and a clear end when one of them fails or is killed."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+
+from cql import slice as slice_module
+from cql import workers
+from cql.collect import datasets_for
+from cql.config import Config
+from cql.population import slices
+from cql.runs import RunError
+from cql.sampling import Transitions
+from cql.slice import Slice
+
+FORKS = pytest.mark.skipif(not workers.FORKS, reason="worker processes are forked on Linux only")
+CONFIG = Config(episodes=20, hidden=(8,), batch_size=16, steps=60, bc_steps=60, num_seeds=5, target_interval=20)
+
+
+@pytest.fixture(autouse=True)
+def as_in_training():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def part_of(threads, monkeypatch):
+    monkeypatch.setattr(slice_module, "TILE_BYTES", 1)  # a tile per member
+    datasets = datasets_for(CONFIG, {})
+    return Slice(slices(CONFIG)[-1], CONFIG, Transitions(datasets, torch.device("cpu"), compress=False), datasets, threads)
+
+
+def trained(part):
+    for start in range(0, 60, 20):
+        part.block_of_updates(start, start + 20)
+    return part.state, part.loss_means()
+
+
+def test_workers_change_no_result(monkeypatch):
+    alone, means = trained(part_of(1, monkeypatch))
+    forked = part_of(3, monkeypatch)
+    state, others = trained(forked)
+    assert isinstance(forked._workers, workers.Processes if workers.FORKS else workers.Threads)
+    monkeypatch.setattr(workers, "FORKS", False)
+    threaded = part_of(2, monkeypatch)
+    assert isinstance(trained(threaded)[0], type(state)) and isinstance(threaded._workers, workers.Threads)
+    for one, two, three in zip(alone, state, threaded.state):
+        assert torch.equal(one, two) and torch.equal(one, three)
+    assert means == others and alone.updates == 60
+
+
+@FORKS
+def test_workers_end_with_their_slice(monkeypatch):
+    part = part_of(2, monkeypatch)
+    before = set(multiprocessing.active_children())
+    part.block_of_updates(0, 20)
+    started = [child for child in multiprocessing.active_children() if child not in before]
+    assert len(started) == 2
+    del part
+    for child in started:
+        child.join(10)
+        assert child.exitcode == 0
+
+
+@FORKS
+def test_a_killed_worker_is_reported(monkeypatch):
+    part = part_of(2, monkeypatch)
+    before = set(multiprocessing.active_children())
+    part.block_of_updates(0, 20)
+    victim = next(child for child in multiprocessing.active_children() if child not in before)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join(10)
+    with pytest.raises(RunError, match="ended from outside"):
+        part.block_of_updates(20, 40)
+
+
+@FORKS
+def test_a_failure_in_a_worker_is_reported(monkeypatch):
+    part = part_of(2, monkeypatch)
+    monkeypatch.setattr(type(part.tiles[0]), "block_of_updates", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match="ZeroDivisionError: division by zero"):
+        part.block_of_updates(0, 20)
+
+
+def test_shared_memory_is_a_copy():
+    original = torch.arange(6.0).view(2, 3)
+    copy = workers.shared(original)
+    assert torch.equal(copy, original)
+    copy.zero_()
+    assert original.sum() == 15 and workers.shared(torch.zeros(0)).shape == (0,) and workers.shared(torch.tensor(3.0)).item() == 3
