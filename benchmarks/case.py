@@ -94,8 +94,8 @@ def measured(case: Case) -> Iterator[tuple[dict, Callable[[float], dict]]]:
             """Products, updates, products again: the machine's speed drifts, and so the product rate is taken around them."""
             before = rates.products(seconds / 4)
             updates = rate(block, seconds, synchronise)
-            products = (before + rates.products(seconds / 4)) / 2
-            return {"rate": updates * case.members, "products": products, "copy": rates.copy(seconds / 10)}
+            bmm, products = (sum(both) / 2 for both in zip(before, rates.products(seconds / 4)))
+            return {"rate": updates * case.members, "bmm": bmm, "products": products, "copy": rates.copy(seconds / 10)}
         yield {"rows": rows, "threads": threads, "peak_memory": memory, **cost._asdict()}, measure
 
 

@@ -7,6 +7,7 @@ from typing import Callable, NamedTuple
 import torch
 
 from benchmarks.session import rate
+from cql.products import Matrices, product
 
 ADAM = 13  # operations per parameter: 3 for the first moment, 4 for the second, 3 for the denominator, 3 for the step
 CALIBRATION = 0.05  # seconds per candidate arrangement of the products
@@ -73,8 +74,8 @@ def update_cost(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> Cost
         looked_up += 4 * rows * o if table else 0
         elementwise += 0 if table else 2 * rows * o
         elementwise += 2 * rows * o if n < len(sizes) - 1 and not table else 0
-    operations = sum(product.operations for product in made)
-    numbers = sum(product.numbers for product in made) + looked_up + 7 * parameters
+    operations = sum(one.operations for one in made)
+    numbers = sum(one.numbers for one in made) + looked_up + 7 * parameters
     return Cost(operations, operations + elementwise + ADAM * parameters, 4 * numbers)
 
 
@@ -82,8 +83,8 @@ class Rates:
     """The machine's rates at the sizes of one slice's updates.
 
     The products are arranged as the slice's: tile by tile on ``workers`` threads; and, where there are several tiles, also
-    all members in one ``torch.bmm`` on all threads. Each layer's weight may be stored either way round. ``products`` is the
-    fastest arrangement's rate at that moment.
+    all members in one ``torch.bmm`` on all threads. Each layer's weight may be stored either way round, and made by
+    ``torch.bmm`` or by ``cql.products``, which has oneDNN for the large ones. The fastest arrangement counts.
 
     Args:
         sizes, discrete, rows: as for ``products``.
@@ -95,30 +96,32 @@ class Rates:
                  threads_per_tile: int, device: torch.device):
         self.device = device
         made, members, found = products(sizes, discrete, rows), sum(tiles), torch.get_num_threads()
-        layers = [list(layer) for _, layer in itertools.groupby(made, key=lambda product: product.layer)]
-        self._operations = members * sum(product.operations for product in made)
-        arrangements = [(tiles, workers, threads_per_tile)] + [([members], 1, workers)] * (len(tiles) > 1)
-        self._arrangements = []  # (one pass over all products, what PyTorch is set to)
-        for split, workers, threads in arrangements:
+        layers = [list(layer) for _, layer in itertools.groupby(made, key=lambda one: one.layer)]
+        self._operations = members * sum(one.operations for one in made)
+        arrangements = [("bmm", tiles, workers, threads_per_tile), ("any", tiles, workers, threads_per_tile)]
+        arrangements += [("bmm", [members], 1, workers)] * (len(tiles) > 1)
+        self._arrangements = []  # ("bmm" or "any", one pass over all products, what PyTorch is set to)
+        for kernels, split, workers, threads in arrangements:
             torch.set_num_threads(threads)
             run = map if workers == 1 else ThreadPoolExecutor(workers).map
             chosen = []  # per layer the works of all tiles
             for layer in layers:
-                ways = [[_tile_work(layer, count, transposed, device) for count in split] for transposed in (False, True)]
+                ways = [[_tile_work(layer, count, transposed, kernels == "any", device) for count in split]
+                        for transposed in (False, True)]
                 chosen.append(max(ways, key=lambda way: rate(self._once(way, run), CALIBRATION, self._synchronise)))
-            self._arrangements.append((self._once([_in_turn(parts) for parts in zip(*chosen)], run), threads))
+            self._arrangements.append((kernels, self._once([_in_turn(parts) for parts in zip(*chosen)], run), threads))
         torch.set_num_threads(found)
         parameters = members * sum(i * o for i, o in sizes)
         self._from, self._to = (torch.zeros(4 * parameters, device=device) for _ in range(2))
 
-    def products(self, seconds: float) -> float:
-        """Operations per second of the matrix products alone."""
-        found, rates = torch.get_num_threads(), []
-        for work, threads in self._arrangements:
+    def products(self, seconds: float) -> tuple[float, float]:
+        """Operations per second of the matrix products alone: by ``torch.bmm``, and by the faster of the two ways."""
+        found, rates = torch.get_num_threads(), {"bmm": [], "any": []}
+        for kernels, work, threads in self._arrangements:
             torch.set_num_threads(threads)
-            rates.append(rate(work, seconds / len(self._arrangements), self._synchronise))
+            rates[kernels].append(self._operations * rate(work, seconds / len(self._arrangements), self._synchronise))
         torch.set_num_threads(found)
-        return self._operations * max(rates)
+        return max(rates["bmm"]), max(rates["bmm"] + rates["any"])
 
     def copy(self, seconds: float) -> float:
         """Bytes per second, read plus written, of copying as much memory as Adam works on."""
@@ -158,7 +161,7 @@ def _in_turn(works: tuple[Callable[[], None], ...]) -> Callable[[], None]:
     return run
 
 
-def _tile_work(layer: list[Product], members: int, transposed: bool, device: torch.device) -> Callable[[], None]:
+def _tile_work(layer: list[Product], members: int, transposed: bool, any_kernel: bool, device: torch.device) -> Callable[[], None]:
     """The products of one layer for so many members, the weight and its gradient stored ``[outputs, inputs]`` if transposed."""
     rows, inputs, outputs = layer[0].rows, layer[0].inner, layer[0].columns
 
@@ -172,9 +175,15 @@ def _tile_work(layer: list[Product], members: int, transposed: bool, device: tor
     left, right = (delta, x) if transposed else (x, delta)
     calls = {"forward": (x, in_out, result), "weights": (left.transpose(1, 2), right, gradient),
              "inputs": (delta, in_out.transpose(1, 2), below)}
-    calls = [calls[product.kind] for product in layer]
+    calls = [calls[one.kind] for one in layer]
+    if any_kernel:
+        ready = [[Matrices(tensor) for tensor in call] for call in calls]
 
-    def run() -> None:
-        for a, b, out in calls:
-            torch.bmm(a, b, out=out)
+        def run() -> None:
+            for a, b, out in ready:
+                product(a, b, out)
+    else:
+        def run() -> None:
+            for a, b, out in calls:
+                torch.bmm(a, b, out=out)
     return run

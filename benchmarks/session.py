@@ -4,6 +4,7 @@ Runs under any Python (the peers' environments too): imports nothing but the sta
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -77,10 +78,20 @@ def rate(work, seconds: float, synchronise=lambda: None) -> float:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes.
+    """The largest resident size of this process so far, and what its worker processes hold now beside it, in bytes.
 
     From Linux's VmHWM: ``ru_maxrss`` also counts what the parent held when it forked.
     """
+    return _own_peak() + sum(_private(child.pid) for child in multiprocessing.active_children())
+
+
+def _private(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup")
+    lines = rollup.read_text().splitlines() if rollup.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def _own_peak() -> int:
     if os.path.exists("/proc/self/status"):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

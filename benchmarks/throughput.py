@@ -2,9 +2,11 @@
 
 Every case trains as ``train.py`` does (``cql.slice.Slice``), in a process of its own, for a few seconds in each of several
 rounds; the machine's rate for just the matrix products of that update, and its copy bandwidth, are measured around it. "of
-products" is the share of that rate which the products of the training reach, "of floor" the larger of the two lower bounds
-on an update's time (operations at the product rate, bytes at the copy bandwidth; ``benchmarks.floor``) over the time it
-takes. Shown are medians over the rounds with the smallest and largest; ratios are taken round by round.
+bmm" is the share of ``torch.bmm``'s rate which the products of the training reach, "of products" that of the fastest known
+here (``benchmarks.floor``), "of floor" the larger of the two lower bounds on an update's time (operations at that rate, bytes
+at the copy bandwidth) over the time it takes. Operations are those of reading every transition of the batch: the training
+reads equal observations once, so that shares above 1 are possible. Shown are medians over the rounds with the smallest and
+largest; ratios are taken round by round.
 
 Peers are measured in the same rounds by interpreters that have them: --peer d3rlpy=PATH/bin/python --peer jax=PATH/bin/python
 """
@@ -45,7 +47,7 @@ COMPARED = {  # (algorithm, members, batch) -> the peers it stands against
     ("cql", 1, 64): ("d3rlpy DiscreteCQL", "d3rlpy DiscreteCQL, 1 thread", "JAX scan CQL"),
     ("bc", 1, 64): ("d3rlpy DiscreteBC", "d3rlpy DiscreteBC, 1 thread", "JAX scan BC"),
     ("cql", 32, 64): ("d3rlpy DiscreteCQL", "d3rlpy DiscreteCQL, 1 thread", "JAX vmap 32 CQL"), ("cql", 32, "full"): ()}
-COLUMNS = (("", 46), ("member-updates/s", 24), ("GFLOP/s", 20), ("of products", 20), ("of floor", 20), ("peak MiB", 9))
+COLUMNS = (("", 46), ("member-updates/s", 24), ("GFLOP/s", 20), ("of bmm", 20), ("of products", 20), ("of floor", 20), ("peak MiB", 9))
 
 
 def row(case: Case, measured: Measured) -> dict:
@@ -56,6 +58,7 @@ def row(case: Case, measured: Measured) -> dict:
     return {**case._asdict(), **ready, "rounds": rounds,
             "member_updates_per_second": Spread.of(measured.column("rate"))._asdict(),
             "gflops": Spread.of([value / 1e9 for value in achieved])._asdict(),
+            "of_bmm": ratios(achieved, measured.column("bmm"))._asdict(),
             "of_products": ratios(achieved, measured.column("products"))._asdict(),
             "of_floor": Spread.of([answer["rate"] * floor for answer, floor in zip(rounds, floors)])._asdict()}
 
@@ -67,7 +70,7 @@ def name_of(case: Case) -> str:
 def line(found: dict) -> str:
     case = Case(*(found[name] for name in Case._fields))
     about = name_of(case) + f" w={case.width}" * (case.width != 256) + f" D={case.transitions:,}" * (case.transitions != TRANSITIONS[0])
-    cells = [about, *(Spread(**found[name]) for name in ("member_updates_per_second", "gflops", "of_products", "of_floor")),
+    cells = [about, *(Spread(**found[name]) for name in ("member_updates_per_second", "gflops", "of_bmm", "of_products", "of_floor")),
              f"{found['peak_memory'] / 2**20:,.0f}"]
     return "".join(f"{cell!s:<{width}}" for cell, (_, width) in zip(cells, COLUMNS)).rstrip()
 

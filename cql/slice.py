@@ -1,4 +1,4 @@
-"""One slice of the population in training: what is logged and checkpointed together, tile by tile on all threads."""
+"""One slice of the population in training: what is logged and checkpointed together, tile by tile on all cores."""
 
 import math
 
@@ -16,19 +16,19 @@ from cql.runs import RunError
 from cql.sampling import Transitions
 from cql.tile import BLOCK, BLOCK_TRANSITIONS, Tile, input_rows, loss_terms
 
-TILE_BYTES = 2**22  # of parameters and activations that one CPU core works on at a time: about its share of the cache
-TILES = 8  # at least so many of a slice, where it has the members, to keep as many threads busy
+TILE_BYTES = 2**23  # of parameters and activations that one CPU core works on at a time: about its share of the cache
+TILES = 8  # a multiple of it are the tiles of a slice, where it has the members, to keep as many cores equally busy
 ONE_THREAD = 2**24  # multiply-adds of a tile's largest product below which a second CPU thread costs more than it gives
 
 
 class Slice:
     """The members that are logged and checkpointed together, all of one algorithm.
 
-    On a CPU they are trained in tiles small enough for a core's cache, several tiles at once, each by one thread; on a GPU
-    as one tile. How many threads there are changes no result, unless there is one tile.
+    On a CPU they are trained in tiles small enough for a core's cache, several tiles at once, each on one core; on a GPU as
+    one tile. How many cores there are changes no result, unless there is one tile.
 
     Args:
-        threads: CPU threads to use.
+        threads: CPU cores to use.
 
     Attributes:
         draws: ``[M]`` the data draw of each member.
@@ -134,7 +134,9 @@ def tile_size(network: PopulationMLP, rows: int, members: int) -> int:
     """Members per tile on a CPU."""
     # parameters, their gradient and two moments; activations and their gradients
     bytes_per_member = 4 * (4 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes))
-    return max(1, min(TILE_BYTES // bytes_per_member, -(-members // TILES)))
+    fitting = max(1, TILE_BYTES // bytes_per_member)
+    tiles = -(-members // (fitting * TILES)) * TILES
+    return -(-members // tiles)
 
 
 def memory_needed(config: Config, dataset: OfflineDataset) -> int:
@@ -144,7 +146,7 @@ def memory_needed(config: Config, dataset: OfflineDataset) -> int:
     observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
     rows = observed if config.full_batch else config.batch_size
     kept = max(min(BLOCK * rows * network.outputs, BLOCK_TRANSITIONS), rows * network.outputs)
-    distinct = 12 * len(dataset) if config.full_batch else 0  # a member's places in the data, at most: `Tile.full`
+    distinct = 12 * len(dataset) if config.full_batch else 0  # a member's places in the data, at most: `FullBatch`
     per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept + distinct
     return 4 * (largest_slice(config) * per_member + 8 * max(config.steps, config.bc_steps))
 

@@ -96,7 +96,7 @@ def test_the_table_and_its_files(in_process, files, monkeypatch, tmp_path, capsy
     entry = found["table"][0]
     assert entry["product_operations"] == floor.update_cost([(2, 256), (256, 256), (256, 4)], False, 8).product_operations
     for answer in entry["rounds"]:
-        assert 0 < answer["rate"] and 0 < answer["products"] and 0 < answer["copy"]
+        assert 0 < answer["rate"] and 0 < answer["bmm"] <= answer["products"] and 0 < answer["copy"]
     low, high = (entry["member_updates_per_second"][which] for which in ("low", "high"))
     assert low == min(a["rate"] for a in entry["rounds"]) and high == max(a["rate"] for a in entry["rounds"])
     assert entry["of_products"]["high"] == max(a["rate"] * entry["product_operations"] / a["products"] for a in entry["rounds"])
