@@ -297,7 +297,8 @@ def _torch_settings(device: torch.device):
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
-        torch.use_deterministic_algorithms(deterministic)
+        if device.type == "cuda":  # a call imports half of torch.compile, a second or more
+            torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager
