@@ -3,11 +3,12 @@
 import json
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import floor, large_data, loading, throughput, turns
+from benchmarks import cadence, floor, large_data, loading, throughput, turns
 from benchmarks.case import Case, measured
 from benchmarks.data import DataFiles, enlarged
 from benchmarks.session import MeasuringError, Session
@@ -130,3 +131,13 @@ def test_bad_input_gets_one_sentence(argv, words, capsys):
     assert throughput.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_the_share_outside_the_updates_is_that_of_the_clock(capsys, monkeypatch):
+    """A clock that goes on by one second at each look: two around the training, two around its one block."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("benchmarks.cadence.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    assert cadence.main(["--rounds", "1", "--episodes", "5", "--hidden", "4", "--bc-steps", "0", "--steps", "10"]) == 0
+    assert capsys.readouterr().out == "training: 3 (3–3) s, outside the updates: 66.7 (66.7–66.7) %\n"
+    assert cadence.main(["--steps", "-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
