@@ -9,6 +9,7 @@ draws one did). With ``hidden=()`` on a Discrete observation the network *is* th
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -156,13 +157,17 @@ class PopulationMLP:
 def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
     """Row numbers in the table of all members ``[M * S, o]``, as one vector ``[M * B]``."""
     members, states, _ = table.shape
-    offsets = torch.arange(0, members * states, states, device=indices.device)
-    return (indices + offsets[:, None]).view(-1)
+    return (indices + _offsets(members, states, indices.device)).view(-1)
+
+
+@lru_cache(maxsize=64)
+def _offsets(members: int, states: int, device: torch.device) -> Tensor:
+    return torch.arange(0, members * states, states, device=device)[:, None]
 
 
 def _look_up(table: Tensor, indices: Tensor, out: Matrices | None) -> Matrices:
     members, _, width = table.shape
-    rows = torch.index_select(table.reshape(-1, width), 0, _flat_rows(table, indices)).view(members, -1, width)
+    rows = table.reshape(-1, width).index_select(0, _flat_rows(table, indices)).view(members, -1, width)
     if out is None:
         return Matrices(rows)
     out.whole.copy_(rows)
