@@ -84,14 +84,18 @@ def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) 
         other.close()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    while True:
-        try:
-            start, end = connection.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        try:
-            for tile in tiles:
-                tile.block_of_updates(start, end)
-            connection.send(None)
-        except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
+    try:
+        while True:
+            connection.send(_failure(tiles, *connection.recv()))
+    except (EOFError, OSError):  # the other side is gone
+        os._exit(0)
+
+
+def _failure(tiles: list[Tile], start: int, end: int) -> str | None:
+    """What went wrong in a block of updates."""
+    try:
+        for tile in tiles:
+            tile.block_of_updates(start, end)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
