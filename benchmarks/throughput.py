@@ -6,6 +6,8 @@ products" is the share of that rate which the products of the training reach, "o
 on an update's time (operations at the product rate, bytes at the copy bandwidth; ``benchmarks.floor``) over the time it
 takes. Shown are medians over the rounds with the smallest and largest; ratios are taken round by round.
 
+With --precision float32 bfloat16 the table holds both, measured in turns, and their ratio.
+
 Peers are measured in the same rounds by interpreters that have them: --peer d3rlpy=PATH/bin/python --peer jax=PATH/bin/python
 """
 
@@ -145,6 +147,11 @@ def measure_groups(groups: list[list[Case]], rounds: int, seconds: float) -> lis
             continue
         found.append([row(case, measured[case]) for case in group])
         print(*map(line, found[-1]), sep="\n", flush=True)
+        for case in group:
+            first = case._replace(precision=group[0].precision)
+            if case != first:
+                ratio = ratios(measured[case].column("rate"), measured[first].column("rate"))
+                print(f"{name_of(case) + ' ' + case.precision:<{COLUMNS[0][1]}}{ratio} times {first.precision}", flush=True)
     return found
 
 
