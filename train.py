@@ -13,7 +13,7 @@ from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.ranks import Ranks, Stopped, joined
 from cql.runs import RunError, RunFolder
-from cql.training import Interrupted, fitted, resolve_device, train
+from cql.training import Interrupted, fitted, refuse_precision, resolve_device, train
 
 ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, ConfigError, DatasetError, RunError, OSError)
 
@@ -38,6 +38,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
+    refuse_precision(config.precision, device)
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))

@@ -37,6 +37,7 @@ class Case(NamedTuple):
     transitions: int
     data: str
     device: str = "cpu"
+    precision: str = "float32"
 
 
 def child_of(case: Case) -> Child:
@@ -59,8 +60,9 @@ def training_slice(case: Case) -> Iterator[Ready]:
     cql = case.algorithm == "cql"
     config = Config(dataset=case.data, hidden=(case.width,) * 2, batch_size=case.batch, alpha=(6.0,), num_seeds=case.members,
                     steps=UPDATES * cql, bc_steps=UPDATES * (not cql), slice_size=case.members, lr=1e-4, target_interval=1000,
-                    device=case.device)
+                    device=case.device, precision=case.precision)
     device = training.resolve_device(case.device)
+    training.refuse_precision(case.precision, device)
     datasets = [OfflineDataset.load(case.data)]
     transitions = Transitions(datasets, device, compress=config.full_batch)
     with training._torch_settings(device) as threads:

@@ -8,6 +8,8 @@ at the copy bandwidth) over the time it takes. Operations are those of reading e
 reads equal observations once, so that shares above 1 are possible. Shown are medians over the rounds with the smallest and
 largest; ratios are taken round by round.
 
+With --precision float32 bfloat16 the table holds both, measured in turns, and their ratio.
+
 Peers are measured in the same rounds by interpreters that have them: --peer d3rlpy=PATH/bin/python --peer jax=PATH/bin/python
 """
 
@@ -28,8 +30,9 @@ from benchmarks.session import MeasuringError
 from benchmarks.turns import Child, Measured, Spread, in_turns, ratios
 from cql.config import batch_size
 from cql.files import write_whole
+from cql.products import PRECISIONS
 from cql.runs import RunError
-from cql.training import resolve_device
+from cql.training import refuse_precision, resolve_device
 
 TRANSITIONS = [10**4, 10**5, 10**6, 10**7]  # the first: of all that is not about their number
 FULL, QUICK = (5, 2.0), (2, 0.3)  # rounds, and seconds of each measurement
@@ -69,7 +72,8 @@ def name_of(case: Case) -> str:
 
 def line(found: dict) -> str:
     case = Case(*(found[name] for name in Case._fields))
-    about = name_of(case) + f" w={case.width}" * (case.width != 256) + f" D={case.transitions:,}" * (case.transitions != TRANSITIONS[0])
+    about = (name_of(case) + f" {case.precision}" * (case.precision != "float32") + f" w={case.width}" * (case.width != 256)
+             + f" D={case.transitions:,}" * (case.transitions != TRANSITIONS[0]))
     cells = [about, *(Spread(**found[name]) for name in ("member_updates_per_second", "gflops", "of_bmm", "of_products", "of_floor")),
              f"{found['peak_memory'] / 2**20:,.0f}"]
     return "".join(f"{cell!s:<{width}}" for cell, (_, width) in zip(cells, COLUMNS)).rstrip()
@@ -82,13 +86,14 @@ class Cases:
         self.files, self.device = files, device
 
     def one(self, algorithm: str, observation: str, members: int, batch: int | str, width: int = 256,
-            transitions: int = TRANSITIONS[0]) -> Case:
+            transitions: int = TRANSITIONS[0], precision: str = "float32") -> Case:
         return Case(algorithm, observation, members, batch, width, transitions, self.files.path(observation, transitions),
-                    self.device)
+                    self.device, precision)
 
-    def grid(self, observation: str, members: list[int], batches: list[int | str]) -> list[list[Case]]:
+    def grid(self, observation: str, members: list[int], batches: list[int | str], precisions: list[str]) -> list[list[Case]]:
         """Against members, one group per algorithm and batch."""
-        return [[self.one(algorithm, observation, m, b) for m in members] for algorithm in ("cql", "bc") for b in batches]
+        return [[self.one(algorithm, observation, m, b, precision=p) for m in members for p in precisions]
+                for algorithm in ("cql", "bc") for b in batches]
 
     def sweeps(self, observation: str, transitions: list[int]) -> list[list[Case]]:
         """Cost against batch, width and number of transitions, in groups."""
@@ -145,6 +150,11 @@ def measure_groups(groups: list[list[Case]], rounds: int, seconds: float) -> lis
             continue
         found.append([row(case, measured[case]) for case in group])
         print(*map(line, found[-1]), sep="\n", flush=True)
+        for case in group:
+            first = case._replace(precision=group[0].precision)
+            if case != first:
+                ratio = ratios(measured[case].column("rate"), measured[first].column("rate"))
+                print(f"{name_of(case) + ' ' + case.precision:<{COLUMNS[0][1]}}{ratio} times {first.precision}", flush=True)
     return found
 
 
@@ -164,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--observation", choices=("coordinates", "index"), default="coordinates", help="of the table and plots")
     parser.add_argument("--members", type=int, nargs="+", metavar="M", help="default 1 8 64 512, on a GPU 4096 too")
     parser.add_argument("--batch", type=batch_size, nargs="+", default=[64, 256, "full"], metavar="B", help="default 64 256 full")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["float32"], help="of the table, in turns; default float32")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="d3rlpy= or jax= and an interpreter")
     parser.add_argument("--only", choices=("comparison", "table"), help="leave the other part out")
     parser.add_argument("--out", metavar="FOLDER", help="write throughput.json and throughput.png there")
@@ -171,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     rounds, seconds = QUICK if arguments.quick else FULL
     try:
         device = resolve_device(arguments.device)
+        for precision in arguments.precision:
+            refuse_precision(precision, device)
         peers = _peers(arguments.peer)
         members = arguments.members or ([1, 8] if arguments.quick else [1, 8, 64, 512] + [4096] * (device.type == "cuda"))
         if min(members) < 1 or any(batch != "full" and batch < 1 for batch in arguments.batch):
@@ -192,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         if arguments.only != "comparison":
             _heading()
-            table = measure_groups(cases.grid(arguments.observation, members, arguments.batch), rounds, seconds)
+            table = measure_groups(cases.grid(arguments.observation, members, arguments.batch, arguments.precision), rounds, seconds)
             found["table"] = [entry for group in table for entry in group]
             if not arguments.quick:
                 found["sweeps"] = measure_groups(cases.sweeps(arguments.observation, TRANSITIONS), rounds, seconds)

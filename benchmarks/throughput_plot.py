@@ -15,12 +15,13 @@ AXES = {"members": "members trained at once", "batch": "batch", "width": "width 
 def panels(found: dict) -> dict[str, dict[str, list[dict]]]:
     """Axis -> label -> the entries of one line."""
     made = {axis: {} for axis in AXES}
-    groups = [[entry for entry in found["table"] if entry["algorithm"] == "cql" and entry["batch"] == batch]
-              for batch in dict.fromkeys(entry["batch"] for entry in found["table"])]
+    groups = [[entry for entry in found["table"] if entry["algorithm"] == "cql" and (entry["batch"], entry["precision"]) == both]
+              for both in dict.fromkeys((entry["batch"], entry["precision"]) for entry in found["table"])]
     for group in [*groups, *found["sweeps"]]:
         varied = [axis for axis in AXES if len({entry[axis] for entry in group}) > 1]
         if len(varied) == 1:
             label = f"{group[0]['members']} members" if varied[0] in ("batch", "width") else f"batch {group[0]['batch']}"
+            label += f", {group[0]['precision']}" * (group[0]["precision"] != "float32")
             made[varied[0]][label] = group
     return {axis: lines for axis, lines in made.items() if lines}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cql.losses import TD_LOSSES
+from cql.products import PRECISIONS
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
 LARGEST_ALPHA = 1e18  # beyond, the square of a gradient, which Adam keeps, leaves float32
@@ -64,6 +65,8 @@ class Config:
     batch_size: int | str = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
                                     "optimisation", parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
+    precision: str = _option("float32", "of the updates' matrix products: float32, tf32 (CUDA) or bfloat16 (CPU, between "
+                             "hidden layers); everything else is float32", "optimisation", choices=PRECISIONS)
     target_interval: int = _option(100, "updates between copies to the target network", "optimisation")
     slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run "
                               "repeatable", "optimisation")
@@ -217,5 +220,8 @@ def _check(c: Config) -> None:
         require(0 <= getattr(c, name) < 2**31, f"{flag(name)} must lie between 0 and {2**31 - 1}.")
     require(all(width >= 1 for width in c.hidden), "--hidden takes widths of at least 1, or a single 0 for the linear network.")
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
+    require(c.precision in PRECISIONS, f"--precision must be one of {', '.join(PRECISIONS)}, not {c.precision!r}.")
+    require(c.precision != "bfloat16" or len(c.hidden) >= 2, "--precision bfloat16 is for products between hidden layers: "
+            "give --hidden at least two widths.")
     if c.dataset is not None:
         require(c.num_datasets == 1, "--dataset is one data set: it does not go with --num-datasets above 1.")

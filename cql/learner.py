@@ -47,13 +47,20 @@ class Workspace(NamedTuple):
 
 
 class Workspaces:
-    """For updates of this very state whose network input has up to ``rows`` observations per member; all in the same memory."""
+    """For updates of this very state whose network input has up to ``rows`` observations per member; all in the same memory.
 
-    def __init__(self, network: PopulationMLP, state: State, rows: int):
+    Args:
+        bfloat16: whether products between hidden layers multiply in it. The first layer reads a few inputs and the last makes a few
+            Q-values: nothing would be won there, and Q would be rounded.
+    """
+
+    def __init__(self, network: PopulationMLP, state: State, rows: int, bfloat16: bool = False):
         self.network, self.members = network, state.parameters.numel() // network.parameters_per_member
         self.gradient = torch.zeros_like(state.parameters)
-        self.layers, self.gradient_layers = ([Layer(*(None if t is None else Matrices(t) for t in layer)) for layer in network.layers(flat)]
-                                             for flat in (state.parameters, self.gradient))
+        between = [bfloat16 and 0 < n < len(network.hidden) for n in range(len(network.sizes))]
+        self.layers, self.gradient_layers = (
+            [Layer(*(None if t is None else Matrices(t, inner) for t in layer)) for layer, inner in zip(network.layers(flat), between)]
+            for flat in (state.parameters, self.gradient))
         self.memory = [state.parameters.new_empty(2, self.members * rows * width) for width in network.hidden]
         self.made: dict[int, Workspace] = {}
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from cql import learner, workers
+from cql import learner, products, workers
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.diagnostics import largest_rewards, value_bound
@@ -121,7 +121,8 @@ class Slice:
         """Updates ``start … end − 1`` of every member, no target copy inside."""
         if self._workers is None:  # not before it is clear that there is something to do, and what from
             self._workers = (workers.Processes if self._forked else workers.Threads)(self.tiles, self._threads)
-        self._workers.block_of_updates(start, end)
+        with products.tf32(self.config.precision == "tf32"):
+            self._workers.block_of_updates(start, end)
         self.summed += end - start
 
 

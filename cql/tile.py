@@ -51,7 +51,7 @@ class Tile:
         rows = input_rows(config, transitions)
         self.block = block_length(config, transitions, len(members))
         self.kept = self.state.parameters.new_zeros(self.block, len(members), network.outputs, rows)  # Q of every update
-        self.workspaces = learner.Workspaces(network, self.state, rows)
+        self.workspaces = learner.Workspaces(network, self.state, rows, config.precision == "bfloat16")
         # The target network's values at all distinct observations are fewer than those that an interval's batches ask
         # for, unless observations hardly repeat.
         self.use_table = config.full_batch or len(table) <= config.target_interval * rows

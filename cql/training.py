@@ -53,6 +53,17 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def refuse_precision(precision: str, device: torch.device) -> None:
+    """Raises RunError if the device has no products of this precision."""
+    if precision == "tf32" and device.type == "cpu":
+        raise RunError("--precision tf32 needs a CUDA device: on a CPU there are float32 and bfloat16.")
+    if precision == "bfloat16" and device.type == "cuda":
+        raise RunError("--precision bfloat16 is for a CPU: on CUDA there are float32 and tf32.")
+    if precision == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise RunError(f"--precision tf32: {torch.cuda.get_device_name(device)} does not have it "
+                       "(compute capability 8.0 and above does).")
+
+
 def fitted(config: Config, dataset: OfflineDataset, device: torch.device) -> Config:
     """The config with a slice size, halved as often as it takes, whose members fit the memory of the device.
 
@@ -89,10 +100,11 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
 
     Raises:
         Interrupted: a signal or another rank stopped it; a checkpoint is written.
-        RunError: no such device, or a checkpoint that does not belong to this run.
+        RunError: no such device, one without this precision, or a checkpoint that does not belong to this run.
     """
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
+    refuse_precision(config.precision, device)
     transitions = Transitions(datasets, device, compress=config.full_batch)
     diagnostics = Diagnostics(transitions, datasets, environment)
     shards = run.shards(slices(config), apart=ranks.world > 1)
@@ -235,7 +247,7 @@ def _contents(files: dict[str, str], number: int, step: int, sizes: dict[str, in
 
 
 def _trial_settings(config: Config) -> dict:
-    names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "gap_threshold", "slip", "epsilon", "episodes")
+    names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "gap_threshold", "precision", "slip", "epsilon", "episodes")
     return {name: getattr(config, name) for name in names} | {
         "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
 

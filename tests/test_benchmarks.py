@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import cadence, floor, large_data, loading, throughput, turns
+from benchmarks import cadence, floor, large_data, loading, throughput, throughput_plot, turns
 from benchmarks.case import Case, measured
 from benchmarks.data import DataFiles, enlarged
 from benchmarks.session import MeasuringError, Session
@@ -104,6 +104,22 @@ def test_the_table_and_its_files(in_process, files, monkeypatch, tmp_path, capsy
     assert (tmp_path / "out/throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_precisions_stand_side_by_side(in_process, files, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(throughput, "DataFiles", lambda folder: files)
+    monkeypatch.setattr(throughput, "QUICK", (2, 0.01))
+    argv = ["--quick", "--only", "table", "--members", "1", "2", "--batch", "8", "--precision", "float32", "bfloat16"]
+    assert throughput.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "out/throughput.json").read_text())["table"]
+    for members in (1, 2):
+        first, second = ([answer["rate"] for entry in table if (entry["algorithm"], entry["members"], entry["precision"]) == (
+            "cql", members, precision) for answer in entry["rounds"]] for precision in ("float32", "bfloat16"))
+        assert f"CQL coordinates M={members} B=8 bfloat16".ljust(46) + f"{turns.ratios(second, first)} times float32\n" in printed
+    lines = throughput_plot.panels({"table": table, "sweeps": []})["members"]
+    assert {label: [entry["precision"] for entry in entries] for label, entries in lines.items()} == {
+        "batch 8": ["float32"] * 2, "batch 8, bfloat16": ["bfloat16"] * 2}
+
+
 def test_ratios_are_those_of_each_round():
     ratio = turns.ratios([2.0, 9.0, 40.0], [1.0, 3.0, 10.0])
     assert ratio == (3.0, 2.0, 4.0)
@@ -126,6 +142,7 @@ def test_a_child_that_cannot_start_is_said_to(files):
 @pytest.mark.parametrize("argv, words", [
     (["--peer", "sb3=python"], "known peers are d3rlpy, jax"), (["--peer", "jax=/nowhere/python"], "there is no interpreter"),
     (["--members", "0"], "must be at least 1"), (["--device", "tpu"], "is no device"),
+    (["--precision", "tf32"], "--precision tf32 needs a CUDA device"),
     (["--out", "/nowhere/at/all"], "No such file")])
 def test_bad_input_gets_one_sentence(argv, words, capsys):
     assert throughput.main(argv) == 2

@@ -20,7 +20,7 @@ def test_every_flag_of_the_contract_is_there_and_documented():
     add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings if action.help}
     for flag in ("--env --map --slip --observation --episodes --epsilon --data-seed --dataset --alpha --seed --num-seeds "
-                 "--num-datasets --bc-steps --steps --batch-size --lr --gamma --hidden --target-interval --td-loss "
+                 "--num-datasets --bc-steps --steps --batch-size --lr --precision --gamma --hidden --target-interval --td-loss "
                  "--double-q --gap-threshold --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
         assert flag in flags
 

@@ -316,7 +316,8 @@ def audit(run: RunFolder) -> dict:
                                "states": {k: _plain(v) for k, v in states.items()} if member in detailed else None}
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
             "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q,
-            "hidden": list(config.hidden), "steps": config.steps, "horizon": environment.spec.max_episode_steps, "draws": draws,
+            "hidden": list(config.hidden), "precision": config.precision, "steps": config.steps,
+            "horizon": environment.spec.max_episode_steps, "draws": draws,
             "cells": grid_words(environment, mdp)[0], "action_names": grid_words(environment, mdp)[1],
             "members": [entries[member] for member in members]}
 
@@ -357,6 +358,7 @@ def _about(audit) -> str:
     draws = audit["draws"].values()
     first = next(iter(draws))
     network = "linear network" if not audit["hidden"] else "x".join(map(str, audit["hidden"])) + " network"
+    network += "" if audit["precision"] == "float32" else f" in {audit['precision']}"
     more = f" (first of {len(draws)} draws)" if len(draws) > 1 else ""
     learned = "" if audit["gap_threshold"] is None else ", alpha learned from the one shown (the oracle is that of final_alpha)"
     return (f"AUDIT   gamma {audit['gamma']:g}, loss {audit['td_loss']}{', double Q' if audit['double_q'] else ''}{learned}, {network}, "
