@@ -28,6 +28,13 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def one_thread_as_in_training():
+    with training._torch_settings(torch.device("cpu")):
+        torch.set_num_threads(1)
+        yield
+
+
 def part_of(config=SMALL, threads=1):
     datasets = datasets_for(config, {})
     return Slice(slices(config)[-1], config, Transitions(datasets, torch.device("cpu"), compress=config.full_batch), datasets, threads)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cql import slice as slice_module
-from cql import workers
+from cql import training, workers
 from cql.collect import datasets_for
 from cql.config import Config
 from cql.population import slices
@@ -21,13 +21,10 @@ CONFIG = Config(episodes=20, hidden=(8,), batch_size=16, steps=60, bc_steps=60, 
 
 
 @pytest.fixture(autouse=True)
-def as_in_training():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+def one_thread_as_in_training():
+    with training._torch_settings(torch.device("cpu")):
+        torch.set_num_threads(1)
+        yield
 
 
 def part_of(threads, monkeypatch):
