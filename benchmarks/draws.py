@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 
+from cql.analysis.logged import logged_model
 from cql.collect import environment_of, exact_model
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.oracle import cql_fixed_point
-from cql.exact.tabular import empirical_mdp, evaluate_policies
+from cql.exact.tabular import evaluate_policies
 from cql.policy import Policy
 from cql.population import Member
 from cql.runs import RunError, RunFolder
@@ -36,7 +37,7 @@ def main(path: str) -> None:
     rows = []
     for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]
-        empirical, counts = empirical_mdp(datasets[entry["data_seed"]], model.num_states, model.num_actions)
+        empirical, counts = logged_model(datasets[entry["data_seed"]], environment, model)
         q = cql_fixed_point(empirical, counts, [entry["final_alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
         greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
         solved = evaluate_policies(model, greedy_policies(greedy[None], model.num_actions), horizon=horizon)
