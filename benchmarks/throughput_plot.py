@@ -41,7 +41,7 @@ def draw(found: dict, path: str) -> None:
                 ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
                 floor = [entry["of_floor"]["median"] * spent for entry, spent in zip(entries, cost)]
                 ax.plot(at, floor, linestyle="--", linewidth=1, color=colour)
-            ax.plot([], [], linestyle="--", linewidth=1, color=GREY, label="this machine's floor")
+            ax.plot([], [], linestyle="--", linewidth=1, color=GREY, label="floor, if every transition is read")
             ax.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="µs per member-update")
             ax.set_xticks(at, [f"{value:,}" for value in at], minor=False)
             ax.set_xticks([], minor=True)

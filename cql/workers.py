@@ -32,7 +32,7 @@ def shared(tensor: Tensor) -> Tensor:
 
 
 class Threads:
-    """``count`` workers, threads of this process; one of them is the caller itself."""
+    """``count`` workers, threads of this process; where there is one, the caller itself."""
 
     def __init__(self, tiles: list[Tile], count: int):
         self.tiles = tiles
