@@ -14,7 +14,7 @@ from cql.policy import Policy
 from cql.population import Member, largest_slice
 from cql.runs import RunError
 from cql.sampling import Transitions
-from cql.tile import BLOCK, BLOCK_TRANSITIONS, Tile, input_rows, loss_terms
+from cql.tile import BLOCK, BLOCK_VALUES, Tile, input_rows, loss_terms
 
 TILE_BYTES = 2**23  # of parameters and activations that one CPU core works on at a time: about its share of the cache
 TILES = 8  # a multiple of it are the tiles of a slice, where it has the members, to keep as many cores equally busy
@@ -146,7 +146,7 @@ def memory_needed(config: Config, dataset: OfflineDataset) -> int:
     network = network_for(config, dataset)
     observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
     rows = observed if config.full_batch else config.batch_size
-    kept = max(min(BLOCK * rows * network.outputs, BLOCK_TRANSITIONS), rows * network.outputs)
+    kept = max(min(BLOCK * rows * network.outputs, BLOCK_VALUES), rows * network.outputs)
     distinct = 12 * len(dataset) if config.full_batch else 0  # a member's places in the data, at most: `FullBatch`
     per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept + distinct
     return 4 * (largest_slice(config) * per_member + 8 * max(config.steps, config.bc_steps))

@@ -1,4 +1,4 @@
-"""Members trained together by one thread: their state, their batches, and blocks of updates.
+"""Members trained together by one core: their state, their batches, and blocks of updates.
 
 A block is a stretch of updates between which nothing else happens: no target copy, no log entry, no checkpoint. Its
 minibatches and TD targets are made at once (the target network stands still), its loss terms are computed at once from
@@ -19,7 +19,7 @@ from cql.population import Member
 from cql.sampling import Batch, Transitions
 
 BLOCK = 100  # updates at most between two visits to Python's side of the loop
-BLOCK_TRANSITIONS = 2**18  # and so many transitions at most, to bound the memory of a block
+BLOCK_VALUES = 2**18  # and so many Q-values at most, to bound the memory of a block
 
 
 class Tile:
@@ -151,5 +151,5 @@ def input_rows(config: Config, transitions: Transitions) -> int:
 
 def block_length(config: Config, transitions: Transitions, members: int) -> int:
     """Updates at most in one block of so many members."""
-    per_update = members * input_rows(config, transitions) * (transitions.num_actions if config.full_batch else 1)
-    return max(1, min(BLOCK, BLOCK_TRANSITIONS // per_update))
+    per_update = members * input_rows(config, transitions) * transitions.num_actions
+    return max(1, min(BLOCK, BLOCK_VALUES // per_update))

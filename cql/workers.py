@@ -13,6 +13,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from cql.runs import RunError
 from cql.tile import Tile
 
 FORKS = sys.platform == "linux"
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def shared(tensor: Tensor) -> Tensor:
@@ -58,10 +60,16 @@ class Processes:
             ours, theirs = context.Pipe()
             self.connections.append(ours)
             process = context.Process(target=_serve, args=(tiles[n::count], theirs, self.connections[:]), daemon=True)
-            with warnings.catch_warnings():  # of threads at the fork: TensorBoard's writer, which no worker uses
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # a worker answers them from its first moment on
+            try:
+                with warnings.catch_warnings():  # of threads at the fork: TensorBoard's writer, which no worker uses
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
             theirs.close()
+        # before this process waits for its children at its end, which are deaf to SIGTERM
+        Finalize(self, _close, args=(self.connections,), exitpriority=0)
 
     def block_of_updates(self, start: int, end: int) -> None:
         """Raises RunError if a worker ended or failed."""
@@ -78,10 +86,9 @@ class Processes:
 
 def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) -> None:
     """What a worker does: a block whenever it is told, until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for other in others:  # the parent's ends, held open here they would keep other workers waiting
-        other.close()
+    for number in STOPPING:  # they may reach the whole group; the parent says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    _close(others)  # the parent's ends, held open here they would keep other workers waiting
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
@@ -89,6 +96,11 @@ def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) 
             connection.send(_failure(tiles, *connection.recv()))
     except (EOFError, OSError):  # the other side is gone
         os._exit(0)
+
+
+def _close(connections: list[Connection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _failure(tiles: list[Tile], start: int, end: int) -> str | None:

@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -75,6 +78,38 @@ def test_a_killed_worker_is_reported(monkeypatch):
     victim.join(10)
     with pytest.raises(RunError, match="ended from outside"):
         part.block_of_updates(20, 40)
+
+
+@FORKS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_are_deaf_to_what_stops_the_group(number, monkeypatch):
+    part = part_of(2, monkeypatch)
+    before = set(multiprocessing.active_children())
+    part.block_of_updates(0, 20)
+    for child in set(multiprocessing.active_children()) - before:
+        os.kill(child.pid, number)
+    part.block_of_updates(20, 40)
+    part.block_of_updates(40, 60)
+    assert part.state.updates == 60
+
+
+@FORKS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(number, tmp_path):
+    """As torchrun and schedulers send it: parent and workers at once."""
+    job = subprocess.Popen([sys.executable, "train.py", "--episodes", "30", "--num-seeds", "4", "--hidden", "8", "--bc-steps", "0",
+                            "--steps", "1000000", "--out", str(tmp_path / "run")], start_new_session=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run/metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "losses" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(job.pid, number)
+    printed = job.communicate(timeout=60)[1]
+    assert job.returncode == 130, printed
+    assert (tmp_path / "run/checkpoint.pt").exists() and "want of memory" not in printed
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        os.killpg(job.pid, 0)
 
 
 @FORKS
