@@ -85,7 +85,6 @@ class Minibatches:
     def __init__(self, transitions: Transitions, draws: Tensor, seeds: Tensor, config: Config, algorithm: str):
         self.transitions, self.draws, self.seeds, self.config = transitions, draws, seeds, config
         self.as_pairs = held_as_pairs(config, algorithm)
-        self.full = None
 
     def block(self, steps: Tensor) -> Block:
         uniforms = uniform_bits(self.seeds, steps, self.config.batch_size)

@@ -160,7 +160,7 @@ def _flat_rows(table: Tensor, indices: Tensor) -> Tensor:
     return (indices + _offsets(members, states, indices.device)).view(-1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)  # a CUDA graph reads it for as long as it lives
 def _offsets(members: int, states: int, device: torch.device) -> Tensor:
     return torch.arange(0, members * states, states, device=device)[:, None]
 

@@ -58,9 +58,10 @@ def linear(inputs: Matrices, weight: Matrices, bias: Matrices, relu: bool, out: 
             out.whole.relu_()
         return out
     if out is not None and _large(inputs, weight):
-        activation = "relu" if relu else "none"
         for x, w, b, y in zip(inputs.each, weight.each, bias.each, out.each):
-            y.copy_(_onednn(x, w, b[0], activation, [], ""))
+            y.copy_(_onednn(x, w, b[0], "none", [], ""))
+        if relu:  # oneDNN's own would turn NaN into 0, and a diverged member's loss into a number
+            out.whole.relu_()
         return out
     product = torch.baddbmm(bias.whole, inputs.whole, weight.mT.whole, out=None if out is None else out.whole)
     product = product.relu_() if relu else product

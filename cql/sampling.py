@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     rewards: Tensor  # [M, B] float32
     next_observations: Tensor  # [M, B] int64
     terminations: Tensor  # [M, B] bool
-    weights: Tensor | None = None  # [M, B] float32 summing to one over B; None is the plain mean
+    weights: Tensor | None = None  # [M, B] float32 summing to one over B, of pairs [M, A, R]; None is the plain mean
     rows: Tensor | None = None  # [M, B] int64, where in the network's input each observation stands; None: at its own place
 
 

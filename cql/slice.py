@@ -1,6 +1,7 @@
 """One slice of the population in training: what is logged and checkpointed together, tile by tile on all cores."""
 
 import math
+import multiprocessing
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from cql.sampling import Transitions
 from cql.tile import BLOCK, BLOCK_VALUES, Tile, input_rows, loss_terms
 
 TILE_BYTES = 2**23  # of parameters and activations that one CPU core works on at a time: about its share of the cache
-TILES = 8  # a multiple of it are the tiles of a slice, where it has the members, to keep as many cores equally busy
+TILES = 8  # so many tiles, or about a multiple of it, has a slice that has the members, to keep as many cores equally busy
 ONE_THREAD = 2**24  # multiply-adds of a tile's largest product below which a second CPU thread costs more than it gives
 
 
@@ -49,7 +50,7 @@ class Slice:
         rows = input_rows(config, transitions)
         size = tile_size(self.network, rows, len(members)) if device.type == "cpu" else len(members)
         count = min(threads, -(-len(members) // size))
-        forked = count > 1 and workers.FORKS
+        forked = count > 1 and workers.FORKS and not multiprocessing.current_process().daemon  # daemons may not fork
         self.tiles = [Tile(members[n : n + size], config, transitions, self.network, self.schedule,
                            *[workers.shared] * forked) for n in range(0, len(members), size)]
         self._workers, self._threads, self._forked = None, count, forked

@@ -145,7 +145,7 @@ def loss_terms(algorithm: str) -> tuple[str, ...]:
 
 
 def input_rows(config: Config, transitions: Transitions) -> int:
-    """Observations per member that the network reads in one update."""
+    """Observations per member that the network reads in one update, at most."""
     return len(transitions.logged) if config.full_batch else config.batch_size
 
 

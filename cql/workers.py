@@ -9,7 +9,9 @@ import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import sys
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -22,6 +24,7 @@ from cql.runs import RunError
 from cql.tile import Tile
 
 FORKS = sys.platform == "linux"
+UPDATES = struct.Struct("qq")  # what a worker is told: the first update of a block and the one after its last; nothing is pickled
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -72,16 +75,16 @@ class Processes:
         Finalize(self, _close, args=(self.connections,), exitpriority=0)
 
     def block_of_updates(self, start: int, end: int) -> None:
-        """Raises RunError if a worker ended or failed."""
+        """Raises RunError if a worker was ended, RuntimeError with its traceback if it failed."""
         try:
             for connection in self.connections:
-                connection.send((start, end))
-            failures = [connection.recv() for connection in self.connections]
+                connection.send_bytes(UPDATES.pack(start, end))
+            failures = [connection.recv_bytes().decode() for connection in self.connections]
         except (EOFError, OSError):
             raise RunError("a worker process of the training was ended from outside, perhaps for want of memory.") from None
         for failure in failures:
-            if failure is not None:
-                raise RunError(f"a worker process failed: {failure}")
+            if failure:
+                raise RuntimeError(f"a worker process failed:\n{failure}")
 
 
 def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) -> None:
@@ -89,11 +92,14 @@ def _serve(tiles: list[Tile], connection: Connection, others: list[Connection]) 
     for number in STOPPING:  # they may reach the whole group; the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
     _close(others)  # the parent's ends, held open here they would keep other workers waiting
+    own = connection.fileno()
+    os.closerange(3, own)  # and so would the run's lock be held by a worker whose parent was killed
+    os.closerange(own + 1, os.sysconf("SC_OPEN_MAX"))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
         while True:
-            connection.send(_failure(tiles, *connection.recv()))
+            connection.send_bytes(_failure(tiles, *UPDATES.unpack(connection.recv_bytes())).encode())
     except (EOFError, OSError):  # the other side is gone
         os._exit(0)
 
@@ -103,11 +109,11 @@ def _close(connections: list[Connection]) -> None:
         connection.close()
 
 
-def _failure(tiles: list[Tile], start: int, end: int) -> str | None:
-    """What went wrong in a block of updates."""
+def _failure(tiles: list[Tile], start: int, end: int) -> str:
+    """The traceback of what went wrong in a block of updates; empty if nothing did."""
     try:
         for tile in tiles:
             tile.block_of_updates(start, end)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+    except Exception:
+        return traceback.format_exc()
+    return ""

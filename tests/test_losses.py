@@ -86,7 +86,8 @@ def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weig
     leaf = q.clone().requires_grad_()
     losses.cql_loss(leaf, actions, targets, alpha, td_loss, weights).total.sum().backward()
     closed = losses.cql_gradient(q, actions, targets, alpha, td_loss, weights)
-    assert (closed - leaf.grad).abs().max() <= tolerance * max(1, leaf.grad.abs().max().item())
+    size = max(1, leaf.grad.abs().max().item(), alpha.max().item())  # of what is added up: terms of alpha's size may cancel
+    assert (closed - leaf.grad).abs().max() <= tolerance * size
     leaf = q.clone().requires_grad_()
     losses.bc_loss(leaf, actions, weights).sum().backward()
     assert (losses.bc_gradient(q, actions, weights) - leaf.grad).abs().max() <= tolerance

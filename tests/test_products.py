@@ -38,6 +38,15 @@ def test_linear(members, relu, monkeypatch):
 
 
 @ONEDNN
+def test_what_is_not_a_number_stays_none():
+    x, w = random(1, 64, 128), random(1, 160, 128, seed=1)
+    w[0, 3] = torch.nan
+    out = Matrices(torch.zeros(1, 64, 160))
+    products.linear(Matrices(x), Matrices(w), Matrices(torch.zeros(1, 1, 160)), True, out)
+    assert out.whole[..., 3].isnan().all() and out.whole.isfinite().sum() == 64 * 159
+
+
+@ONEDNN
 @pytest.mark.parametrize("transposed", [False, True])  # views as the backward pass hands them over
 @pytest.mark.parametrize("members", [1, 3])
 def test_product(members, transposed, monkeypatch):
