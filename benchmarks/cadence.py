@@ -15,6 +15,7 @@ from benchmarks.turns import Spread
 from cql import config as settings
 from cql.collect import datasets_for, environment_of
 from cql.config import Config, ConfigError
+from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
 from cql.slice import Slice
 from cql.training import train
@@ -47,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     settings.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
     try:
         config = settings.from_arguments(arguments)
         datasets = datasets_for(config, settings.given(arguments))
         measured = [shares(config, datasets) for _ in range(arguments.rounds)]
-    except (ConfigError, RunError) as error:
+    except (ConfigError, DatasetError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"training: {Spread.of([whole for whole, _ in measured])} s, outside the updates: "

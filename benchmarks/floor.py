@@ -175,15 +175,14 @@ def _tile_work(layer: list[Product], members: int, transposed: bool, any_kernel:
     left, right = (delta, x) if transposed else (x, delta)
     calls = {"forward": (x, in_out, result), "weights": (left.transpose(1, 2), right, gradient),
              "inputs": (delta, in_out.transpose(1, 2), below)}
-    calls = [calls[one.kind] for one in layer]
-    if any_kernel:
-        ready = [[Matrices(tensor) for tensor in call] for call in calls]
+    ready = [[Matrices(tensor) for tensor in calls[one.kind]] for one in layer]
+    multiply = product if any_kernel else _bmm
 
-        def run() -> None:
-            for a, b, out in ready:
-                product(a, b, out)
-    else:
-        def run() -> None:
-            for a, b, out in calls:
-                torch.bmm(a, b, out=out)
+    def run() -> None:
+        for a, b, out in ready:
+            multiply(a, b, out)
     return run
+
+
+def _bmm(left: Matrices, right: Matrices, out: Matrices) -> None:
+    torch.bmm(left.whole, right.whole, out=out.whole)
