@@ -65,11 +65,16 @@ def load_policy(run: RunFolder, member: Member, dataset: OfflineDataset) -> Poli
     policy = Policy.load(path)
     if Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed) != member:
         raise RunError(f"{path} is the policy of another member.")
+    refuse_misfit(policy, dataset, path)
+    return policy
+
+
+def refuse_misfit(policy: Policy, dataset: OfflineDataset, path) -> None:
+    """Raises RunError if a policy (read from ``path``) has other observations or actions than its data."""
     inputs = dataset.num_states if dataset.discrete else dataset.observations.shape[1]
     if (policy.network.discrete, policy.network.inputs, policy.network.outputs) != (
             dataset.discrete, inputs, dataset.num_actions):
-        raise RunError(f"{path} does not fit the run's data: other observations or actions.")
-    return policy
+        raise RunError(f"{path} does not fit its data: other observations or actions.")
 
 
 def divergence(run: RunFolder) -> dict[str, dict]:
@@ -122,8 +127,12 @@ class Support:
 
     def supported(self, observation, action: int) -> bool:
         """Whether the data hold this action in this state; a state the data never visit supports none."""
+        return bool(self.counts_of(observation)[action] > 0)
+
+    def counts_of(self, observation) -> np.ndarray:
+        """``[A]``: how often the data hold each action in this state; zeros where they never were."""
         row = self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
-        return row is not None and self.counts[row, action] > 0
+        return np.zeros(self.counts.shape[1], dtype=np.int64) if row is None else self.counts[row]
 
 
 class Rollouts:
