@@ -57,7 +57,7 @@ def unchained(lines: list[bytes]) -> tuple[list[dict], list[str]]:
             continue
         expected = sealed({}, n, lines[n - 1] if n else None)
         if record.get("previous") != expected["previous"]:
-            problems.append(f"line {n + 1} does not follow the line before it: lines were removed, added, changed or moved here.")
+            problems.append(f"line {n + 1} does not follow the line before it: lines were removed, added, changed or moved.")
         elif record.get("n") != n:
             problems.append(f"line {n + 1} has the number {record.get('n')!r}.")
         records.append(record)
@@ -112,7 +112,7 @@ class ChainedLog:
             return [str(error)]
         records, found = unchained(lines)
         if torn:
-            found.append(f"line {len(lines) + 1} has no end: a process was stopped while it wrote, and the next record cuts it off.")
+            found.append(f"line {len(lines) + 1} has no end: its writer was stopped, and the next record cuts it off.")
         if head is not None and head != FIRST and head not in {record["sha256"] for record in records}:
             found.append(f"no record has the digest {head}: the log was cut off or written anew since that was its head.")
         return [f"{self.path.name}: {problem}" for problem in found]
@@ -145,6 +145,7 @@ class ChainedLog:
         return record
 
     def _read(self) -> tuple[list[dict], list[bytes], bytes]:
+        """Records, their lines, and what follows the last of them. Raises RunError if the chain is broken."""
         lines, torn = self._lines()
         records, problems = unchained(lines)
         if problems:

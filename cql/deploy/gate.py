@@ -95,12 +95,12 @@ def judge(model: Model, limits: Limits) -> dict:
 def table(gate: dict) -> str:
     """The measures of a gate as text."""
     if not gate["measures"]:
-        return gate["reasons"][0]
+        return "nothing was measured"
     rows = [("", "value", "" if gate["exact"] else "low", "" if gate["exact"] else "high", "limit", "")]
     for m in gate["measures"]:
-        least = m["name"] == "return"
-        rows.append((NAMES[m["name"]], _number(m["value"]), *(("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))),
-                     ("at least " if least else "at most ") + _number(m["limit"]),
+        limits = ("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))
+        rows.append((NAMES[m["name"]], _number(m["value"]), *limits,
+                     ("at least " if m["name"] == "return" else "at most ") + _number(m["limit"]),
                      "passed" if m["passed"] else f"MISSED by {_number(m['missed_by'])}"))
     how = ("exact expectations over an episode" if gate["exact"] else
            f"{gate['episodes']} episodes from seed {gate['seed']}, {100 * gate['confidence']:g} % limits")
@@ -151,7 +151,8 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
 
 
 def hoeffding(mean: float, n: int, level: float) -> tuple[float, float]:
-    """Limits for the expectation behind the mean of n independent values in [0, 1]: all m with n KL(mean || m) <= ln(2 / (1 - level))."""
+    """Limits for the expectation m behind the mean of n independent values in [0, 1]: all with
+    n KL(mean || m) <= ln(2 / (1 - level))."""
     most = math.log(2 / (1 - level)) / n
 
     def excess(m: float) -> float:
@@ -200,9 +201,10 @@ def _reason(measure: dict, gate: dict) -> str:
     elif gate["exact"]:
         said = f"the {name} is {_number(bound)}"
     else:
-        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its {'lower' if least else 'upper'} "
-                f"{100 * gate['confidence']:g} % limit {_number(bound)}")
-    return f"{said}: {'below the least' if least else 'above the most'} allowed, {limit}, by {_number(measure['missed_by'])}."
+        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its "
+                f"{'lower' if least else 'upper'} {100 * gate['confidence']:g} % limit {_number(bound)}")
+    side = "below the least" if least else "above the most"
+    return f"{said}: {side} allowed, {limit}, by {_number(measure['missed_by'])}."
 
 
 def _number(value: float | None) -> str:
