@@ -291,7 +291,8 @@ def test_what_is_missing_or_more_is_found(copied):
     (entries / "stray").write_text("x")
     said = "\n".join(reg.verify())
     for words in (f"entries/{ids[0]}: missing", f"entries/{ids[1]}/data.npz: missing", f"entries/{ids[2]}/notes.txt: no file of",
-                  "entries/stray: no entry", f"entries/{'0' * 16}: the log has no record", f"{'0' * 16}: its files do not make"):
+                  "entries/stray: no entry", f"entries/{'0' * 16}: the log has no record",
+                  f"entries/{'0' * 16}: the files on its card do not make"):
         assert words in said, words
 
 
@@ -303,7 +304,8 @@ def edited(lines):
     (edited, 4), (lambda x: [*x[:2], *x[3:]], 3), (lambda x: [*x[:4], x[5], x[4], x[6]], 5), (lambda x: [*x[:3], x[2], *x[3:]], 4),
     (lambda x: x[1:], 1), (lambda x: [*x[:6], x[6][:40] + b"\n"], 7), (lambda x: [*x, b"\n"], 8),
     (lambda x: [*x, b'{"n":NaN}\n'], 8), (lambda x: [*x, b"[" * 60_000 + b"\n"], 8), (lambda x: [*x, b"\xff\xfe\x00\n"], 8),
-    (lambda x: [*x, b'"' + b"x" * 300_000 + b'"\n'], 8), (lambda x: [*x, b"[]\n"], 8), (lambda x: [x[0].replace(b":", b": ", 1), *x[1:]], 1)])
+    (lambda x: [*x, b'"' + b"x" * 300_000 + b'"\n'], 8), (lambda x: [*x, b"[]\n"], 8),
+    (lambda x: [x[0].replace(b":", b": ", 1), *x[1:]], 1)])
 def test_a_changed_log_is_found_and_nothing_is_built_on_it(copied, change, line, capsys):
     reg, ids = copied
     text = b"".join(change(lines_of(reg)))
@@ -346,9 +348,10 @@ def test_what_a_chain_cannot_show_its_head_does(copied, capsys):
 def test_a_sound_chain_that_says_what_cannot_be(copied):
     reg, ids = copied
     whole = lines_of(reg)
-    for change, words in (({"promoted": ids[0]}, "in service, where the log so far has"), ({"action": "delete"}, "no record of a registry"),
-                          ({"id": "f" * 16}, "never registered"), ({"id": ids[2]}, "goes back to"), ({"id": [1]}, "no record of a registry"),
-                          ({"action": "promote", "gate": {"passed": False}}, "had not passed"), ({"action": "register"}, "registered already")):
+    for change, words in (({"promoted": ids[0]}, "in service, where the log so far has"), ({"id": ids[2]}, "goes back to"),
+                          ({"action": "delete"}, "no record of a registry"), ({"id": [1]}, "no record of a registry"),
+                          ({"id": "f" * 16}, "never registered"), ({"action": "register"}, "registered already"),
+                          ({"action": "promote", "gate": {"passed": False}}, "had not passed")):
         (reg.path / "log.jsonl").write_bytes(b"".join(whole))
         rewritten(reg, lambda facts: facts.update(change) if facts["action"] == "rollback" else None)
         [problem] = reg.verify()
@@ -399,6 +402,48 @@ def test_a_pipe_in_place_of_the_log_does_not_block(copied):
         reg.promoted()
 
 
+def test_a_model_made_to_meet_the_id_of_another_is_found(copied, deployable, monkeypatch):
+    reg, ids = copied
+    shutil.copy(reg.path / "entries" / ids[1] / "policy.pt", reg.path / "entries" / ids[2] / "policy.pt")
+    monkeypatch.setattr(registry, "id_of", lambda digests: ids[2])  # 16 digits that say nothing
+    assert f"entries/{ids[2]}/policy.pt: contents differ from those registered." in reg.verify()
+    with pytest.raises(RunError, match="policy.pt: contents differ"):
+        reg.promote(ids[2], "eve", "x", ANY)
+    shutil.copy(deployable / "policies" / f"{SIX}.pt", reg.path / "entries" / ids[2] / "policy.pt")
+    monkeypatch.setattr("cql.deploy.card.id_of", lambda digests: ids[2])
+    with pytest.raises(RunError, match="another model has the ID"):
+        reg.register(deployable, BC, "eve")
+
+
+def test_a_full_disk_adds_nothing(copied, monkeypatch):
+    reg, ids = copied
+    before = lines_of(reg)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            reg.promote(ids[2], "ann", "x", ANY)
+    assert lines_of(reg) == before and reg.promoted() == ids[1]
+    assert reg.promote(ids[2], "ann", "x", ANY)["n"] == len(before)
+
+
+def test_an_evaluation_of_other_kinds_is_refused(deployable, tmp_path):
+    shutil.copytree(deployable, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    path = tmp_path / "run" / "evaluation.json"
+    whole = path.read_text()
+    for spoil in (lambda e: [], lambda e: {**e, "members": 5}, lambda e: {**e, "members": [1]}, lambda e: {**e, "members": []},
+                  lambda e: {**e, "members": [{**m, "exact": [1]} for m in e["members"]]},
+                  lambda e: {**e, "members": [{**m, "exact": {"return": "\x1b[2J"}} for m in e["members"]]},
+                  lambda e: {**e, "members": [{k: v for k, v in m.items() if k != "final_alpha"} for m in e["members"]]},
+                  lambda e: {k: v for k, v in e.items() if k != "references"}):
+        path.write_text(json.dumps(spoil(json.loads(whole))))
+        with pytest.raises(RunError, match="no sound entry of cql-a6-s42-d42: evaluate the run first"):
+            Registry(tmp_path / "reg").register(tmp_path / "run", SIX, "ann")
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "{\"files\": [1]}", "nan", "[" * 100_000])
 def test_a_card_of_another_kind(copied, text, capsys):
     """Found by its digest; and where the log vouches for it, by its form."""
@@ -414,8 +459,9 @@ def test_a_card_of_another_kind(copied, text, capsys):
 
 
 @pytest.mark.parametrize("arguments", [
-    ("promote", "0000", "--why", "x"), ("rollback", "--why", " "), ("rollback", "--why", "two\nlines"), ("rollback", "--why", "x" * 1001),
-    ("rollback", "--why", "x", "--by", "\x1b[2J"), ("promote", "abcd", "--why", "x", "--max-hazard", "nan"),
+    ("promote", "0000", "--why", "x"), ("rollback", "--why", " "), ("rollback", "--why", "two\nlines"),
+    ("rollback", "--why", "x" * 1001), ("rollback", "--why", "x", "--by", "\x1b[2J"),
+    ("promote", "abcd", "--why", "x", "--max-hazard", "nan"),
     ("promote", "abcd", "--why", "x", "--max-unsupported", "-1"), ("promote", "abcd", "--why", "x", "--min-return", "inf"),
     ("register", "/nowhere"), ("verify", "--head", "12")])
 def test_wrong_use_is_one_sentence(copied, arguments, capsys):
@@ -472,7 +518,8 @@ def test_the_history_by_hand():
     a, b, c = (letter * 16 for letter in "abc")
     base = dict.fromkeys(registry.RECORD) | {"gate": {"passed": True}, "card": "0" * 64}
     records, served = [], [("register", x, None) for x in (a, b, c)] + [
-        ("promote", a, a), ("promote", b, b), ("promote", b, b), ("rollback", a, a), ("promote", c, c), ("refuse", b, c), ("rollback", a, a)]
+        ("promote", a, a), ("promote", b, b), ("promote", b, b), ("rollback", a, a), ("promote", c, c), ("refuse", b, c),
+        ("rollback", a, a)]
     for action, id, now in served:
         records.append(base | {"action": action, "id": id, "promoted": now})
     found = History.of(records)

@@ -38,6 +38,8 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
     manifest = run.read_json(MANIFEST) if (run.path / MANIFEST).is_file() else {}
     if manifest and any(digests[name] != manifest["files"].get(source) for name, source in sources.items()):
         raise RunError(f"{run.path} changed while it was read.")
+    if not isinstance(manifest.get("versions", {}), dict):
+        raise RunError(f"{run.path / MANIFEST} holds versions in no known form.")
     audit, no_audit = _audit_of(model)
     return contents, {"id": id_of(digests), "member": member.name, "registered": None, "files": digests,
                       "data_digest": digests[DATA], "config": json.loads(contents[CONFIG]),
@@ -50,11 +52,15 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
     """The member's entry of the run's evaluation, with what that holds for all."""
     try:
         evaluation = run.read_json("evaluation.json")
-        [entry] = [found for found in evaluation["members"] if vars(model.member).items() <= found.items()]
-        return {**entry, **{name: evaluation[name] for name in ("references", "rollout_episodes", "rollout_seed")}}
+        [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in vars(model.member).items())]
+        for numbers in (entry["exact"], entry["rollout"], {"rate": entry["exact_unsupported_action_rate"]}):
+            if not all(isinstance(value, (int, float, type(None))) for value in (numbers or {}).values()):
+                raise TypeError("a number is none")
+        return {**entry, "final_alpha": entry["final_alpha"],
+                **{name: evaluation[name] for name in ("references", "rollout_episodes", "rollout_seed")}}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = "is missing" if not (run.path / "evaluation.json").exists() else (
-            f"cannot be read ({error})" if isinstance(error, RunError) else f"has no entry of {model.member.name}")
+            f"cannot be read ({error})" if isinstance(error, RunError) else f"has no sound entry of {model.member.name}")
         raise RunError(f"{run.path / 'evaluation.json'} {reason}: evaluate the run first.") from None
 
 
@@ -107,7 +113,7 @@ def shown(card: dict, records: list[dict]) -> str:
         rows.append(("audit: KL from the data", f"mean {audit['kl_mean']:.3g}, largest {audit['kl_max']:.3g}"))
     rows += [(f"{record['action']} {record['time']}", f"by {record['by']}" + (f": {record['why']}" if record["why"] else ""))
              for record in records if record["id"] == card["id"]]
-    return "\n".join(aligned(rows))
+    return "\n".join(aligned([tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]))
 
 
 def _number(value, form: str) -> str:

@@ -126,7 +126,10 @@ class ChainedLog:
         """
         _, lines, torn = self._read()
         cut = hashlib.sha256(torn).hexdigest() if torn else None
-        record = sealed({**facts, "cut": cut}, len(lines), lines[-1] if lines else None)
+        try:
+            record = sealed({**facts, "cut": cut}, len(lines), lines[-1] if lines else None)
+        except ValueError as error:
+            raise RunError(f"the log cannot hold this record ({error}).") from None
         line = line_of(record)
         if len(line) > MAX_LINE:
             raise RunError(f"a record of {len(line)} bytes is too long for the log.")
@@ -134,8 +137,9 @@ class ChainedLog:
         with _opened(self.path, os.O_RDWR | os.O_CREAT) as file:
             file.seek(end)
             try:
-                file.write(line + b"\n")
-                file.flush()
+                rest = memoryview(line + b"\n")
+                while rest:
+                    rest = rest[file.write(rest) :]
                 file.truncate(end + len(line) + 1)
                 os.fsync(file.fileno())
             except OSError:
@@ -184,7 +188,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _opened(path: Path, flags: int = os.O_RDONLY):
-    """An open binary file that is no link."""
+    """An open binary file that is no link; unbuffered, so that nothing is written later than it is meant to be."""
     refuse_other_kinds(path)
     try:
         number = os.open(path, flags | os.O_NOFOLLOW, 0o644)
@@ -192,4 +196,4 @@ def _opened(path: Path, flags: int = os.O_RDONLY):
         raise
     except OSError as error:
         raise RunError(f"{path} cannot be opened ({error.strerror}).") from None
-    return os.fdopen(number, "rb" if flags == os.O_RDONLY else "r+b")
+    return os.fdopen(number, "rb" if flags == os.O_RDONLY else "r+b", buffering=0)

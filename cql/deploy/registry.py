@@ -197,6 +197,8 @@ class Registry:
             folder = self.path / ENTRIES / card["id"]
             if card["id"] in history.cards:
                 self._refuse_changes(folder, history)
+                if self._card(folder, history)["files"] != card["files"]:
+                    raise RunError(f"another model has the ID {card['id']} already: two that meet were made to.")
                 return card["id"], False
             for left in (self.path / ENTRIES).glob(".*.partial"):  # by a process that was killed: whoever writes has the lock
                 shutil.rmtree(left)
@@ -330,8 +332,8 @@ class Registry:
         """Raises RunError if an entry is not what it was registered as."""
         if folder.name not in history.cards:
             raise RunError(f"{folder} was never registered: the log does not know it.")
-        if not folder.is_dir():
-            raise RunError(f"{folder} is missing.")
+        if folder.is_symlink() or not folder.is_dir():
+            raise RunError(f"{folder} is missing, or a link.")
         if problems := self._problems(folder.name, history.cards[folder.name]):
             raise RunError(f"the entry was changed: {problems[0]}")
 
@@ -356,22 +358,25 @@ class Registry:
             problems.append(f"{ENTRIES}/{id}: the log has no record of its registration.")
         elif card is not None and CARD in found and found[CARD] != card:
             problems.append(f"{ENTRIES}/{id}/{CARD}: does not have the digest that the log recorded.")
-        digests = {name: found[name] for name in FILES if name in found}
-        if len(digests) == len(FILES) and id_of(digests) != id:
-            problems += self._changed(folder, digests)
+        # the card has the digests in full: 16 digits of an ID could be met by two models made for it
+        registered = self._registered_digests(folder) if CARD in found else None
+        for name in FILES:
+            if registered is not None and name in found and found[name] != registered[name]:
+                problems.append(f"{ENTRIES}/{id}/{name}: contents differ from those registered.")
+        if registered is not None and id_of(registered) != id:
+            problems.append(f"{ENTRIES}/{id}: the files on its card do not make this ID.")
+        elif registered is None and found.get(CARD) == card:  # else said above
+            problems.append(f"{ENTRIES}/{id}/{CARD}: is no card of an entry.")
         return problems
 
     @staticmethod
-    def _changed(folder: Path, digests: dict[str, str]) -> list[str]:
-        """Which files of an entry are to blame for an ID that is not theirs: by its card, if that can be read."""
+    def _registered_digests(folder: Path) -> dict[str, str] | None:
+        """Those on an entry's card; None where that cannot be read."""
         try:
-            recorded = RunFolder(folder).read_json(CARD)["files"]
-            blamed = [name for name in digests if recorded.get(name) != digests[name]]
+            digests = RunFolder(folder).read_json(CARD)["files"]
+            return digests if digests.keys() == set(FILES) else None
         except (RunError, KeyError, TypeError, AttributeError):
-            blamed = []
-        whole = f"{ENTRIES}/{folder.name}"
-        return [f"{whole}/{name}: contents differ from those registered." for name in blamed] or [
-            f"{whole}: its files do not make this ID."]
+            return None
 
 
 def _refuse_text(name: str, text: str) -> None:
@@ -426,6 +431,9 @@ def main(argv: list[str] | None = None) -> int:
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the log says whether it was done.", file=sys.stderr)
+        return 130
 
 
 def _run(registry: Registry, arguments: argparse.Namespace) -> int:
