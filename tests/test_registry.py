@@ -308,9 +308,12 @@ def edited(lines):
     (lambda x: [x[0].replace(b":", b": ", 1), *x[1:]], 1)])
 def test_a_changed_log_is_found_and_nothing_is_built_on_it(copied, change, line, capsys):
     reg, ids = copied
+    assert len(reg.log()) == 7  # found sound before: no reason to believe it again
     text = b"".join(change(lines_of(reg)))
     (reg.path / "log.jsonl").write_bytes(text)
     assert reg.verify()[0].startswith(f"log.jsonl: line {line} ")
+    with pytest.raises(RunError, match=f"broken: line {line} "):
+        reg.log()
     capsys.readouterr()
     for attempt in (("list",), ("show", ids[0]), ("promote", ids[0], "--why", "x"), ("rollback", "--why", "x")):
         assert command(reg, *attempt) == 2

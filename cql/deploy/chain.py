@@ -46,10 +46,10 @@ def opened(line: bytes) -> dict:
     return record
 
 
-def unchained(lines: list[bytes]) -> tuple[list[dict], list[str]]:
-    """The records in these lines, and all that breaks their chain, a sentence each."""
+def unchained(lines: list[bytes], sound: int = 0) -> tuple[list[dict], list[str]]:
+    """The records in these lines but the first ``sound`` ones, and all that breaks their chain, a sentence each."""
     records, problems = [], []
-    for n, line in enumerate(lines):
+    for n, line in enumerate(lines[sound:], sound):
         try:
             record = opened(line)
         except ValueError as error:
@@ -70,10 +70,11 @@ class ChainedLog:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._last = (None, None)  # state of the file, its last record
+        self._sound = ([], [])  # lines found sound before, their records
 
     def records(self) -> list[dict]:
         """Every record, in order; a last line without an end is left out. Raises RunError if the chain is broken."""
-        return self._read()[0]
+        return list(self._read()[0])
 
     def last(self) -> dict | None:
         """The last record, held against its own digest; the file is read again only when it has changed.
@@ -151,10 +152,14 @@ class ChainedLog:
     def _read(self) -> tuple[list[dict], list[bytes], bytes]:
         """Records, their lines, and what follows the last of them. Raises RunError if the chain is broken."""
         lines, torn = self._lines()
-        records, problems = unchained(lines)
+        sound, records = self._sound
+        if lines[: len(sound)] != sound:
+            sound, records = [], []
+        further, problems = unchained(lines, len(sound))
         if problems:
             raise RunError(f"{self.path} is broken: {problems[0]}")
-        return records, lines, torn
+        self._sound = lines, records + further
+        return records + further, lines, torn
 
     def _lines(self) -> tuple[list[bytes], bytes]:
         """The lines that have an end, without it, and what follows the last of them."""

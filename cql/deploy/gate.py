@@ -8,8 +8,8 @@ worse of the two must meet the stated limit:
 - hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard if the
   environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0 and 1: only the
   limit 1 lets that pass.
-- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and cannot know of a
-  catastrophe rarer than one in some hundred episodes: limit its probability as a hazard.
+- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of a
+  catastrophe that no episode of the test set met: limit its probability as a hazard.
 - unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each other, so
   the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the step limit; each
   is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients bound the rate. That
