@@ -190,6 +190,13 @@ def test_hoeffdings_limits_by_hand():
     assert low < 0.3 < high
 
 
+def test_the_rate_of_a_cluster_by_hand():
+    """Each mean at an error of 2.5 %, so 1.25 % to a side; a mean at the end of its range has the limit 0.0125^(1/n)."""
+    end = 0.0125 ** 0.01
+    assert cluster_rate(np.zeros(100), np.full(100, 8), 8, 0.95) == (0, pytest.approx((1 - end) / end))
+    assert cluster_rate(np.full(100, 8), np.full(100, 8), 8, 0.95) == (pytest.approx(end), 1)
+
+
 def test_the_rate_of_a_cluster_is_covered():
     """Episodes that are unsupported from their first step to their last, or not at all, long ones more often."""
     random, level, most = np.random.default_rng(0), 0.8, 50

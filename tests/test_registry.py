@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -227,6 +228,30 @@ def test_processes_that_promote_at_once(copied):
     (reg.path / "log.jsonl").write_bytes(b"".join(lines_of(reg)[:3]))
     assert promote_at_once(reg.path, ids, processes=6, each=4) == []
     assert len(reg.log()) == 3 + 6 * 4
+
+
+@pytest.mark.parametrize("write", [
+    lambda reg, ids, run: reg.promote(ids[2], "ann", "x", ANY), lambda reg, ids, run: reg.rollback("ann", "x"),
+    lambda reg, ids, run: reg.register(run, SIX, "ann")], ids=["promote", "rollback", "register"])
+def test_whoever_writes_waits_for_the_lock(copied, deployable, write):
+    reg, ids = copied
+    before = lines_of(reg)
+    if "register" in write.__code__.co_names:
+        before = before[:2]
+        (reg.path / "log.jsonl").write_bytes(b"".join(before))
+        shutil.rmtree(reg.path / "entries" / ids[2])
+    with open(reg.path / "lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = threading.Thread(target=write, args=(Registry(reg.path), ids, deployable))
+        writer.start()
+        writer.join(0.4)
+        assert writer.is_alive() and lines_of(reg) == before
+        # what another wrote meanwhile is what the writer goes on from
+        other = reg._log.append({**dict.fromkeys(registry.RECORD - {"n", "previous", "sha256", "cut"}), "time": "now",
+                                 "action": "refuse", "id": ids[0], "by": "other", "promoted": reg.promoted()})
+    writer.join()
+    log = reg.log()
+    assert len(log) == len(before) + 2 and log[-2] == other and reg.verify() == []
 
 
 def test_a_gate_is_judged_without_the_lock(copied, monkeypatch):
