@@ -535,6 +535,7 @@ def test_list_and_show(copied, capsys):
     assert rows[2].split()[:2] == [ids[2], SIX] and f"{exact['return']:.2f}" in rows[2]
     assert command(reg, "show", ids[2][:6]) == 0
     shown = capsys.readouterr().out
+    assert "SafetyCriticalGridWorld-v0, observation index, slip_probability 0.1, 80 steps" in shown
     assert SIX in shown and f"by bob: try {ids[2]}" in shown and f"{exact['return']:.6g}" in shown and max(
         map(len, shown.splitlines())) < 180
     assert command(reg, "show", ids[2], "--json") == 0

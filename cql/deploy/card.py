@@ -57,7 +57,7 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
             if not all(isinstance(value, (int, float, type(None))) for value in (numbers or {}).values()):
                 raise TypeError("a number is none")
         return {**entry, "final_alpha": entry["final_alpha"],
-                **{name: evaluation[name] for name in ("references", "rollout_episodes", "rollout_seed")}}
+                **{name: evaluation[name] for name in ("environment", "references", "rollout_episodes", "rollout_seed")}}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = "is missing" if not (run.path / "evaluation.json").exists() else (
             f"cannot be read ({error})" if isinstance(error, RunError) else f"has no sound entry of {model.member.name}")
@@ -91,14 +91,14 @@ def listed(cards: list[dict], promoted: str | None) -> str:
 
 def shown(card: dict, records: list[dict]) -> str:
     """The card as text, and what the log says of its entry."""
-    evaluation, audit, config = card["evaluation"], card["audit"], card["config"]
+    evaluation, audit = card["evaluation"], card["audit"]
     exact, rollout = evaluation.get("exact") or {}, evaluation.get("rollout") or {}
     rows = [("id", card["id"]), ("member", card["member"]), ("registered", card["registered"]),
             *((f"sha256 {name}", digest) for name, digest in card["files"].items()),
             *((f"commit of {who}", str(card["commit"][who] or "–")) for who in ("run", "registry")),
             *((f"versions of {who}", ", ".join(f"{k} {v}" for k, v in (card["versions"][who] or {}).items()) or "–")
               for who in ("run", "registry")),
-            ("environment", f"{config.get('env')} {config.get('map')}, slip {config.get('slip')}"),
+            ("environment", _environment(evaluation["environment"])),
             *((f"exact {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in exact.items()),
             *((f"rollout {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in rollout.items())]
     if audit is None:
@@ -114,6 +114,14 @@ def shown(card: dict, records: list[dict]) -> str:
     rows += [(f"{record['action']} {record['time']}", f"by {record['by']}" + (f": {record['why']}" if record["why"] else ""))
              for record in records if record["id"] == card["id"]]
     return "\n".join(aligned([tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]))
+
+
+def _environment(spec) -> str:
+    """What the data name, without the rows of a map."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
+        return "none"
+    return ", ".join([f"{spec.get('id')}", *(f"{name} {value}" for name, value in spec["arguments"].items() if name != "desc"),
+                      f"{spec.get('max_episode_steps')} steps"])
 
 
 def _number(value, form: str) -> str:
