@@ -29,7 +29,8 @@ def ask(url: str, name: str, explanation: dict, timeout: float = 30.0) -> str:
     """What the model ``name`` at ``url`` + "/chat/completions" says about an explanation, unprintable characters removed.
 
     Args:
-        url: base URL, http or https, as "http://127.0.0.1:8080/v1". The key in GLASSBOX_API_KEY, if set, is sent as a bearer token.
+        url: base URL, http or https, as "http://127.0.0.1:8080/v1". The key in GLASSBOX_API_KEY, if set, is sent as
+            a bearer token.
         timeout: seconds for the whole answer.
 
     Raises:

@@ -69,12 +69,12 @@ class Explainer:
             gap: {"q_chosen", "q_action", "difference", "td", "penalty", "residual"}, null for BC; the last three null
                 where one of the two pairs has no data. Without a formula (Huber) the residual alone is null, and in "penalty".
             hazard: {"action", "chosen", "by_action" [A]: of meeting one within "steps", the action being the first of them and
-                the model choosing the others; "action_next", "chosen_next": at the very next step; "margin": UNSAFE}; null without a model, in
-                observations of no state, and where the environment has no hazards
+                the model choosing the others; "action_next", "chosen_next": at the very next step; "margin": UNSAFE};
+                null without a model, in observations of no state, and where the environment has no hazards
             return: {"action", "chosen"}: expected total reward over these steps; null without a model
             model_known: whether the environment's exact model is
-            verdict: "terminal" | "unsafe" (adds more than UNSAFE to the chosen action's hazard probability) | "unsupported" (not in
-                the data) | "chosen" | "as good" (equal Q, or a total reward that is not lower) | "worse"
+            verdict: "terminal" | "unsafe" (adds more than UNSAFE to the chosen action's hazard probability) |
+                "unsupported" (not in the data) | "chosen" | "as good" (equal Q, or a total reward that is not lower) | "worse"
 
         Raises:
             RunError: the observation or the action is none of this model's.

@@ -56,6 +56,10 @@ def times(count: int) -> str:
     return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
+def _of(p: str) -> str:
+    return p if p.startswith("below") else f"of {p}"
+
+
 def doing(name: str) -> str:
     """An action as the subject of a sentence."""
     return f"moving {name}" if name in DIRECTIONS else f"taking {name}"
@@ -87,8 +91,16 @@ def _headline(found: dict) -> str:
     return f"{place}, " + {
         "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {chosen}.",
         "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {chosen}.",
-        "as good": f"{action} is as good as {chosen}, which the model chooses.",
+        "as good": f"{action} is as good as {chosen}, which the model chooses." if not _better(found) else
+                   f"{action} leads to a higher total reward than {chosen}, which the model chooses.",
         "worse": f"{action} is worse than {chosen}, which the model chooses."}[verdict]
+
+
+def _better(found: dict) -> bool:
+    """Whether the total reward after the action is higher than after the chosen one, by more than is shown as equal."""
+    outcome = found["return"]
+    return outcome is not None and outcome["action"] > outcome["chosen"] and (
+        number(outcome["action"]) != number(outcome["chosen"]))
 
 
 def _data(found: dict) -> str:
@@ -111,19 +123,20 @@ def _data(found: dict) -> str:
 def _rating(found: dict) -> str:
     action, chosen = found["action"], found["chosen"]
     bc = found["q"] is None
-    scores, show = (found["probabilities"], percent) if bc else (found["q"], number)
-    what = "The model imitates the data and gives it a probability of" if bc else "The model rates it at"
+    scores, show = (found["probabilities"], lambda p: _of(percent(p))) if bc else (found["q"], number)
+    what = "The model imitates the data and gives it a probability" if bc else "The model rates it at"
     if _is_chosen(found):
         others = [a for a in range(len(scores)) if a != chosen["index"]]
         if not others:
             return f"{what} {show(scores[chosen['index']])}; there is no other action."
         second = max(others, key=lambda a: scores[a])
-        return f"{what} {show(scores[chosen['index']])}; next comes {found['actions'][second]} with {show(scores[second])}."
+        second_score = show(scores[second]).removeprefix("of ")
+        return f"{what} {show(scores[chosen['index']])}; next comes {found['actions'][second]} with {second_score}."
     mine, best = (show(scores[a["index"]]) for a in (action, chosen))
     if mine == best:
         return f"{what} {mine}, no different from {chosen['name']}."
-    return f"{what} {mine}, against {best} for {chosen['name']}" + (
-        "." if bc else f": {number(found['gap']['difference'])} less.")
+    return f"{what} {mine}, against {best.removeprefix('of ')} for {chosen['name']}" + (
+        "." if bc else f": a gap of {number(found['gap']['difference'])}.")
 
 
 def _split(found: dict) -> str:
@@ -140,8 +153,9 @@ def _split(found: dict) -> str:
                 "here, whose rating is a guess.")
     if number(gap["difference"]) == number(0):
         return ""
-    data = (f"The rewards in the data and what follows them account for {number(gap['td'])} of the difference"
-            if gap["td"] >= 0 else f"By the rewards in the data and what follows them it would be {number(-gap['td'])} better")
+    data = (f"The rewards in the data and what follows them account for {number(gap['td'])} of that gap"
+            if gap["td"] >= 0 else
+            f"By the rewards in the data and what follows them the gap would be {number(gap['td'])}")
     if gap["residual"] is None:
         return f"{data}; the penalty for rare actions, with what training has not fitted, {_adds(gap['penalty'])}."
     rest = "" if number(abs(gap["residual"])) == number(0) else f", and what training has not fitted {_adds(gap['residual'])}"
@@ -151,7 +165,7 @@ def _split(found: dict) -> str:
 def _adds(x: float) -> str:
     if number(abs(x)) == number(0):
         return "changes nothing"
-    return f"adds {number(x)}" if x > 0 else f"takes off {number(-x)}"
+    return f"widens it by {number(x)}" if x > 0 else f"narrows it by {number(-x)}"
 
 
 def _hazard(found: dict) -> str:
@@ -168,7 +182,8 @@ def _hazard(found: dict) -> str:
     soon = "" if hazard["action_next"] == 0 else (
         ", all of it at once" if hazard["action_next"] >= hazard["action"] * (1 - 1e-9)
         else f", {percent(hazard['action_next'])} at once")
-    text = f"If the model goes on from there, it meets a hazard within {steps} with a probability of {odds(hazard['action'])}{soon}"
+    text = (f"If the model goes on from there, it meets a hazard within {steps} with a probability "
+            f"{_of(odds(hazard['action']))}{soon}")
     return text + ("." if _is_chosen(found) else f"; after {found['chosen']['name']} it is {odds(hazard['chosen'])}.")
 
 
