@@ -172,11 +172,12 @@ def test_words_without_a_model():
 
 def test_words_on_a_grid(model):
     unsafe = explain(model, 1, 1)["text"]
-    assert "moving down is unsafe" in unsafe and "The model chooses moving" in unsafe and "with a probability of 9" in unsafe
+    assert "moving down is unsafe" in unsafe and "The model chooses to move " in unsafe and "with a probability of 9" in unsafe
     copy = replace(model, policy=table_policy(np.tile([0.0, 9.0, 0.0, 1.0], (12, 1))))  # everywhere down
     assert "would be safer, at" in explain(copy, 1)["text"]
     corner = explain(replace(model, policy=table_policy(np.tile([1.0, 0.0, 0.5, 0.0], (12, 1)))), 0, 2)
-    assert corner["support"]["supported"] and corner["verdict"] == "as good"  # up and left both stay in the corner
+    assert corner["support"]["supported"] and corner["verdict"] == "as good" and (
+        "moving left is as good as the model's choice, moving up, though the model rates it lower." in corner["text"])  # up and left both stay in the corner
 
 
 def test_behaviour_cloning_has_no_ratings(deployable):
