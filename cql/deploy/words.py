@@ -94,8 +94,8 @@ def _headline(found: dict) -> str:
     return f"{place}, " + {
         "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {to_do}.",
         "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {to_do}.",
-        "as good": f"{action} {'promises a higher total reward than' if _better(found) else 'is as good as'} the model's choice, "
-                   f"{chosen}{though}",
+        "as good": f"{action} {'promises a higher total reward than' if _better(found) else 'is as good as'} "
+                   f"the model's choice, {chosen}{though}",
         "worse": f"{action} is worse than {chosen}, which the model chooses."}[verdict]
 
 
