@@ -6,8 +6,9 @@ On logged pairs the Q-values of the chosen action c and of the action a asked ab
 
 with y the mean TD target of the pair's transitions, k = alpha_half (1 - p / beta) what the conservative penalty makes of it
 where training has come to rest (docs/math.md, section 2), and e = Q - y - k what the network has not fitted. Targets are
-computed from the final network itself: the target network and, for double Q-learning, the other choice of the maximum
-have the same fixed point. p is the network's softmax over all actions, beta the data's frequencies in that state.
+computed from the final network itself: at the end of training the target network is close to it, and then double
+Q-learning's choice of the maximum is the same; what they differ by is in the residual. p is the network's softmax over all
+actions, beta the data's frequencies in that state.
 
 Axes: S state, A action, D transition, U distinct logged observation.
 """
@@ -31,7 +32,7 @@ UNSAFE = 0.01
 
 
 class Explainer:
-    """A model with the tables that every explanation of it reads: made once, then each explanation takes microseconds.
+    """A model with the tables that every explanation of it reads: made once.
 
     Raises:
         RunError: values of the network are not finite.
