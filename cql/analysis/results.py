@@ -19,7 +19,8 @@ from cql.runs import RunError, RunFolder
 
 Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
 
-SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gap_threshold", "gamma", "batch_size", "lr", "target_interval")
+SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gap_threshold", "gamma", "batch_size", "lr", "target_interval",
+            "precision")
 COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact, the rest is measured or logged
     "algorithm": "cql or bc",
     "alpha": "weight of the penalty, or where it started; empty for BC",
@@ -47,7 +48,7 @@ COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact,
     "data_q": "q/data_mean at the last log entry",
     "unlogged_mass": "policy/unlogged_mass at the last log entry",
 }
-NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size")]
+NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size", "precision")]
 _LOGGED = {"td_error": "losses/td", "conservative_gap": "losses/conservative_gap", "cross_entropy": "losses/cross_entropy",
            "data_q": "q/data_mean", "unlogged_mass": "policy/unlogged_mass"}
 _EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")
