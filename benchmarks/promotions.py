@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cql.deploy.gate import Limits
-from cql.deploy.registry import ENTRIES, LOG, PROMOTE, Registry
+from cql.deploy.history import LOG, PROMOTE
+from cql.deploy.registry import ENTRIES, Registry
 from cql.population import all_members
 from cql.runs import RunError, RunFolder
 

@@ -17,7 +17,8 @@ from benchmarks.promotions import damage, promote_at_once
 from cql.deploy import chain, registry
 from cql.deploy.gate import Limits
 from cql.deploy.model import Model
-from cql.deploy.registry import History, Refused, Registry
+from cql.deploy.history import RECORD, History
+from cql.deploy.registry import Refused, Registry
 from cql.runs import RunError, RunFolder, sha256
 
 ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)
@@ -247,7 +248,7 @@ def test_whoever_writes_waits_for_the_lock(copied, deployable, write):
         writer.join(0.4)
         assert writer.is_alive() and lines_of(reg) == before
         # what another wrote meanwhile is what the writer goes on from
-        other = reg._log.append({**dict.fromkeys(registry.RECORD - {"n", "previous", "sha256", "cut"}), "time": "now",
+        other = reg._log.append({**dict.fromkeys(RECORD - {"n", "previous", "sha256", "cut"}), "time": "now",
                                  "action": "refuse", "id": ids[0], "by": "other", "promoted": reg.promoted()})
     writer.join()
     log = reg.log()
@@ -545,7 +546,7 @@ def test_list_and_show(copied, capsys):
 def test_the_history_by_hand():
     """Who is in service after A, B, back, C, back; a promotion of the one in service leaves no step."""
     a, b, c = (letter * 16 for letter in "abc")
-    base = dict.fromkeys(registry.RECORD) | {"gate": {"passed": True}, "card": "0" * 64}
+    base = dict.fromkeys(RECORD) | {"gate": {"passed": True}, "card": "0" * 64}
     records, served = [], [("register", x, None) for x in (a, b, c)] + [
         ("promote", a, a), ("promote", b, b), ("promote", b, b), ("rollback", a, a), ("promote", c, c), ("refuse", b, c),
         ("rollback", a, a)]
