@@ -1,0 +1,97 @@
+"""One position on the map of a grid, for a small screen: where one is, what to do there, and where that leads."""
+
+import numpy as np
+from matplotlib import style
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from cql.analysis.figure_data import Board
+from cql.analysis.look import BLACK, BLUE, DPI, GREY, STYLE, VERMILION
+from cql.analysis.maps import NOTHING, _cell, _draw_board
+from cql.analysis.phase_plot import png
+
+SCREEN = 1080 / DPI  # inches; that many pixels, which a phone shows about a third as large
+GROUND = ListedColormap(["#f3efe2"])
+
+
+def way(board: Board, greedy: np.ndarray, state: int) -> list[int]:
+    """The states from here on if every move of the greedy actions ``[S]`` succeeds: up to the end of the episode, or until one
+    repeats."""
+    states, size = [state], np.array(board.shape)
+    while not board.terminal[states[-1]]:
+        cell = np.array(divmod(states[-1], size[1])) + board.moves[greedy[states[-1]]]
+        row, column = np.clip(cell, 0, size - 1).astype(int)
+        following = int(row * size[1] + column)
+        if following in states:
+            break
+        states.append(following)
+    return states
+
+
+def position_png(board: Board, actions: list[str], greedy: np.ndarray, counts: np.ndarray, state: int,
+                 asked: int | None = None) -> bytes:
+    """A picture of what the greedy policy does at a state.
+
+    Args:
+        actions: their names. greedy: ``[S]``. counts: ``[S, A]``, how often the data took each action.
+        asked: an action that is shown beside the greedy one.
+    """
+    with style.context(["default", STYLE, {"font.size": 15}]):
+        return png(_position(board, actions, greedy, counts, state, asked))
+
+
+def _position(board, actions, greedy, counts, state, asked) -> Figure:
+    rows, columns = board.shape
+    figure = Figure((SCREEN, SCREEN * min(max(rows / columns, 0.3), 1.6) + 1.2), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
+    ax, visited = figure.subplots(), counts.any(-1)
+    _draw_board(ax, board, np.where(visited, 0.0, np.nan), GROUND, Normalize(0, 1), visited)
+    cell = _cell(ax, board)
+    ax.set(xticks=range(0, columns, -(-columns // 16)), yticks=range(0, rows, -(-rows // 16)), xlabel="column", ylabel="row")
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.xaxis.set_label_position("top")
+    handles = []
+    if not board.terminal[state]:
+        states = np.array(way(board, greedy, state))
+        handles.append(ax.plot(states % columns, states // columns, color=BLUE, linewidth=min(3.5, cell / 5), linestyle=(0, (0.1, 2)),
+                               dash_capstyle="round", zorder=2.5, label="the way, if no move fails")[0])
+    ax.scatter(state % columns, state // columns, (0.86 * cell) ** 2, "white", edgecolors=BLUE, linewidths=min(4, cell / 6), zorder=5)
+    if not board.terminal[state]:
+        chosen = int(greedy[state])
+        known = counts[state, chosen] > 0
+        if asked not in (None, chosen):
+            handles.insert(0, _arrow(ax, board, state, asked, GREY, cell, f"{actions[asked]}: asked about"))
+        handles.insert(0, _arrow(ax, board, state, chosen, BLACK if known else VERMILION, cell,
+                                 f"{actions[chosen]}: {'what to do' if known else 'never in the data'}"))
+    handles += _signs(board, visited)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=14, columnspacing=1.2, handletextpad=0.6)
+    return figure
+
+
+def _arrow(ax, board: Board, state: int, action: int, colour: str, cell: float, label: str) -> Line2D:
+    """Drawn from the state's cell into that where the action leads; a dot where it leads nowhere."""
+    row, column = divmod(state, board.shape[1])
+    down, right = board.moves[action]
+    if down or right:
+        ax.annotate("", (column + 1.2 * right, row + 1.2 * down), (column - 0.3 * right, row - 0.3 * down), zorder=6, arrowprops={
+            "arrowstyle": "simple,head_length=0.9,head_width=1,tail_width=0.4", "mutation_scale": 0.75 * cell,
+            "facecolor": colour, "edgecolor": "white", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0})
+    else:
+        ax.scatter(column, row, (0.3 * cell) ** 2, colour, zorder=6)
+    sign = {(-1, 0): r"$\uparrow$", (1, 0): r"$\downarrow$", (0, -1): r"$\leftarrow$", (0, 1): r"$\rightarrow$"}
+    return Line2D([], [], marker=sign.get((int(down), int(right)), "o"), color=colour, linestyle="", markersize=17, label=label)
+
+
+def _signs(board: Board, visited: np.ndarray) -> list:
+    handles = []
+    if board.hazard.any():
+        handles.append(Line2D([], [], marker="X", color=BLACK, linestyle="", markersize=13, label="hazard"))
+    if board.goal.any():
+        handles.append(Line2D([], [], marker="*", color=BLACK, linestyle="", markersize=17, label="goal"))
+    if board.start.any():
+        handles.append(Patch(facecolor="white", edgecolor=BLACK, linewidth=2.5, label="start"))
+    if (~visited & ~board.terminal).any():
+        handles.append(Patch(facecolor=NOTHING, edgecolor=GREY, hatch="xxx", linewidth=0, label="not in the data"))
+    return handles
