@@ -46,10 +46,10 @@ def opened(line: bytes) -> dict:
     return record
 
 
-def unchained(lines: list[bytes]) -> tuple[list[dict], list[str]]:
-    """The records in these lines, and all that breaks their chain, a sentence each."""
+def unchained(lines: list[bytes], sound: int = 0) -> tuple[list[dict], list[str]]:
+    """The records in these lines but the first ``sound`` ones, and all that breaks their chain, a sentence each."""
     records, problems = [], []
-    for n, line in enumerate(lines):
+    for n, line in enumerate(lines[sound:], sound):
         try:
             record = opened(line)
         except ValueError as error:
@@ -57,7 +57,7 @@ def unchained(lines: list[bytes]) -> tuple[list[dict], list[str]]:
             continue
         expected = sealed({}, n, lines[n - 1] if n else None)
         if record.get("previous") != expected["previous"]:
-            problems.append(f"line {n + 1} does not follow the line before it: lines were removed, added, changed or moved here.")
+            problems.append(f"line {n + 1} does not follow the line before it: lines were removed, added, changed or moved.")
         elif record.get("n") != n:
             problems.append(f"line {n + 1} has the number {record.get('n')!r}.")
         records.append(record)
@@ -70,10 +70,11 @@ class ChainedLog:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._last = (None, None)  # state of the file, its last record
+        self._sound = ([], [])  # lines found sound before, their records
 
     def records(self) -> list[dict]:
         """Every record, in order; a last line without an end is left out. Raises RunError if the chain is broken."""
-        return self._read()[0]
+        return list(self._read()[0])
 
     def last(self) -> dict | None:
         """The last record, held against its own digest; the file is read again only when it has changed.
@@ -112,7 +113,7 @@ class ChainedLog:
             return [str(error)]
         records, found = unchained(lines)
         if torn:
-            found.append(f"line {len(lines) + 1} has no end: a process was stopped while it wrote, and the next record cuts it off.")
+            found.append(f"line {len(lines) + 1} has no end: its writer was stopped, and the next record cuts it off.")
         if head is not None and head != FIRST and head not in {record["sha256"] for record in records}:
             found.append(f"no record has the digest {head}: the log was cut off or written anew since that was its head.")
         return [f"{self.path.name}: {problem}" for problem in found]
@@ -126,7 +127,10 @@ class ChainedLog:
         """
         _, lines, torn = self._read()
         cut = hashlib.sha256(torn).hexdigest() if torn else None
-        record = sealed({**facts, "cut": cut}, len(lines), lines[-1] if lines else None)
+        try:
+            record = sealed({**facts, "cut": cut}, len(lines), lines[-1] if lines else None)
+        except ValueError as error:
+            raise RunError(f"the log cannot hold this record ({error}).") from None
         line = line_of(record)
         if len(line) > MAX_LINE:
             raise RunError(f"a record of {len(line)} bytes is too long for the log.")
@@ -134,8 +138,9 @@ class ChainedLog:
         with _opened(self.path, os.O_RDWR | os.O_CREAT) as file:
             file.seek(end)
             try:
-                file.write(line + b"\n")
-                file.flush()
+                rest = memoryview(line + b"\n")
+                while rest:
+                    rest = rest[file.write(rest) :]
                 file.truncate(end + len(line) + 1)
                 os.fsync(file.fileno())
             except OSError:
@@ -145,11 +150,16 @@ class ChainedLog:
         return record
 
     def _read(self) -> tuple[list[dict], list[bytes], bytes]:
+        """Records, their lines, and what follows the last of them. Raises RunError if the chain is broken."""
         lines, torn = self._lines()
-        records, problems = unchained(lines)
+        sound, records = self._sound
+        if lines[: len(sound)] != sound:
+            sound, records = [], []
+        further, problems = unchained(lines, len(sound))
         if problems:
             raise RunError(f"{self.path} is broken: {problems[0]}")
-        return records, lines, torn
+        self._sound = lines, records + further
+        return records + further, lines, torn
 
     def _lines(self) -> tuple[list[bytes], bytes]:
         """The lines that have an end, without it, and what follows the last of them."""
@@ -183,7 +193,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _opened(path: Path, flags: int = os.O_RDONLY):
-    """An open binary file that is no link."""
+    """An open binary file that is no link; unbuffered, so that nothing is written later than it is meant to be."""
     refuse_other_kinds(path)
     try:
         number = os.open(path, flags | os.O_NOFOLLOW, 0o644)
@@ -191,4 +201,4 @@ def _opened(path: Path, flags: int = os.O_RDONLY):
         raise
     except OSError as error:
         raise RunError(f"{path} cannot be opened ({error.strerror}).") from None
-    return os.fdopen(number, "rb" if flags == os.O_RDONLY else "r+b")
+    return os.fdopen(number, "rb" if flags == os.O_RDONLY else "r+b", buffering=0)

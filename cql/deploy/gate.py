@@ -1,14 +1,15 @@
 """The gate before a promotion: what a policy is worth on a fixed test set, held against stated limits.
 
-Where the environment has a transition table, every measure is the exact expectation over one episode, by the functions of the
-evaluation. Elsewhere it comes from episodes of a fixed test set, number i from environment seed ``TEST_SEED + i``, each measure
-with limits of its own at ``Limits.confidence`` (two-sided, not jointly); the worse of the two must meet the stated limit:
+The environment is the one that the entry's data name. Where it has a transition table, every measure is the exact expectation
+over one episode, by the functions of the evaluation. Elsewhere it comes from episodes of a fixed test set, number i from
+environment seed ``TEST_SEED + i``, each measure with limits of its own at ``Limits.confidence`` (two-sided, not jointly); the
+worse of the two must meet the stated limit:
 
 - hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard if the
   environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0 and 1: only the
   limit 1 lets that pass.
-- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and cannot know of a
-  catastrophe rarer than one in some hundred episodes: limit its probability as a hazard.
+- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of a
+  catastrophe that no episode of the test set met: limit its probability as a hazard.
 - unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each other, so
   the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the step limit; each
   is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients bound the rate. That
@@ -76,11 +77,12 @@ def judge(model: Model, limits: Limits) -> dict:
         measures, did not pass, and one reason.
 
     Raises:
-        RunError: the environment gives rewards that are no finite numbers.
+        RunError: the environment gives rewards that are no finite numbers, or too large to be added up.
     """
     exact = model.mdp is not None
     found = {"exact": exact, "episodes": None if exact else int(limits.episodes), "seed": None if exact else TEST_SEED,
-             "confidence": None if exact else limits.confidence, "limits": asdict(limits)}
+             "confidence": None if exact else float(limits.confidence),
+             "limits": {**{name: float(value) for name, value in asdict(limits).items()}, "episodes": int(limits.episodes)}}
     if model.environment is None:
         return {**found, "measures": [], "passed": False,
                 "reasons": ["the data name no environment, so nothing can be said of how the policy would act in one."]}
@@ -95,12 +97,12 @@ def judge(model: Model, limits: Limits) -> dict:
 def table(gate: dict) -> str:
     """The measures of a gate as text."""
     if not gate["measures"]:
-        return gate["reasons"][0]
+        return "nothing was measured"
     rows = [("", "value", "" if gate["exact"] else "low", "" if gate["exact"] else "high", "limit", "")]
     for m in gate["measures"]:
-        least = m["name"] == "return"
-        rows.append((NAMES[m["name"]], _number(m["value"]), *(("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))),
-                     ("at least " if least else "at most ") + _number(m["limit"]),
+        limits = ("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))
+        rows.append((NAMES[m["name"]], _number(m["value"]), *limits,
+                     ("at least " if m["name"] == "return" else "at most ") + _number(m["limit"]),
                      "passed" if m["passed"] else f"MISSED by {_number(m['missed_by'])}"))
     how = ("exact expectations over an episode" if gate["exact"] else
            f"{gate['episodes']} episodes from seed {gate['seed']}, {100 * gate['confidence']:g} % limits")
@@ -120,15 +122,15 @@ def _exact(model: Model):
 def _sampled(model: Model, limits: Limits):
     """(value, low, high) of the three from the episodes of the test set."""
     rolled = Rollouts(model.environment, None, int(limits.episodes), TEST_SEED).roll(model.policy)
-    if not np.isfinite(rolled.returns).all():
-        raise RunError("the environment gives rewards that are no finite numbers.")
-    n, level = len(rolled.returns), limits.confidence
+    n, level = len(rolled.returns), float(limits.confidence)
+    mean = float(rolled.returns.mean())
+    half = student_quantile((1 + level) / 2, n - 1) * float(rolled.returns.std(ddof=1)) / math.sqrt(n)
+    if not math.isfinite(mean + half):
+        raise RunError("the environment gives rewards that are no finite numbers, or too large to be added up.")
     hazard = (None, 0.0, 1.0)
     if "hazard" in rolled.ends:
         met = int(rolled.ends["hazard"].sum())
         hazard = (met / n, *clopper_pearson(met, n, level))
-    mean = float(rolled.returns.mean())
-    half = student_quantile((1 + level) / 2, n - 1) * float(rolled.returns.std(ddof=1)) / math.sqrt(n)
     unsupported = rolled.unsupported(model.support)  # [episodes]
     longest = model.environment.spec.max_episode_steps
     return (hazard, (mean, mean - half, mean + half),
@@ -151,7 +153,8 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
 
 
 def hoeffding(mean: float, n: int, level: float) -> tuple[float, float]:
-    """Limits for the expectation behind the mean of n independent values in [0, 1]: all m with n KL(mean || m) <= ln(2 / (1 - level))."""
+    """Limits for the expectation m behind the mean of n independent values in [0, 1]: all with
+    n KL(mean || m) <= ln(2 / (1 - level))."""
     most = math.log(2 / (1 - level)) / n
 
     def excess(m: float) -> float:
@@ -188,8 +191,8 @@ def _root(rising: Callable[[float], float]) -> float:
 
 def _measure(name: str, value, low: float, high: float, limit: float, least: bool) -> dict:
     missed = limit - low if least else high - limit
-    return {"name": name, "value": value, "low": low, "high": high, "limit": limit, "passed": missed <= 0,
-            "missed_by": max(0.0, missed)}
+    return {"name": name, "value": value, "low": low, "high": high, "limit": float(limit), "passed": bool(missed <= 0),
+            "missed_by": max(0.0, float(missed))}
 
 
 def _reason(measure: dict, gate: dict) -> str:
@@ -200,9 +203,10 @@ def _reason(measure: dict, gate: dict) -> str:
     elif gate["exact"]:
         said = f"the {name} is {_number(bound)}"
     else:
-        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its {'lower' if least else 'upper'} "
-                f"{100 * gate['confidence']:g} % limit {_number(bound)}")
-    return f"{said}: {'below the least' if least else 'above the most'} allowed, {limit}, by {_number(measure['missed_by'])}."
+        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its "
+                f"{'lower' if least else 'upper'} {100 * gate['confidence']:g} % limit {_number(bound)}")
+    side = "below the least" if least else "above the most"
+    return f"{said}: {side} allowed, {limit}, by {_number(measure['missed_by'])}."
 
 
 def _number(value: float | None) -> str:

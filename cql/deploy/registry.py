@@ -2,13 +2,14 @@
 
     entries/ID/  policy.pt  data.npz  config.json  card.json       log.jsonl  lock
 
-An entry never changes. Its ID is the first 16 digits of the SHA-256 of its files' digests; ``card.json`` says what it is and what
-it was worth, and the log's record of its registration holds the digest of the card. The log (`cql.deploy.chain`) is append-only
-and hash-chained; each record says which entry is in service after it. Writers, in any number of processes, take turns by a lock
-(flock: on a local disk, or a network file system that has it); readers need none.
+An entry never changes. Its ID is the first 16 digits of the SHA-256 of its files' digests; ``card.json`` says what it is and
+what it was worth, and the log's record of its registration holds the digest of the card. The log (`cql.deploy.chain`) is
+append-only and hash-chained; each record says which entry is in service after it. Writers, in any number of processes, take
+turns by a lock (flock: on a local disk, or a network file system that has it); readers need none.
 
-``python -m cql.deploy.registry REG register RUN | list | show ID | promote ID | rollback | verify``. What ``verify`` cannot know
-is said in `cql.deploy.chain`: keep the head it prints somewhere else, and give it back with ``--head``.
+``python -m cql.deploy.registry REG register RUN | list | show ID | promote ID | rollback | verify``. ``verify`` finds whatever
+was changed, added or taken away by someone who does not make the log anew; what it cannot know is said in `cql.deploy.chain`.
+Keep the head it prints somewhere else, and give it back with ``--head``. ``by`` is what the caller says: nothing is signed.
 """
 
 import argparse
@@ -25,23 +26,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from cql.analysis.audit import Exact, audit_policy
-from cql.analysis.logged import known_model
-from cql.analysis.statistics import aligned
-from cql.config import ConfigError
-from cql.dataset import DatasetError
 from cql.deploy import gate
+from cql.deploy.card import CARD_KEYS, FILES, entry_of, id_of, listed, shown
 from cql.deploy.chain import DIGEST, FIRST, ChainedLog, refuse_other_kinds, sync_folder
 from cql.deploy.gate import Limits
-from cql.deploy.model import CARD, CONFIG, DATA, POLICY, Model
+from cql.deploy.model import CARD, Model
 from cql.files import write_whole
-from cql.runs import MANIFEST, RunError, RunFolder, commit, sha256, utc_now, versions
+from cql.runs import RunError, RunFolder, sha256, utc_now
 
 ENTRIES, LOG, LOCK = "entries", "log.jsonl", "lock"
-FILES = (CONFIG, DATA, POLICY)  # what an entry's ID is made of
 REGISTER, PROMOTE, REFUSE, ROLLBACK = ACTIONS = ("register", "promote", "refuse", "rollback")
 RECORD = {"n", "time", "action", "id", "by", "why", "gate", "card", "promoted", "cut", "previous", "sha256"}
-CARD_KEYS = {"id", "member", "registered", "files", "data_digest", "config", "versions", "commit", "evaluation", "audit", "no_audit"}
 ID, PREFIX = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{4,16}")
 LONGEST = 1000  # characters of a name or a reason
 
@@ -119,7 +114,7 @@ class Registry:
             raise RunError(f"{id!r} is no ID of an entry: give 4 to 16 of its digits.")
         found = [name for name in self._names() if name.startswith(id)]
         if len(found) != 1:
-            raise RunError(f"{self.path} has {len(found) or 'no'} entr{'ies' if len(found) > 1 else 'y'} whose ID begins with {id}.")
+            raise RunError(f"{self.path} has {'several entries' if found else 'no entry'} whose ID begins with {id}.")
         return self.path / ENTRIES / found[0]
 
     def card(self, id: str) -> dict:
@@ -139,7 +134,7 @@ class Registry:
 
     def log(self) -> list[dict]:
         """Every record. Raises RunError if the chain is broken."""
-        self._refuse_links()
+        self._names()  # no registry at all?
         return self._log.records()
 
     def promoted(self) -> str | None:
@@ -195,15 +190,17 @@ class Registry:
     def registered(self, run: str | Path, member: str | None, by: str) -> tuple[str, bool]:
         """``register``, and whether the entry is new."""
         _refuse_text("by", by)
-        contents, card = _entry_of(run, member)
+        contents, card = entry_of(run, member)
         self._make()
         with self._locked():
             history = self._history()
             folder = self.path / ENTRIES / card["id"]
             if card["id"] in history.cards:
                 self._refuse_changes(folder, history)
+                if self._card(folder, history)["files"] != card["files"]:
+                    raise RunError(f"another model has the ID {card['id']} already: two that meet were made to.")
                 return card["id"], False
-            for left in (self.path / ENTRIES).glob(".*"):  # by a process that was killed: whoever writes has the lock
+            for left in (self.path / ENTRIES).glob(".*.partial"):  # by a process that was killed: whoever writes has the lock
                 shutil.rmtree(left)
             if folder.exists():  # renamed and never recorded: an entry of nobody
                 shutil.rmtree(folder)
@@ -240,7 +237,8 @@ class Registry:
             history = self._history()
             self._refuse_changes(folder, history)
             action = PROMOTE if judged["passed"] else REFUSE
-            record = self._append(action, folder.name, by, why, folder.name if judged["passed"] else history.promoted, judged=judged)
+            promoted = folder.name if judged["passed"] else history.promoted
+            record = self._append(action, folder.name, by, why, promoted, judged=judged)
         if action == REFUSE:
             raise Refused(record)
         return record
@@ -268,8 +266,8 @@ class Registry:
 
     def _append(self, action: str, id: str, by: str, why: str | None, promoted: str | None, judged: dict | None = None,
                 card: str | None = None) -> dict:
-        return self._log.append({"time": utc_now(), "action": action, "id": id, "by": by, "why": why, "gate": judged, "card": card,
-                                 "promoted": promoted})
+        return self._log.append({"time": utc_now(), "action": action, "id": id, "by": by, "why": why, "gate": judged,
+                                 "card": card, "promoted": promoted})
 
     def _history(self) -> History:
         history = History.of(self.log())
@@ -334,8 +332,8 @@ class Registry:
         """Raises RunError if an entry is not what it was registered as."""
         if folder.name not in history.cards:
             raise RunError(f"{folder} was never registered: the log does not know it.")
-        if not folder.is_dir():
-            raise RunError(f"{folder} is missing.")
+        if folder.is_symlink() or not folder.is_dir():
+            raise RunError(f"{folder} is missing, or a link.")
         if problems := self._problems(folder.name, history.cards[folder.name]):
             raise RunError(f"the entry was changed: {problems[0]}")
 
@@ -360,26 +358,25 @@ class Registry:
             problems.append(f"{ENTRIES}/{id}: the log has no record of its registration.")
         elif card is not None and CARD in found and found[CARD] != card:
             problems.append(f"{ENTRIES}/{id}/{CARD}: does not have the digest that the log recorded.")
-        digests = {name: found[name] for name in FILES if name in found}
-        if len(digests) == len(FILES) and _id_of(digests) != id:
-            problems += self._changed(folder, digests)
+        # the card has the digests in full: 16 digits of an ID could be met by two models made for it
+        registered = self._registered_digests(folder) if CARD in found else None
+        for name in FILES:
+            if registered is not None and name in found and found[name] != registered[name]:
+                problems.append(f"{ENTRIES}/{id}/{name}: contents differ from those registered.")
+        if registered is not None and id_of(registered) != id:
+            problems.append(f"{ENTRIES}/{id}: the files on its card do not make this ID.")
+        elif registered is None and found.get(CARD) == card:  # else said above
+            problems.append(f"{ENTRIES}/{id}/{CARD}: is no card of an entry.")
         return problems
 
     @staticmethod
-    def _changed(folder: Path, digests: dict[str, str]) -> list[str]:
-        """Which files of an entry are to blame for an ID that is not theirs: by its card, if that can be read."""
+    def _registered_digests(folder: Path) -> dict[str, str] | None:
+        """Those on an entry's card; None where that cannot be read."""
         try:
-            recorded = RunFolder(folder).read_json(CARD)["files"]
-            blamed = [name for name in digests if recorded.get(name) != digests[name]]
+            digests = RunFolder(folder).read_json(CARD)["files"]
+            return digests if digests.keys() == set(FILES) else None
         except (RunError, KeyError, TypeError, AttributeError):
-            blamed = []
-        whole = f"{ENTRIES}/{folder.name}"
-        return [f"{whole}/{name}: contents differ from those registered." for name in blamed] or [
-            f"{whole}: its files do not make this ID."]
-
-
-def _id_of(digests: dict[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()[:16]
+            return None
 
 
 def _refuse_text(name: str, text: str) -> None:
@@ -387,51 +384,12 @@ def _refuse_text(name: str, text: str) -> None:
         raise RunError(f"--{name} must be one line of 1 to {LONGEST} printable characters.")
 
 
-def _entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], dict]:
-    """The files of an entry and its card but for the time, read from a run that is what its manifest records."""
-    run = RunFolder.open(path)
-    run.refuse_changes()
-    model = Model.of_run(path, member)
-    sources = {CONFIG: "config.json", DATA: f"datasets/{model.member.data_seed}.npz", POLICY: f"policies/{model.member.name}.pt"}
-    contents = {name: (run.path / source).read_bytes() for name, source in sources.items()}
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    manifest = run.read_json(MANIFEST) if (run.path / MANIFEST).is_file() else {}
-    if manifest and any(digests[name] != manifest["files"].get(source) for name, source in sources.items()):
-        raise RunError(f"{run.path} changed while it was read.")
-    audit, no_audit = _audit_of(model)
-    return contents, {"id": _id_of(digests), "member": model.member.name, "files": digests, "data_digest": digests[DATA],
-                      "config": json.loads(contents[CONFIG]), "evaluation": _evaluation_of(run, model), "audit": audit,
-                      "no_audit": no_audit, "versions": {"run": manifest.get("versions"), "registry": versions()},
-                      "commit": {"run": manifest.get("commit"), "registry": commit()}}
-
-
-def _evaluation_of(run: RunFolder, model: Model) -> dict:
-    """The member's entry of the run's evaluation, with what that holds for all."""
-    try:
-        evaluation = run.read_json("evaluation.json")
-        [entry] = [found for found in evaluation["members"] if vars(model.member).items() <= found.items()]
-        return {**entry, **{name: evaluation[name] for name in ("references", "rollout_episodes", "rollout_seed")}}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = "is missing" if not (run.path / "evaluation.json").exists() else (
-            f"cannot be read ({error})" if isinstance(error, RunError) else f"has no entry of {model.member.name}")
-        raise RunError(f"{run.path / 'evaluation.json'} {reason}: evaluate the run first.") from None
-
-
-def _audit_of(model: Model) -> tuple[dict | None, str | None]:
-    """The member's audit without its per-state arrays, or why there is none."""
-    try:
-        exact = Exact.of(model.dataset, model.environment, known_model(model.environment), model.config,
-                         [] if model.final_alpha is None else [model.final_alpha])
-    except (RunError, DatasetError, ConfigError) as error:
-        return None, str(error)
-    return audit_policy(exact, model.policy, model.inputs, model.final_alpha)[0], None
-
-
 # ------------------------------------------------------------------------------------------------------------ the command
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m cql.deploy.registry", description="Trained members: registered, promoted, verified.")
+    parser = argparse.ArgumentParser(prog="python -m cql.deploy.registry",
+                                     description="Trained members: registered, promoted, verified.")
     parser.add_argument("registry", metavar="REG", help="the registry's folder; the first registration makes it")
     commands = parser.add_subparsers(dest="command", required=True)
     register = commands.add_parser("register", help="take a member of a finished run in")
@@ -449,11 +407,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for command in (promote, rollback):
         command.add_argument("--why", required=True, metavar="TEXT", help="stands in the log")
     defaults = {each.name: each.default for each in fields(Limits)}
-    for flag, name, said in (("max-hazard", "max_hazard", "largest hazard probability"), ("min-return", "min_return", "least return"),
-                             ("max-unsupported", "max_unsupported", "largest share of steps with an action not in the data"),
-                             ("confidence", "confidence", "of the limits where the model is not known exactly"),
-                             ("episodes", "episodes", "of the test set there")):
-        promote.add_argument(f"--{flag}", dest=name, type=type(defaults[name]), default=defaults[name], metavar="X",
+    for name, said in (("max_hazard", "largest hazard probability"), ("min_return", "least return"),
+                       ("max_unsupported", "largest share of steps with an action not in the data"),
+                       ("confidence", "of the limits where the model is not known exactly"),
+                       ("episodes", "of the test set there")):
+        promote.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name], metavar="X",
                              help=f"{said} (default %(default)s)")
     verify = commands.add_parser("verify", help="every file and every line of the log against its digest")
     verify.add_argument("--head", metavar="SHA", help="an earlier head of the log: it must still be in it")
@@ -473,6 +431,9 @@ def main(argv: list[str] | None = None) -> int:
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the log says whether it was done.", file=sys.stderr)
+        return 130
 
 
 def _run(registry: Registry, arguments: argparse.Namespace) -> int:
@@ -481,10 +442,10 @@ def _run(registry: Registry, arguments: argparse.Namespace) -> int:
         id, new = registry.registered(arguments.run, arguments.member, _name(arguments.by))
         print(f"{id}  {registry.card(id)['member']}  {'registered' if new else 'is registered already, nothing was changed'}")
     elif command == "list":
-        print(_list(registry.entries(), registry.promoted()))
+        print(listed(registry.entries(), registry.promoted()))
     elif command == "show":
         card = registry.card(arguments.id)
-        print(json.dumps(card, indent=2) if arguments.json else _shown(card, registry.log()))
+        print(json.dumps(card, indent=2) if arguments.json else shown(card, registry.log()))
     elif command == "promote":
         limits = Limits(**{each.name: getattr(arguments, each.name) for each in fields(Limits)})
         record = registry.promote(arguments.id, _name(arguments.by), arguments.why, limits)
@@ -511,50 +472,6 @@ def _name(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         raise RunError("the user has no name here: give --by.") from None
-
-
-def _list(cards: list[dict], promoted: str | None) -> str:
-    if not cards:
-        return "no entries"
-    rows = [("", "id", "member", "registered", "return", "hazard", "unsupported")]
-    for card in cards:
-        exact = card["evaluation"].get("exact") or {}
-        rows.append(("*" if card["id"] == promoted else "", card["id"], card["member"], card["registered"],
-                     _number(exact.get("return"), ".2f"), _number(exact.get("hazard_probability"), ".4f"),
-                     _number(card["evaluation"].get("exact_unsupported_action_rate"), ".4f")))
-    return "\n".join([*aligned(rows, right=(4, 5, 6)), "", "return, hazard, unsupported: exact, of an episode; – where the model is "
-                      "not known" + (".   * in service" if promoted else ".   None is in service.")])
-
-
-def _shown(card: dict, records: list[dict]) -> str:
-    """The card as text, and what the log says of its entry."""
-    evaluation, audit, config = card["evaluation"], card["audit"], card["config"]
-    exact, rollout = evaluation.get("exact") or {}, evaluation.get("rollout") or {}
-    rows = [("id", card["id"]), ("member", card["member"]), ("registered", card["registered"]),
-            *((f"sha256 {name}", digest) for name, digest in card["files"].items()),
-            *((f"commit of {who}", str(card["commit"][who] or "–")) for who in ("run", "registry")),
-            *((f"versions of {who}", ", ".join(f"{k} {v}" for k, v in (card["versions"][who] or {}).items()) or "–")
-              for who in ("run", "registry")),
-            ("environment", f"{config.get('env')} {config.get('map')}, slip {config.get('slip')}"),
-            *((f"exact {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in exact.items()),
-            *((f"rollout {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in rollout.items())]
-    if audit is None:
-        rows.append(("audit", card["no_audit"]))
-    elif card["member"].startswith("cql"):
-        rows += [("audit: |Q - oracle|", f"mean {audit['distance']['mean']:.3g}, largest {audit['distance']['max']:.3g}"),
-                 ("audit: value at the start", f"learned {audit['start']['value_estimate']:.4g}, true {audit['start']['true_value']:.4g}, "
-                                               f"oracle's {audit['start']['oracle_value']:.4g}"),
-                 ("audit: hazard chosen", f"in {audit['hazard']['states_by_network']} of the "
-                                          f"{audit['hazard']['states_with_logged_hazard_action']} states whose data hold one")]
-    else:
-        rows.append(("audit: KL from the data", f"mean {audit['kl_mean']:.3g}, largest {audit['kl_max']:.3g}"))
-    rows += [(f"{record['action']} {record['time']}", f"by {record['by']}" + (f": {record['why']}" if record["why"] else ""))
-             for record in records if record["id"] == card["id"]]
-    return "\n".join(aligned(rows))
-
-
-def _number(value, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 if __name__ == "__main__":
