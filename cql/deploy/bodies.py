@@ -7,6 +7,7 @@ from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 MAX_BODY = 2**18  # bytes
+MOST_READ = 2**22  # bytes of a body that is too long: closing on a client that still sends would lose it the answer
 MAX_BATCH = 1024  # observations
 PATIENCE = 10.0  # seconds until a body must be there
 CLOSE = {"Connection": "close"}  # what is left of the body is not read
@@ -52,9 +53,12 @@ async def _bounded(request: Request) -> bytes:
     parts, length = [], 0
     async for part in request.stream():  # whatever Content-Length says
         length += len(part)
-        if length > MAX_BODY:
-            raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes.", CLOSE)
-        parts.append(part)
+        if length > MOST_READ:
+            break
+        if length <= MAX_BODY:
+            parts.append(part)
+    if length > MAX_BODY:
+        raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes.", CLOSE)
     return b"".join(parts)
 
 
