@@ -132,8 +132,12 @@ class Support:
 
     def counts_of(self, observation) -> np.ndarray:
         """``[A]``: how often the data hold each action in this state; zeros where they never were."""
-        row = self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
+        row = self.row_of(observation)
         return np.zeros(self.counts.shape[1], dtype=np.int64) if row is None else self.counts[row]
+
+    def row_of(self, observation) -> int | None:
+        """Which row of ``observations`` and ``counts`` it is; None if the data never were there."""
+        return self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
 
 
 class Rollouts:
