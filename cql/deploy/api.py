@@ -1,5 +1,7 @@
 """The service's interface as an OpenAPI document: what it answers, and what the model in service may be asked."""
 
+from typing import Literal
+
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
@@ -35,21 +37,28 @@ class Action(BaseModel):
     name: str
 
 
+class Support(BaseModel):
+    count: int = Field(description="How often the data took this action there.")
+    state_count: int = Field(description="How often they were there.")
+    share: float | None
+    supported: bool
+    counts: list[int] = Field(description="How often each action was taken there.")
+
+
 class ExplainAnswer(BaseModel):
-    """`cql.deploy.explain` says what its members mean; others than these may follow."""
+    """`cql.deploy.explain.Explainer` says what its members mean; there are more than these."""
 
     model: str = Field(description="ID of the entry that answered.")
-    counts: list[int] = Field(description="How often the data took each action there.")
     observation: int | list[float]
-    cell: list[int] | None = Field(description="Row and column on a grid.")
-    action: Action
-    chosen: Action
-    support: dict
+    cell: list[int] | None = Field(description="Row and column on a grid, from 0.")
+    action: Action = Field(description="The one explained.")
+    chosen: Action = Field(description="The one that the policy takes.")
+    support: Support
     q: list[float] | None
     probabilities: list[float]
-    gap: dict | None
-    hazard: dict | None
-    verdict: str
+    gap: dict | None = Field(description="By how much the chosen action's Q-value is the larger, and why; null for Behaviour Cloning.")
+    hazard: dict | None = Field(description="Exact probability of meeting a hazard; null where the environment's model is not known.")
+    verdict: Literal["chosen", "as good", "worse", "unsafe", "unsupported", "terminal"]
     text: str = Field(description="A paragraph in plain words.")
 
 

@@ -86,7 +86,10 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
         if places.locked():
             raise HTTPException(503, f"{WAITING} explanations are waiting already.", {"Retry-After": "1"})
         async with places:
-            explained = await asyncio.get_running_loop().run_in_executor(explaining, decisions.explain, observation, action)
+            try:
+                explained = await asyncio.get_running_loop().run_in_executor(explaining, decisions.explain, observation, action)
+            except RunError as error:
+                raise HTTPException(422, str(error)) from None
         return _json({"model": decisions.id, **explained})
 
     @app.get("/v1/models", response_model=api.ModelsAnswer, responses=api.errors(503))

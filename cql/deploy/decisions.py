@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cql.deploy.explain import explain
+from cql.deploy.explain import Explainer
 from cql.deploy.model import POLICY, Model
 from cql.deploy.registry import Registry
 
 AT_ONCE = 2**16  # states that the network reads at once
 LARGEST_BOARD = 10_000  # cells that are still drawn
-MAX_FLOAT = float(np.finfo(np.float32).max)
+LARGEST = 1e18  # number of an observation: far from where float32 ends, so that the network's sums stay below it
 
 
 class ObservationError(ValueError):
@@ -84,16 +84,20 @@ class Decisions:
             return _index(value, self.size, "an observation")
         if type(value) is not list or len(value) != self.size:
             raise ObservationError(f"an observation is a list of {self.size} numbers.")
-        if not all(type(x) in (int, float) and -MAX_FLOAT <= x <= MAX_FLOAT for x in value):
-            raise ObservationError("the numbers of an observation must be finite float32 numbers.")
-        return [float(x) for x in value]
+        if not all(type(x) in (int, float) and -LARGEST <= x <= LARGEST for x in value):
+            raise ObservationError(f"the numbers of an observation must lie within {LARGEST:g} of 0.")
+        return [float(x) + 0.0 for x in value]  # -0.0 is 0.0
 
     def action(self, value) -> int:
         """An action as JSON has it. Raises ObservationError if it is none of this model's."""
         return _index(value, self.model.dataset.num_actions, "an action")
 
     def decide(self, observations: list) -> list[Decision]:
-        """One for each of the observations, of which there is at least one; each as ``observation`` returns it."""
+        """One for each of the observations, of which there is at least one; each as ``observation`` returns it.
+
+        Raises:
+            ObservationError: the network's outputs are not finite there.
+        """
         found, rows = self._states, observations
         if found is None:
             found, rows = Outputs.of_vectors(self.model, observations), range(len(observations))
@@ -106,15 +110,19 @@ class Decisions:
         return decided
 
     def explain(self, observation, action: int | None) -> dict:
-        """`cql.deploy.explain`, with how often the data took each action there."""
-        return {"counts": self.model.counts(observation).tolist(), **explain(self.model, observation, action)}
+        """As `cql.deploy.explain` has it; the first one makes its tables. Raises RunError where outputs are not finite."""
+        return self._explainer.explain(observation, action)
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self.model)
 
     @property
     def observations(self) -> dict:
         """What an observation is, as JSON schema."""
         if self.discrete:
             return {"type": "integer", "minimum": 0, "maximum": self.size - 1}
-        return {"type": "array", "items": {"type": "number", "minimum": -MAX_FLOAT, "maximum": MAX_FLOAT},
+        return {"type": "array", "items": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
                 "minItems": self.size, "maxItems": self.size}
 
     @cached_property
@@ -136,8 +144,10 @@ class Decisions:
 
 def _outputs(model: Model, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     policy = model.policy
-    return (policy.act(observations), policy.q_values(observations) if policy.algorithm == "cql" else None,
-            policy.probabilities(observations))
+    q, probabilities = policy.q_values(observations) if policy.algorithm == "cql" else None, policy.probabilities(observations)
+    if not np.isfinite(probabilities if q is None else q).all():
+        raise ObservationError(f"the outputs of {model.member.name} are not finite there.")
+    return policy.act(observations), q, probabilities
 
 
 def _index(value, size: int, what: str) -> int:

@@ -124,7 +124,7 @@
     const board = shown.map.board, plain = board === null;
     element("asked").hidden = false;
     element("asked").classList.toggle("plain", plain);
-    element("map-part").hidden = plain;
+    element("map-part").hidden = element("legend").hidden = plain;
     element("observation-part").hidden = !plain;
     if (plain) return describe();
     const svg = element("map"), visits = board.counts.map(row => row.reduce((a, b) => a + b, 0)), most = Math.max(1, ...visits);
@@ -144,7 +144,7 @@
       if (has.start.has(s)) marks.start(group);
     });
     for (const id of ["cursor", "cursor-line"]) make("rect", { id, width: 1, height: 1, visibility: "hidden" }, svg);
-    element("most").textContent = `${most.toLocaleString("en")} transitions (shade, log scale)`;
+    element("most").textContent = `${most.toLocaleString("en")} transitions in the data (shade, log scale)`;
     document.querySelectorAll("[data-symbol]").forEach(symbol => {
       symbol.replaceChildren();
       marks[symbol.dataset.symbol](symbol, [0, 1]);
@@ -180,7 +180,7 @@
     Object.assign(shown, { cell, observation: board.cells[cell], action });
     point();
     const kinds = ["hazard", "goal", "start"].filter(kind => shown.has[kind].has(cell));
-    element("where").textContent = `Row ${Math.floor(cell / board.columns) + 1}, column ${cell % board.columns + 1}`
+    element("where").textContent = `Row ${Math.floor(cell / board.columns)}, column ${cell % board.columns}`
       + (kinds.length ? ` (${kinds.join(", ")})` : "");
     if (shown.has.terminal.has(cell)) {
       shown.observation = null;
@@ -214,23 +214,25 @@
 
   const rounded = x => Math.abs(x) >= 1000 ? x.toFixed(0) : x.toFixed(2).replace("-", "−");
   const share = p => p > 0 && p < 0.001 ? "< 0.001" : p.toFixed(3);
+  const percent = p => p > 0 && p < 0.0001 ? "< 0.01" : (100 * p).toFixed(p < 0.1 ? 2 : 1);
   const VERDICTS = {
     "chosen": "This is what the policy does.", "as good": "As good as what the policy does.", "worse": "Worse than what the policy does.",
     "unsafe": "Unsafe.", "unsupported": "Not supported by the data.",
+    "terminal": "An episode ends here.",
   };
 
   function tell(answer) {
     const { actions, board } = shown.map, values = answer.q || answer.probabilities;
     const low = Math.min(0, ...values), high = Math.max(0, ...values), reach = high - low || 1;
     if (!board) element("where").textContent = `Observation ${[answer.observation].flat().join(", ")}`;
-    element("hint").textContent = `The policy goes for ${actions[answer.chosen.index]}.`;
+    element("hint").textContent = `The policy chooses ${answer.chosen.name}.`;
     element("bar-name").textContent = answer.q ? "Q-value" : "probability";
     element("actions").replaceChildren(...actions.map((name, a) => {
       const row = document.createElement("tr"), head = document.createElement("th"), label = document.createElement("label");
       const radio = Object.assign(document.createElement("input"), { type: "radio", name: "action", checked: a === answer.action.index });
       row.classList.toggle("chosen", a === answer.chosen.index);
       row.classList.toggle("explained", a === answer.action.index);
-      row.classList.toggle("never", answer.counts[a] === 0);
+      row.classList.toggle("never", answer.support.counts[a] === 0);
       radio.addEventListener("change", () => {
         shown.action = a;
         explain();
@@ -246,8 +248,9 @@
       make("rect", { x: Math.min(zero, end), y: 1, width: Math.abs(end - zero), height: 8 }, svg);
       make("line", { x1: zero, x2: zero, y1: 0, y2: 10 }, svg);
       const cell = text => Object.assign(document.createElement("td"), { textContent: text });
-      const times = answer.counts[a] === 0 ? "never" : answer.counts[a].toLocaleString("en") + "×";
-      row.append(head, bar, cell(answer.q ? rounded(values[a]) : share(values[a])), cell(times), cell(share(answer.probabilities[a])));
+      const times = answer.support.counts[a] === 0 ? "never" : answer.support.counts[a].toLocaleString("en") + "×";
+      row.append(head, bar, cell(answer.q ? rounded(values[a]) : share(values[a])), cell(times), cell(share(answer.probabilities[a])),
+                 cell(answer.hazard ? percent(answer.hazard.by_action[a]) : "–"));
       return row;
     }));
     const other = answer.action.index !== answer.chosen.index, verdict = element("verdict");
@@ -256,6 +259,8 @@
     verdict.hidden = answer.verdict === "chosen";
     verdict.className = ["unsafe", "unsupported"].includes(answer.verdict) ? "bad" : "";
     element("text").textContent = answer.text;
+    element("hazard-words").textContent = answer.hazard ? `the exact probability of meeting one within ${answer.steps} steps.`
+      : "the environment has none, or its model is not known.";
     element("numbers").hidden = false;
   }
 
