@@ -65,8 +65,10 @@ class AuditLog:
                 while written < len(lines):
                     written += os.write(self._file, lines[written:])
             except OSError:
-                if written:
+                try:
                     os.ftruncate(self._file, self._length)
+                except OSError:
+                    self._lost = True  # a torn line may stand there: the next one belongs in another file
                 raise
             self._length += written
 

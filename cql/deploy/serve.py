@@ -81,6 +81,8 @@ def _token(name: str | None) -> str | None:
 
 def _listener(host: str, port: int, token: str | None) -> socket.socket:
     """An open socket. Raises RunError if it cannot be had, or if other machines could reach it without a token."""
+    if not 0 <= port < 2**16:
+        raise RunError(f"a port is a number from 0 to {2**16 - 1}, not {port}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         if token is None and not ipaddress.ip_address(address[0]).is_loopback:
@@ -88,7 +90,7 @@ def _listener(host: str, port: int, token: str | None) -> socket.socket:
         listener = socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it: asyncio sets it for others only
         return listener
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise RunError(f"{host}:{port} cannot be listened at ({error}).") from None
 
 
