@@ -1,4 +1,4 @@
-"""Explanations: the gap's parts by hand and at the exact fixed point, hazards by simulation, the words, the command, the hook."""
+"""Explanations: the gap's parts by hand and at the fixed point, hazards by simulation, the words, the command, the hook."""
 
 import json
 import threading
@@ -15,8 +15,9 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.deploy import explain as command
 from cql.deploy.ask import KEY, MAX_REPLY, AskError, ask
-from cql.deploy.explain import Explainer, explain
+from cql.deploy.explain import explain
 from cql.deploy.model import Model
+from cql.deploy.reasons import UNSAFE, Explainer
 from cql.deploy.words import number, odds, percent, times
 from cql.exact.oracle import cql_fixed_point
 from cql.networks import Layer, PopulationMLP
@@ -135,7 +136,7 @@ def test_verdicts_are_what_the_numbers_say(model):
         if model.mdp.terminal[s]:
             assert verdict == "terminal" and "nothing to decide" in found["text"]
             continue
-        assert (verdict == "unsafe") == (hazard["action"] > hazard["chosen"] + command.UNSAFE)
+        assert (verdict == "unsafe") == (hazard["action"] > hazard["chosen"] + UNSAFE)
         assert f"row {s // 4}, column {s % 4} " in found["text"] and found["cell"] == [s // 4, s % 4]
         assert found["action"]["name"] in found["text"] and 3 <= found["text"].count(". ") + 1 <= 7
         if verdict == "worse":
@@ -172,11 +173,12 @@ def test_words_without_a_model():
 
 def test_words_on_a_grid(model):
     unsafe = explain(model, 1, 1)["text"]
-    assert "moving down is unsafe" in unsafe and "The model chooses moving" in unsafe and "with a probability of 9" in unsafe
+    assert "moving down is unsafe" in unsafe and "The model chooses to move " in unsafe and "with a probability of 9" in unsafe
     copy = replace(model, policy=table_policy(np.tile([0.0, 9.0, 0.0, 1.0], (12, 1))))  # everywhere down
     assert "would be safer, at" in explain(copy, 1)["text"]
     corner = explain(replace(model, policy=table_policy(np.tile([1.0, 0.0, 0.5, 0.0], (12, 1)))), 0, 2)
-    assert corner["support"]["supported"] and corner["verdict"] == "as good"  # up and left both stay in the corner
+    assert corner["support"]["supported"] and corner["verdict"] == "as good" and (
+        "moving left is as good as the model's choice, moving up, though the model rates it lower." in corner["text"])  # both stay in the corner
 
 
 def test_behaviour_cloning_has_no_ratings(deployable):

@@ -83,16 +83,19 @@ def _is_chosen(found: dict) -> bool:
 
 def _headline(found: dict) -> str:
     action, chosen, verdict = doing(found["action"]["name"]), doing(found["chosen"]["name"]), found["verdict"]
-    place = f"In {_place(found)}" if found["cell"] or found["state"] is not None else f"At {_place(found)}"
-    place = place if not place.startswith("At state") else "In" + place[2:]
+    to_do = chosen.replace("moving", "to move", 1).replace("taking", "to take", 1)
+    place = f"{'At' if found['state'] is None and isinstance(found['observation'], list) else 'In'} {_place(found)}"
     if _is_chosen(found):
         return f"{place}, {action} is what the model chooses" + (
             "." if verdict == "chosen" else ", but nothing in its data supports that.")
+    scores = found["probabilities"] if found["q"] is None else found["q"]
+    lower = scores[found["action"]["index"]] < scores[found["chosen"]["index"]]
+    though = f", though the model {'takes it for less likely' if found['q'] is None else 'rates it lower'}." if lower else "."
     return f"{place}, " + {
-        "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {chosen}.",
-        "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {chosen}.",
-        "as good": f"{action} is as good as {chosen}, which the model chooses." if not _better(found) else
-                   f"{action} leads to a higher total reward than {chosen}, which the model chooses.",
+        "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {to_do}.",
+        "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {to_do}.",
+        "as good": f"{action} {'promises a higher total reward than' if _better(found) else 'is as good as'} "
+                   f"the model's choice, {chosen}{though}",
         "worse": f"{action} is worse than {chosen}, which the model chooses."}[verdict]
 
 
@@ -180,8 +183,8 @@ def _hazard(found: dict) -> str:
     if hazard["action"] == 0 == hazard["chosen"]:
         return f"If the model goes on from there, it meets no hazard within {steps}."
     soon = "" if hazard["action_next"] == 0 else (
-        ", all of it at once" if hazard["action_next"] >= hazard["action"] * (1 - 1e-9)
-        else f", {percent(hazard['action_next'])} at once")
+        ", all of it at the next step" if hazard["action_next"] >= hazard["action"] * (1 - 1e-9)
+        else f", {percent(hazard['action_next'])} already at the next step")
     text = (f"If the model goes on from there, it meets a hazard within {steps} with a probability "
             f"{_of(odds(hazard['action']))}{soon}")
     return text + ("." if _is_chosen(found) else f"; after {found['chosen']['name']} it is {odds(hazard['chosen'])}.")
