@@ -176,7 +176,7 @@ class RunFolder:
         if (self.path / MANIFEST).is_file():
             before = self.read_json(MANIFEST)
             before = before if isinstance(before, dict) else {}
-        self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": versions(), "commit": commit(),
+        self.write_json(MANIFEST, {**before, **facts, "written": utc_now(), "versions": versions(), "commit": commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
     def refuse_changes(self, derived: bool = True) -> None:
@@ -319,7 +319,8 @@ def _fresh_folder(out: str | None) -> Path:
             number += 1
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time, in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 

@@ -25,7 +25,7 @@ POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"
 STEPS = {(-1, 0): "up", (1, 0): "down", (0, -1): "left", (0, 1): "right"}  # (row, column) of a move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One member, read from a run folder or from an entry of a registry.
 
