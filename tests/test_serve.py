@@ -38,8 +38,8 @@ from cql.deploy.app import create_app
 from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
 from cql.deploy.decisions import LARGEST, Decisions, ObservationError
-from cql.deploy.explain import explain
 from cql.deploy.model import Model
+from cql.deploy.reasons import Explainer
 from cql.deploy.registry import Registry
 from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
@@ -150,7 +150,7 @@ def test_behaviour_cloning_has_no_q_values(copied, models):
 def test_an_explanation_is_that_of_the_model(client, filled, models):
     for asked in ({"observation": 4}, {"observation": 4, "action": 2}):
         answer = client.post("/v1/explain", json=asked).json()
-        assert answer == {"model": filled[1][SIX], **explain(models[SIX], *asked.values())}
+        assert answer == {"model": filled[1][SIX], **Explainer(models[SIX]).explain(*asked.values())}
 
 
 def test_the_map_holds_what_the_page_draws(client, models):

@@ -46,7 +46,7 @@ class Support(BaseModel):
 
 
 class ExplainAnswer(BaseModel):
-    """`cql.deploy.explain.Explainer` says what its members mean; there are more than these."""
+    """`cql.deploy.reasons.Explainer` says what its members mean; there are more than these."""
 
     model: str = Field(description="ID of the entry that answered.")
     observation: int | list[float]

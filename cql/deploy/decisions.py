@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cql.deploy.explain import Explainer
 from cql.deploy.model import POLICY, Model
+from cql.deploy.reasons import Explainer
 from cql.deploy.registry import Registry
 
 AT_ONCE = 2**16  # states that the network reads at once
@@ -110,7 +110,7 @@ class Decisions:
         return decided
 
     def explain(self, observation, action: int | None) -> dict:
-        """As `cql.deploy.explain` has it; the first one makes its tables. Raises RunError where outputs are not finite."""
+        """As `cql.deploy.reasons` has it; the first one makes its tables. Raises RunError where outputs are not finite."""
         return self._explainer.explain(observation, action)
 
     @cached_property
