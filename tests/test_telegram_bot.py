@@ -1,5 +1,6 @@
 """The Telegram bot as a process, between a stand-in of the Bot API and one of the service."""
 
+import asyncio
 import email
 import email.policy
 import json
@@ -19,8 +20,9 @@ import pytest
 
 pytest.importorskip("telegram")
 
+from cql.analysis.position_plot import way
 from cql.deploy import telegram_bot as bot
-from cql.deploy.telegram_bot import Field, Unclear, parts, understood
+from cql.deploy.telegram_bot import Field, Service, Unclear, parts, understood
 
 TOKEN = "12345:STAND-IN_of-a-token"
 SERVICE_TOKEN = "stand-in-of-the-service-token"
@@ -39,17 +41,18 @@ COORDINATES = Field.of(MAP | {"board": MAP["board"] | {"cells": [[x, y] for x in
 
 @pytest.mark.parametrize("field, text, asked", [
     (FIELD, "2 1", (5, 5, None)), (FIELD, "(2,0)", (4, 4, None)), (FIELD, "/cell 2 0", (4, 4, None)), (FIELD, "4", (4, 4, None)),
-    (FIELD, "/cell@some_bot 1, 0 right", (2, 2, 1)), (FIELD, "Row 1, column 0: DOWN!", (2, 2, 0)), (FIELD, "state 4 Right", (4, 4, 1)),
+    (FIELD, "/cell@some_bot 1, 0 right", (2, 2, 1)), (FIELD, "Row 1, column 0: DOWN!", (2, 2, 0)),
+    (FIELD, "state 4 Right", (4, 4, 1)),
     (FIELD, "\n 0\t1 \n", (1, 1, None)), (COORDINATES, "1 0", ([0, -1], 2, None)), (COORDINATES, "5 right", ([1, 1], 5, 1)),
     (STATES, "4 right", (4, None, 1)), (STATES, "/cell 4", (4, None, None)),
-    (VECTORS, "0.5 -1.25", ([0.5, -1.25], None, None)), (VECTORS, "(3, .5) Action 1".replace(".5", "0.5"), ([3.0, 0.5], None, 1)),
+    (VECTORS, "0.5 -1.25", ([0.5, -1.25], None, None)), (VECTORS, "(3, 0.5) Action 1", ([3.0, 0.5], None, 1)),
 ])
 def test_what_a_message_asks(field, text, asked):
     assert understood(text, field) == asked
 
 
 @pytest.mark.parametrize("field, text, sentence", [
-    (FIELD, "hello", "Send a cell as row and column, such as “1 1”: rows go from 0 to 2, columns from 0 to 1, counted from the top left."),
+    (FIELD, "hello", "Send a cell as row and column, such as “1 1”: rows go from 0 to 2, columns from 0 to 1, counted from "),
     (FIELD, "", "Send a cell"), (FIELD, "/cell", "Send a cell"), (FIELD, "1 1 1", "Send a cell"), (FIELD, "0.5 1", "Send a cell"),
     (FIELD, "3 0", "There is no row 3: they go from 0 to 2."), (FIELD, "0 -1", "There is no column -1: they go from 0 to 1."),
     (FIELD, "6", "There is no state 6: they go from 0 to 5."), (FIELD, "-1", "There is no state -1: they go from 0 to 5."),
@@ -77,6 +80,47 @@ def test_long_texts_are_cut_between_words_and_nothing_is_lost():
     assert len(cut) > 1 and " ".join(cut) == text and all(len(part.encode("utf-16-le")) <= 2 * 4096 for part in cut)
     assert parts("short\n\ntext", 4096) == ["short\n\ntext"]
     assert len(parts("😀" * 600, 1024)) == 2 and "".join(parts("😀" * 600, 1024)) == "😀" * 600
+
+
+def test_the_way_goes_to_the_end_or_until_it_repeats():
+    board, greedy = FIELD.board, FIELD.greedy
+    assert [way(board, greedy, state) for state in (0, 1, 3)] == [[0, 2, 4, 5], [1, 3], [3]]
+    assert way(board, np.ones(6, dtype=int), 0) == [0, 1]  # right, then against the border
+
+
+def test_with_the_service_itself(deployable, tmp_path):
+    for package in ("fastapi", "prometheus_client"):
+        pytest.importorskip(package)
+    import httpx
+
+    from cql.deploy.app import create_app
+    from cql.deploy.gate import Limits
+    from cql.deploy.model import Model
+    from cql.deploy.registry import Registry
+
+    registry = Registry(tmp_path / "registry")
+    id = registry.register(deployable, "cql-a6-s42-d42", "tester")
+    registry.promote(id, "tester", "to be asked", Limits(max_hazard=1.0, min_return=-1000.0, max_unsupported=1.0))
+    model = Model.open(deployable, "cql-a6-s42-d42")
+
+    async def talk(*texts):
+        app = create_app(registry)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            service = Service(client)
+            field = await service.field()
+            return field, [await service.answer(field, *understood(text, field)) for text in texts]
+
+    field, (free, asked, hazard) = asyncio.run(talk("0 1", "0 1 down", "1 1"))
+    assert field.model == id and field.actions == ["up", "down", "left", "right"] and field.board.shape == (3, 4)
+    assert field.greedy.tolist() == model.policy.act(range(12)).tolist()
+    chosen = int(model.policy.act(1))
+    counts = model.counts(1)
+    line = f"{'↑↓←→'[chosen]} {field.actions[chosen].capitalize()}: in the data, {counts[chosen]} of {counts.sum()} times here."
+    assert free.headline == line and "row 0, column 1" in free.text
+    assert chosen != 1 and asked.headline == f"{line}\n↓ Down: unsafe."  # the hazard is below
+    assert hazard.headline == "" and "ends" in hazard.text
+    assert len({free.picture, asked.picture, hazard.picture}) == 3
 
 
 # ------------------------------------------------------------------------------------------------------ as a process
@@ -187,7 +231,9 @@ class StandInService:
         if path == "/v1/act":
             return 200, {"model": "ab12", "decisions": [{"action": action, "name": MAP["actions"][action], "q": [1, 0],
                                                          "count": counts[action], "supported": counts[action] > 0}]}
-        return 200, {"model": "ab12", "text": f"Because of {body.get('action', action)}.", "support": {"state_count": sum(counts)}}
+        asked = body.get("action", action)
+        return 200, {"model": "ab12", "text": f"Because of {asked}.", "support": {"state_count": sum(counts)},
+                     "action": {"index": asked, "name": MAP["actions"][asked]}, "verdict": "chosen" if asked == action else "worse"}
 
 
 @contextmanager
@@ -232,7 +278,7 @@ def test_start_and_help_say_what_to_send(talking, command):
 
 @pytest.mark.parametrize("text, caption, asked", [
     ("0 0", "↓ Down: in the data, 5 of 7 times here.\n\nBecause of 0.", {"observation": 0}),
-    ("0 0 right", "↓ Down: in the data, 5 of 7 times here.\n\nBecause of 1.", {"observation": 0, "action": 1}),
+    ("0 0 right", "↓ Down: in the data, 5 of 7 times here.\n→ Right: worse.\n\nBecause of 1.", {"observation": 0, "action": 1}),
     ("/cell 0 1", "↓ Down: never in the data, which were here 4 times.\n\nBecause of 0.", {"observation": 1}),
     ("4", "→ Right: the data were never here.\n\nBecause of 1.", {"observation": 4}),
     ("1 1", "Because of 0.", {"observation": 3}),  # a hazard: nothing to decide
@@ -288,7 +334,7 @@ def test_without_a_grid_there_is_no_picture(talking, faults):
 
 def test_long_explanations_follow_the_picture_in_parts(talking, faults):
     long = " ".join(f"word{n}" for n in range(1000))
-    faults["/v1/explain"] = (200, {"model": "ab12", "text": long, "support": {"state_count": 7}})
+    faults["/v1/explain"] = (200, {"model": "ab12", "text": long, "support": {"state_count": 7}, "action": {"index": 0}})
     (first, photo), *rest = talking[0].ask("0 0", answers=5)
     assert first == "sendPhoto" and photo["caption"] == "↓ Down: in the data, 5 of 7 times here."
     assert " ".join(fields["text"] for _, fields in rest) == long

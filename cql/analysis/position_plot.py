@@ -13,6 +13,8 @@ from cql.analysis.maps import NOTHING, _cell, _draw_board
 from cql.analysis.phase_plot import png
 
 SCREEN = 1080 / DPI  # inches; that many pixels, which a phone shows about a third as large
+SMALLEST = 16.0  # points: of the sign for the position, in however small a cell
+LABEL = 23.0  # points that the number of a row or column takes
 GROUND = ListedColormap(["#f3efe2"])
 
 
@@ -49,39 +51,41 @@ def _position(board, actions, greedy, counts, state, asked) -> Figure:
     ax, visited = figure.subplots(), counts.any(-1)
     _draw_board(ax, board, np.where(visited, 0.0, np.nan), GROUND, Normalize(0, 1), visited)
     cell = _cell(ax, board)
-    ax.set(xticks=range(0, columns, -(-columns // 16)), yticks=range(0, rows, -(-rows // 16)), xlabel="column", ylabel="row")
+    step = int(-(-LABEL // cell))
+    ax.set(xticks=range(0, columns, step), yticks=range(0, rows, step), xlabel="column", ylabel="row")
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.xaxis.set_label_position("top")
-    handles = []
-    if not board.terminal[state]:
-        states = np.array(way(board, greedy, state))
-        handles.append(ax.plot(states % columns, states // columns, color=BLUE, linewidth=min(3.5, cell / 5), linestyle=(0, (0.1, 2)),
-                               dash_capstyle="round", zorder=2.5, label="the way, if no move fails")[0])
-    ax.scatter(state % columns, state // columns, (0.86 * cell) ** 2, "white", edgecolors=BLUE, linewidths=min(4, cell / 6), zorder=5)
+    handles, seen = [], max(cell, SMALLEST)
+    for colour, line in (("white", seen / 3), (BLUE, seen / 6)):
+        ax.scatter(state % columns, state // columns, (0.86 * seen) ** 2, "none", edgecolors=colour, linewidths=line, zorder=5)
     if not board.terminal[state]:
         chosen = int(greedy[state])
         known = counts[state, chosen] > 0
+        handles.append(_arrow(ax, board, state, chosen, BLACK if known else VERMILION, seen / cell,
+                              f"{actions[chosen]}: {'what to do' if known else 'never in the data'}"))
         if asked not in (None, chosen):
-            handles.insert(0, _arrow(ax, board, state, asked, GREY, cell, f"{actions[asked]}: asked about"))
-        handles.insert(0, _arrow(ax, board, state, chosen, BLACK if known else VERMILION, cell,
-                                 f"{actions[chosen]}: {'what to do' if known else 'never in the data'}"))
+            handles.append(_arrow(ax, board, state, asked, GREY, seen / cell, f"{actions[asked]}: asked about"))
+        states = np.array(way(board, greedy, state))
+        if len(states) > 1:
+            handles += ax.plot(states % columns, states // columns, color=BLUE, linewidth=min(3.5, seen / 5), zorder=2.5,
+                               linestyle=(0, (0.1, 2)), dash_capstyle="round", label="the way, if no move fails")
     handles += _signs(board, visited)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=14, columnspacing=1.2, handletextpad=0.6)
     return figure
 
 
-def _arrow(ax, board: Board, state: int, action: int, colour: str, cell: float, label: str) -> Line2D:
-    """Drawn from the state's cell into that where the action leads; a dot where it leads nowhere."""
-    row, column = divmod(state, board.shape[1])
-    down, right = board.moves[action]
-    if down or right:
-        ax.annotate("", (column + 1.2 * right, row + 1.2 * down), (column - 0.3 * right, row - 0.3 * down), zorder=6, arrowprops={
+def _arrow(ax, board: Board, state: int, action: int, colour: str, size: float, label: str) -> Line2D:
+    """Drawn ``size`` cells long into the cell where the action leads, no further than the border; a dot where it leads nowhere."""
+    here, move, cell = np.array(divmod(state, board.shape[1])), board.moves[action], size * _cell(ax, board)
+    if move.any():
+        end = np.clip(here + 1.2 * size * move, -0.5, np.array(board.shape) - 0.5)
+        ax.annotate("", end[::-1], (here - 0.3 * size * move)[::-1], zorder=6, annotation_clip=False, arrowprops={
             "arrowstyle": "simple,head_length=0.9,head_width=1,tail_width=0.4", "mutation_scale": 0.75 * cell,
             "facecolor": colour, "edgecolor": "white", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0})
     else:
-        ax.scatter(column, row, (0.3 * cell) ** 2, colour, zorder=6)
+        ax.scatter(*here[::-1], (0.3 * cell) ** 2, colour, zorder=6)
     sign = {(-1, 0): r"$\uparrow$", (1, 0): r"$\downarrow$", (0, -1): r"$\leftarrow$", (0, 1): r"$\rightarrow$"}
-    return Line2D([], [], marker=sign.get((int(down), int(right)), "o"), color=colour, linestyle="", markersize=17, label=label)
+    return Line2D([], [], marker=sign.get(tuple(move.astype(int).tolist()), "o"), color=colour, linestyle="", markersize=17, label=label)
 
 
 def _signs(board: Board, visited: np.ndarray) -> list:

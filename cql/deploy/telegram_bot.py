@@ -71,8 +71,8 @@ class Field:
         """What to send, one sentence."""
         if self.board is not None:
             rows, columns = self.board.shape
-            return (f"Send a cell as row and column, such as “{rows // 2} {columns // 2}”: rows go from 0 to {rows - 1}, columns from "
-                    f"0 to {columns - 1}, counted from the top left.")
+            return (f"Send a cell as row and column, such as “{rows // 2} {columns // 2}”: rows go from 0 to {rows - 1}, columns "
+                    f"from 0 to {columns - 1}, counted from the top left.")
         if self.observations["type"] == "integer":
             return f"Send the number of a state, from 0 to {self.observations['maximum']}."
         return f"Send the {self.observations['minItems']} numbers of an observation, such as “{self._vector}”."
@@ -81,9 +81,13 @@ class Field:
     def help(self) -> str:
         example = ("{} {}".format(*(n // 2 for n in self.board.shape)) if self.board is not None else
                    "0" if self.observations["type"] == "integer" else self._vector)
-        listed = ", ".join(self.actions[:8]) + (", …" if len(self.actions) > 8 else "")
-        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map where there is one.\n\n"
-                f"Add an action to ask about it instead, such as “{example} {self.actions[0]}”. The actions: {listed}.")
+        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map where there is "
+                f"one.\n\nAdd an action to ask about it instead, such as “{example} {self.actions[0]}”. The actions: {self.listed}.")
+
+    @property
+    def listed(self) -> str:
+        """The actions, if they are few."""
+        return ", ".join(self.actions[:8]) + (", …" if len(self.actions) > 8 else "")
 
     @property
     def _vector(self) -> str:
@@ -130,7 +134,7 @@ def _action(name: str, field: Field) -> int | None:
         return None
     names = [action.casefold() for action in field.actions]
     if name not in names:
-        raise Unclear(f"There is no action “{_short(name)}”: they are {', '.join(field.actions[:8])}{', …' * (len(names) > 8)}.")
+        raise Unclear(f"There is no action “{_short(name)}”: they are {field.listed}.")
     return names.index(name)
 
 
@@ -182,7 +186,7 @@ class Service:
             log.warning("%s %s: status %d", method, path, response.status_code)
             reason = answer.get("detail") if isinstance(answer, dict) else None
             reason = reason if isinstance(reason, str) else f"status {response.status_code}."
-            raise ServiceError(f"The service refuses: {reason}" if response.status_code < 500 else f"The service cannot answer: {reason}")
+            raise ServiceError(f"The service {'refuses' if response.status_code < 500 else 'cannot answer'}: {reason}")
         return answer
 
 
@@ -206,11 +210,19 @@ def _answer(field: Field, state: int | None, action: int | None, acted: dict, ex
 
 
 def _headline(field: Field, acted: dict, explained: dict) -> str:
+    """What the policy does and its support; below it the verdict on another action that was asked about."""
     decision, visits = acted["decisions"][0], explained["support"]["state_count"]
-    move = () if field.board is None else tuple(int(step) for step in field.board.moves[decision["action"]])
     data = ("the data were never here" if not visits else f"in the data, {decision['count']} of {visits} times here"
             if decision["supported"] else f"never in the data, which were here {visits} times")
-    return f"{ARROWS.get(move, '')}{decision['name'].capitalize()}: {data}."
+    lines = [f"{_sign(field, decision['action'])}: {data}."]
+    if explained["action"]["index"] != decision["action"]:
+        lines.append(f"{_sign(field, explained['action']['index'])}: {explained['verdict']}.")
+    return "\n".join(lines)
+
+
+def _sign(field: Field, action: int) -> str:
+    move = () if field.board is None else tuple(int(step) for step in field.board.moves[action])
+    return f"{ARROWS.get(move, '')}{field.actions[action].capitalize()}"
 
 
 def parts(text: str, limit: int) -> list[str]:
@@ -245,7 +257,8 @@ def application(token: str, service: Service, chats: list[int], api: str = API):
         except (Unclear, ServiceError) as error:
             await message.reply_text(str(error))
             return
-        log.info("chat %d: observation %s, action %s, model %s: %s", message.chat_id, asked[0], asked[2], field.model, answer.headline)
+        log.info("chat %d: model %s, observation %s, action %s: %s", message.chat_id, field.model, asked[0], asked[2],
+                 answer.headline.replace("\n", " "))
         whole = f"{answer.headline}\n\n{answer.text}".strip()
         if answer.picture is not None:
             fits = len(parts(whole, CAPTION)) == 1
