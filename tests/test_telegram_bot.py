@@ -4,6 +4,7 @@ import asyncio
 import email
 import email.policy
 import json
+import logging
 import os
 import queue
 import signal
@@ -31,7 +32,8 @@ MAP = {  # S . / . H / . G, three rows and two columns; actions down and right
     "model": "ab12", "member": "cql-a6-s42-d42", "actions": ["down", "right"],
     "observations": {"type": "integer", "minimum": 0, "maximum": 5},
     "board": {"rows": 3, "columns": 2, "moves": [[1, 0], [0, 1]], "hazard": [3], "goal": [5], "terminal": [3, 5], "start": [0],
-              "cells": [0, 1, 2, 3, 4, 5], "greedy": [0, 0, 0, 0, 1, 0], "counts": [[5, 2], [0, 4], [3, 0], [0, 0], [0, 0], [0, 0]]}}
+              "cells": [0, 1, 2, 3, 4, 5], "greedy": [0, 0, 0, 0, 1, 0],
+              "counts": [[5, 2], [0, 4], [3, 0], [0, 0], [0, 0], [0, 0]]}}
 FIELD = Field.of(MAP)
 STATES = Field.of(MAP | {"board": None})
 VECTORS = Field.of(MAP | {"board": None, "actions": ["action 0", "action 1"],
@@ -116,7 +118,8 @@ def test_with_the_service_itself(deployable, tmp_path):
     assert field.greedy.tolist() == model.policy.act(range(12)).tolist()
     chosen = int(model.policy.act(1))
     counts = model.counts(1)
-    line = f"{'↑↓←→'[chosen]} {field.actions[chosen].capitalize()}: in the data, {counts[chosen]} of {counts.sum()} times here."
+    name = field.actions[chosen].capitalize()
+    line = f"{'↑↓←→'[chosen]} {name}: in the data, {counts[chosen]} of {counts.sum()} times here."
     assert free.headline == line and "row 0, column 1" in free.text
     assert chosen != 1 and asked.headline == f"{line}\n↓ Down: unsafe."  # the hazard is below
     assert hazard.headline == "" and "ends" in hazard.text
@@ -240,8 +243,8 @@ class StandInService:
 def running(service, telegram, *arguments, token=TOKEN):
     """The bot as a process. Yields it, once it polls."""
     environment = os.environ | {"TELEGRAM_BOT_TOKEN": token, "GLASSBOX_TOKEN": SERVICE_TOKEN, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "cql.deploy.telegram_bot", service, "--api-base", f"{telegram}/bot", *arguments],
-                               env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "cql.deploy.telegram_bot", service, "--api-base", f"{telegram}/bot", *arguments]
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield process
     finally:
@@ -360,8 +363,25 @@ def test_a_refused_token_is_not_shown():
     wrong = "999:WRONG-token"
     with serving(Telegram()) as api, running("http://127.0.0.1:9", api, token=wrong) as process:
         out, err = process.communicate(timeout=20)
-    assert process.returncode == 2 and err.splitlines()[-1].startswith("error: the Bot API cannot be used (")
-    assert "WRONG" not in out + err
+    assert process.returncode == 2
+    assert err.splitlines()[-1] == "error: the Bot API cannot be used (The token `<token>` was rejected by the server.)."
+    assert "WRONG" not in out + err and "Traceback" not in err
+
+
+def test_records_are_written_without_tokens_in_tracebacks_too():
+    from telegram.error import NetworkError
+
+    def written(error):
+        try:
+            raise error
+        except Exception:
+            address = f"http://host/bot{TOKEN}/getMe"
+            record = logging.LogRecord("x", logging.ERROR, "file", 1, "asked %s", (address,), sys.exc_info())
+        return bot.Discreet([TOKEN]).format(record)
+
+    text = written(ValueError(f"of {TOKEN}"))
+    assert TOKEN not in text and "asked http://host/bot<token>/getMe\nTraceback" in text and text.endswith("ValueError: of <token>")
+    assert written(NetworkError(f"at {TOKEN}")).endswith("getMe\nNetworkError: at <token>")
 
 
 @pytest.mark.parametrize("arguments, token, sentence", [

@@ -61,10 +61,10 @@ def _position(board, actions, greedy, counts, state, asked) -> Figure:
     if not board.terminal[state]:
         chosen = int(greedy[state])
         known = counts[state, chosen] > 0
-        handles.append(_arrow(ax, board, state, chosen, BLACK if known else VERMILION, seen / cell,
-                              f"{actions[chosen]}: {'what to do' if known else 'never in the data'}"))
-        if asked not in (None, chosen):
-            handles.append(_arrow(ax, board, state, asked, GREY, seen / cell, f"{actions[asked]}: asked about"))
+        arrows = [(chosen, BLACK if known else VERMILION, "what to do" if known else "never in the data")]
+        arrows += [] if asked in (None, chosen) else [(asked, GREY, "asked about")]
+        handles = [_arrow(ax, board, state, action, colour, seen / cell, f"{actions[action]}: {words}", zorder=8 - n)
+                   for n, (action, colour, words) in enumerate(arrows)]
         states = np.array(way(board, greedy, state))
         if len(states) > 1:
             handles += ax.plot(states % columns, states // columns, color=BLUE, linewidth=min(3.5, seen / 5), zorder=2.5,
@@ -74,18 +74,19 @@ def _position(board, actions, greedy, counts, state, asked) -> Figure:
     return figure
 
 
-def _arrow(ax, board: Board, state: int, action: int, colour: str, size: float, label: str) -> Line2D:
-    """Drawn ``size`` cells long into the cell where the action leads, no further than the border; a dot where it leads nowhere."""
+def _arrow(ax, board: Board, state: int, action: int, colour: str, size: float, label: str, zorder: int) -> Line2D:
+    """From the state ``size`` cells towards where the action leads, no further than the border; a dot where it leads nowhere."""
     here, move, cell = np.array(divmod(state, board.shape[1])), board.moves[action], size * _cell(ax, board)
     if move.any():
         end = np.clip(here + 1.2 * size * move, -0.5, np.array(board.shape) - 0.5)
-        ax.annotate("", end[::-1], (here - 0.3 * size * move)[::-1], zorder=6, annotation_clip=False, arrowprops={
+        ax.annotate("", end[::-1], (here - 0.3 * size * move)[::-1], zorder=zorder, annotation_clip=False, arrowprops={
             "arrowstyle": "simple,head_length=0.9,head_width=1,tail_width=0.4", "mutation_scale": 0.75 * cell,
             "facecolor": colour, "edgecolor": "white", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0})
     else:
-        ax.scatter(*here[::-1], (0.3 * cell) ** 2, colour, zorder=6)
+        ax.scatter(*here[::-1], (0.3 * cell) ** 2, colour, zorder=zorder)
     sign = {(-1, 0): r"$\uparrow$", (1, 0): r"$\downarrow$", (0, -1): r"$\leftarrow$", (0, 1): r"$\rightarrow$"}
-    return Line2D([], [], marker=sign.get(tuple(move.astype(int).tolist()), "o"), color=colour, linestyle="", markersize=17, label=label)
+    marker = sign.get(tuple(move.astype(int).tolist()), "o")
+    return Line2D([], [], marker=marker, color=colour, linestyle="", markersize=17, label=label)
 
 
 def _signs(board: Board, visited: np.ndarray) -> list:

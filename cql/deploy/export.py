@@ -145,7 +145,7 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
 
 
 def observations_of(model: Model) -> np.ndarray:
-    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else every distinct observation of the data."""
+    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else all distinct observations of the data."""
     if model.policy.network.discrete:
         return np.arange(model.policy.network.inputs)
     return np.asarray(model.support.observations if model.inputs is None else model.inputs, dtype=np.float32)

@@ -71,18 +71,17 @@ class Field:
         """What to send, one sentence."""
         if self.board is not None:
             rows, columns = self.board.shape
-            return (f"Send a cell as row and column, such as “{rows // 2} {columns // 2}”: rows go from 0 to {rows - 1}, columns "
-                    f"from 0 to {columns - 1}, counted from the top left.")
+            return (f"Send a cell as row and column, such as “{self._example}”: rows go from 0 to {rows - 1}, columns from 0 to "
+                    f"{columns - 1}, counted from the top left.")
         if self.observations["type"] == "integer":
             return f"Send the number of a state, from 0 to {self.observations['maximum']}."
-        return f"Send the {self.observations['minItems']} numbers of an observation, such as “{self._vector}”."
+        return f"Send the {self.observations['minItems']} numbers of an observation, such as “{self._example}”."
 
     @property
     def help(self) -> str:
-        example = ("{} {}".format(*(n // 2 for n in self.board.shape)) if self.board is not None else
-                   "0" if self.observations["type"] == "integer" else self._vector)
-        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map where there is "
-                f"one.\n\nAdd an action to ask about it instead, such as “{example} {self.actions[0]}”. The actions: {self.listed}.")
+        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map if there is one."
+                f"\n\nAdd an action to ask about it instead, such as “{self._example} {self.actions[0]}”. "
+                f"The actions: {self.listed}.")
 
     @property
     def listed(self) -> str:
@@ -90,8 +89,10 @@ class Field:
         return ", ".join(self.actions[:8]) + (", …" if len(self.actions) > 8 else "")
 
     @property
-    def _vector(self) -> str:
-        return " ".join(["0.5"] * self.observations["minItems"])
+    def _example(self) -> str:
+        if self.board is not None:
+            return " ".join(str(size // 2) for size in self.board.shape)
+        return "0" if self.observations["type"] == "integer" else " ".join(["0.5"] * self.observations["minItems"])
 
 
 def understood(text: str, field: Field) -> tuple[int | list[float], int | None, int | None]:
@@ -272,7 +273,7 @@ def application(token: str, service: Service, chats: list[int], api: str = API):
         await update.message.reply_text(f"This bot does not answer in this chat, whose ID is {update.message.chat_id}.")
 
     async def failed(_, context) -> None:
-        log.error("%s: %s", type(context.error).__name__, context.error)
+        log.error("a message was not answered", exc_info=context.error)
 
     async def ready(made: Application) -> None:
         print(f"answering as @{made.bot.username}{'' if chats else ', in every chat'}", flush=True)
@@ -291,7 +292,7 @@ def application(token: str, service: Service, chats: list[int], api: str = API):
 
 
 class Discreet(logging.Formatter):
-    """Writes records, tracebacks too, without these words."""
+    """Writes records without these words, and of an error of the Bot API or the way to it no traceback."""
 
     def __init__(self, secrets: list[str]):
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -299,6 +300,12 @@ class Discreet(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return hide(super().format(record), self.secrets)
+
+    def formatException(self, raised) -> str:
+        from telegram.error import TelegramError
+
+        kind, error, _ = raised
+        return f"{kind.__name__}: {error}" if isinstance(error, TelegramError) else super().formatException(raised)
 
 
 def hide(text: str, secrets: list[str]) -> str:
@@ -337,7 +344,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cql.deploy.telegram_bot", description=__doc__.splitlines()[0])
     parser.add_argument("service", metavar="URL", help="of the service, as http://127.0.0.1:8000")
-    parser.add_argument("--chats", type=int, nargs="+", default=[], metavar="ID", help="answer in these chats only (default: in all)")
+    parser.add_argument("--chats", type=int, nargs="+", default=[], metavar="ID",
+                        help="answer in these chats only (default: in all)")
     parser.add_argument("--api-base", default=API, metavar="URL", help="of the Bot API, up to the token (default %(default)s)")
     try:
         _run(parser.parse_args(argv))
