@@ -7,10 +7,8 @@ from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 MAX_BODY = 2**18  # bytes
-MOST_READ = 2**22  # bytes of a body that is too long: closing on a client that still sends would lose it the answer
 MAX_BATCH = 1024  # observations
 PATIENCE = 10.0  # seconds until a body must be there
-CLOSE = {"Connection": "close"}  # what is left of the body is not read
 
 
 async def read_object(request: Request) -> dict:
@@ -21,14 +19,14 @@ async def read_object(request: Request) -> dict:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise HTTPException(415, "the body must be of the type application/json.", CLOSE)
+        raise HTTPException(415, "the body must be of the type application/json.")
     try:
         async with asyncio.timeout(PATIENCE):
             text = await _bounded(request)
     except TimeoutError:
-        raise HTTPException(408, f"the body was not there within {PATIENCE:g} seconds.", CLOSE) from None
+        raise HTTPException(408, f"the body was not there within {PATIENCE:g} seconds.", {"Connection": "close"}) from None
     except ClientDisconnect:
-        raise HTTPException(400, "the body was never finished.", CLOSE) from None
+        raise HTTPException(400, "the body was never finished.") from None
     try:
         value = _DECODER.decode(text.decode())
     except RecursionError:
@@ -53,12 +51,9 @@ async def _bounded(request: Request) -> bytes:
     parts, length = [], 0
     async for part in request.stream():  # whatever Content-Length says
         length += len(part)
-        if length > MOST_READ:
-            break
-        if length <= MAX_BODY:
-            parts.append(part)
-    if length > MAX_BODY:
-        raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes.", CLOSE)
+        if length > MAX_BODY:  # the server passes over the rest: closing on a client that still sends would lose it the answer
+            raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes.")
+        parts.append(part)
     return b"".join(parts)
 
 

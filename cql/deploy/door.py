@@ -59,7 +59,7 @@ class Door:
 
 
 _REFUSAL = JSONResponse({"detail": "a valid token is needed: Authorization: Bearer …"}, 401,
-                        {"WWW-Authenticate": "Bearer", "Connection": "close"})
+                        {"WWW-Authenticate": "Bearer"})
 
 
 def _digest(token: bytes) -> bytes:

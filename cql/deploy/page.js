@@ -214,7 +214,7 @@
 
   const rounded = x => Math.abs(x) >= 1000 ? x.toFixed(0) : x.toFixed(2).replace("-", "−");
   const share = p => p > 0 && p < 0.001 ? "< 0.001" : p.toFixed(3);
-  const percent = p => p > 0 && p < 0.0001 ? "< 0.01" : (100 * p).toFixed(p < 0.1 ? 2 : 1);
+  const percent = p => p > 0 && p < 0.0001 ? "< 0.01" : (100 * p).toFixed(2);
   const VERDICTS = {
     "chosen": "This is what the policy does.", "as good": "As good as what the policy does.", "worse": "Worse than what the policy does.",
     "unsafe": "Unsafe.", "unsupported": "Not supported by the data.",
@@ -224,9 +224,10 @@
   function tell(answer) {
     const { actions, board } = shown.map, values = answer.q || answer.probabilities;
     const low = Math.min(0, ...values), high = Math.max(0, ...values), reach = high - low || 1;
-    if (!board) element("where").textContent = `Observation ${[answer.observation].flat().join(", ")}`;
+    if (!board) element("where").textContent = `Observation ${[shown.observation].flat().join(", ")}`.replaceAll("-", "−");
     element("hint").textContent = `The policy chooses ${answer.chosen.name}.`;
     element("bar-name").textContent = answer.q ? "Q-value" : "probability";
+    const focused = element("actions").contains(document.activeElement);
     element("actions").replaceChildren(...actions.map((name, a) => {
       const row = document.createElement("tr"), head = document.createElement("th"), label = document.createElement("label");
       const radio = Object.assign(document.createElement("input"), { type: "radio", name: "action", checked: a === answer.action.index });
@@ -253,14 +254,15 @@
                  cell(answer.hazard ? percent(answer.hazard.by_action[a]) : "–"));
       return row;
     }));
+    if (focused) element("actions").querySelector("input:checked").focus();
     const other = answer.action.index !== answer.chosen.index, verdict = element("verdict");
     element("why").textContent = other ? `Why not ${answer.action.name}?` : `Why ${answer.action.name}?`;
     verdict.textContent = VERDICTS[answer.verdict] || answer.verdict;
     verdict.hidden = answer.verdict === "chosen";
     verdict.className = ["unsafe", "unsupported"].includes(answer.verdict) ? "bad" : "";
     element("text").textContent = answer.text;
-    element("hazard-words").textContent = answer.hazard ? `the exact probability of meeting one within ${answer.steps} steps.`
-      : "the environment has none, or its model is not known.";
+    element("numbers").classList.toggle("no-hazard", !answer.hazard);
+    element("steps").textContent = answer.steps;
     element("numbers").hidden = false;
   }
 
