@@ -32,8 +32,8 @@ class Load:
         self.seconds, self.models, self.failures = [], Counter(), Counter()
         states = len(next(iter(actions.values())))
         bodies = [json.dumps({"observation": state}).encode() for state in range(states)]
-        self.requests = [b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-                         % (len(body), body) for body in bodies]
+        head = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        self.requests = [head % len(body) + body for body in bodies]
 
     def free(self, connection: "Connection") -> None:
         if self.rate is None and not self.stopped:
@@ -123,8 +123,8 @@ async def loaded(port: int, connections: int, actions: dict[str, list[int]], rat
         transport.close()
     times = sorted(load.seconds) or [float("inf")]
     at = {f"p{100 * share:g}": 1e3 * times[min(len(times) - 1, int(share * len(times)))] for share in (0.5, 0.99, 0.999)}
-    return {"rate": len(load.seconds) / took, "answered": len(load.seconds), "failures": dict(+load.failures), "models": load.models,
-            "max": 1e3 * times[-1], **at}
+    return {"rate": len(load.seconds) / took, "answered": len(load.seconds), "failures": dict(+load.failures),
+            "models": load.models, "max": 1e3 * times[-1], **at}
 
 
 if __name__ == "__main__":

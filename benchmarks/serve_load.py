@@ -69,8 +69,8 @@ def _status(port: int, path: str) -> int:
 
 def malformed(random: random.Random) -> tuple[bytes, str]:
     """A body that no request may have, and the content type it is sent with."""
-    kind = random.choice(KINDS)
-    return kind(random), "application/json" if random.random() < 0.97 else random.choice(["text/plain", "", "application/xml", "a;b;c"])
+    body = random.choice(KINDS)(random)
+    return body, "application/json" if random.random() < 0.97 else random.choice(["text/plain", "", "application/xml", "a;b;c"])
 
 
 def _text(value) -> bytes:
@@ -98,7 +98,7 @@ KINDS: list[Callable[[random.Random], bytes]] = [
     lambda random: random.randbytes(random.randrange(1, 200)),
     lambda random: b'{"observation": 31}'[: random.randrange(18)],  # cut off
     lambda random: b'{"observation": "' + random.randbytes(20) + b'"}',
-    lambda random: b'{"observation": %s}' % random.choice([b"NaN", b"-Infinity", b"1e999", b"-1e999", b"9" * random.randrange(5, 9000)]),
+    lambda random: b'{"observation": %s}' % random.choice([b"NaN", b"-Infinity", b"1e999", b"9" * random.randrange(5, 9000)]),
     lambda random: b'{"observation": ' + random.choice([b"[", b'{"a":', b"[["]) * random.randrange(1, 60_000),
     lambda random: b'{"observation": 1, "observation": %d}' % random.randrange(5),
     lambda random: _text({"observations": [0] * random.randrange(1025, 3000)}),
@@ -115,10 +115,9 @@ def malformed_statuses(port: int, number: int, seed: int = 0) -> Counter:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     for _ in range(number):
         body, kind = malformed(draw)
-        chunked = draw.random() < 0.2
+        chunked, path = draw.random() < 0.2, draw.choice(["/v1/act", "/v1/explain"])
         try:
-            connection.request("POST", draw.choice(["/v1/act", "/v1/explain"]), iter([body[:100], body[100:]]) if chunked else body,
-                               {"Content-Type": kind}, encode_chunked=chunked)
+            connection.request("POST", path, iter([body[:100], body[100:]]) if chunked else body, {"Content-Type": kind})
             response = connection.getresponse()
             if not isinstance(json.loads(response.read())["detail"], str):
                 raise SystemExit(f"error: {body[:100]} was answered without a sentence.")
@@ -151,7 +150,7 @@ def promotions(registry: Registry, ids: list[str], period: float) -> Iterator[li
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_load", description=__doc__.splitlines()[0])
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a finished and evaluated run with CQL and BC members (default: trained first)")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a finished run with CQL and BC members (default: trained first)")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1500, help="requests per second of the second load (default %(default)s)")
@@ -166,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
             train.main(["--steps", "3000", "--bc-steps", "1000", "--device", "cpu", "--out", str(run)])
         names = [member.name for member in all_members(RunFolder.open(run).config())]
         registry = Registry(folder / "registry")
-        ids = [registry.register(run, next(name for name in names if name.startswith(kind)), "serve_load") for kind in ("cql", "bc")]
+        chosen = [next(name for name in names if name.startswith(kind)) for kind in ("cql", "bc")]
+        ids = [registry.register(run, name, "serve_load") for name in chosen]
         models = {id: registry.model(id) for id in ids}
         actions = {id: model.policy.act(model.inputs).tolist() for id, model in models.items()}
         registry.promote(ids[0], "serve_load", "first", ANYTHING)
@@ -176,7 +176,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(folder: Path, registry: Registry, actions: dict[str, list[int]], arguments: argparse.Namespace) -> None:
     ids = list(actions)
-    rows = [("load", "answered", "per second", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "failed", "by each model", "promotions", "load average")]
+    rows = [("load", "answered", "per second", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "failed", "by each model", "promotions",
+             "load average")]
     answered = failed = 0
     with service(registry.path, "--audit", str(folder / "audit")) as (port, process):
         for rate in (None, arguments.rate):
@@ -187,10 +188,11 @@ def _measure(folder: Path, registry: Registry, actions: dict[str, list[int]], ar
                 with promotions(registry, ids, 1.0) as promoted:
                     found = client.measure(arguments.seconds)
                 answered, failed = answered + found["answered"], failed + sum(found["failures"].values())
-                rows.append(("all it takes" if rate is None else f"{rate:g} per second", f"{found['answered']:,}", f"{found['rate']:,.0f}",
-                             *(f"{found[name]:.2f}" for name in ("p50", "p99", "p99.9", "max")),
+                rows.append(("all it takes" if rate is None else f"{rate:g} per second", f"{found['answered']:,}",
+                             f"{found['rate']:,.0f}", *(f"{found[name]:.2f}" for name in ("p50", "p99", "p99.9", "max")),
                              ", ".join(f"{count} {kind}" for kind, count in found["failures"].items()) or "0",
-                             " + ".join(f"{count:,}" for count in found["models"].values()), str(len(promoted)), f"{before:.1f}"))
+                             " + ".join(f"{count:,}" for count in found["models"].values()), str(len(promoted)),
+                             f"{before:.1f}"))
             client.close()
         print("\n".join(aligned(rows)), flush=True)
         begun = time.perf_counter()

@@ -5,14 +5,11 @@ import errno
 import hashlib
 import http.client
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -238,7 +235,8 @@ def test_the_load_tests_malformed_bodies_are_of_every_kind_and_never_a_5xx(clien
         statuses[client.post("/v1/act", content=kind(draw), headers={"Content-Type": JSON}).status_code] += 1
     for _ in range(300):
         body, kind = malformed(draw)
-        statuses[client.post(draw.choice(["/v1/act", "/v1/explain"]), content=body, headers={"Content-Type": kind}).status_code] += 1
+        path = draw.choice(["/v1/act", "/v1/explain"])
+        statuses[client.post(path, content=body, headers={"Content-Type": kind}).status_code] += 1
     assert statuses.total() == 300 + len(KINDS) and set(statuses) == {400, 413, 415, 422}
 
 
@@ -391,7 +389,8 @@ def test_the_document_says_what_the_model_in_service_may_be_asked(client, copied
     registry, ids = copied
     with client_of(registry, ids[SIX], token=TOKEN) as guarded:
         document = guarded.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()
-    assert document["paths"]["/v1/act"]["post"]["security"] == [{"token": []}] and "401" in document["paths"]["/metrics"]["get"]["responses"]
+    assert document["paths"]["/v1/act"]["post"]["security"] == [{"token": []}]
+    assert "401" in document["paths"]["/metrics"]["get"]["responses"]
     assert "security" not in document["paths"]["/readyz"]["get"]
 
 
@@ -401,8 +400,8 @@ def test_the_document_says_what_the_model_in_service_may_be_asked(client, copied
 def vector_model(weight=((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))) -> Model:
     """Q(x) = (x0, x1, 0), without an environment; the data hold [1, 0] with action 0 twice and [0, 2] with action 0 once."""
     observations = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
-    dataset = OfflineDataset.from_arrays(observations, np.array([0, 0, 0]), np.ones(3), observations, np.array([False, False, True]),
-                                         metadata={"num_actions": 3})
+    dataset = OfflineDataset.from_arrays(observations, np.array([0, 0, 0]), np.ones(3), observations,
+                                         np.array([False, False, True]), metadata={"num_actions": 3})
     layer = Layer(torch.tensor(weight)[None], torch.zeros(1, 1, 3))
     policy = Policy(PopulationMLP(2, 3, (), False), [layer], "cql", 6.0, 42, 42)
     return Model(Member("cql", 6.0, 42, 42), policy, dataset, Config(), 6.0, None, None)
@@ -464,7 +463,7 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
         asking.join()
         assert found["wrong"] == 0 and found["asked"] == found[ids[ONE]] + found[ids[SIX]]
         assert set(malformed_statuses(port, 100, seed=3)) <= {400, 413, 415, 422}
-        with socket.create_connection(("127.0.0.1", port)) as idle:  # a connection that only waits does not hold it up
+        with socket.create_connection(("127.0.0.1", port)):  # a connection that only waits does not hold it up
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
     lines = b"".join(path.read_bytes() for path in sorted(audit.glob("*.jsonl"))).splitlines()

@@ -56,8 +56,8 @@ class ExplainAnswer(BaseModel):
     support: Support
     q: list[float] | None
     probabilities: list[float]
-    gap: dict | None = Field(description="By how much the chosen action's Q-value is the larger, and why; null for Behaviour Cloning.")
-    hazard: dict | None = Field(description="Exact probability of meeting a hazard; null where the environment's model is not known.")
+    gap: dict | None = Field(description="Q-value of the chosen action less this one's, in parts; null for BC.")
+    hazard: dict | None = Field(description="Exact probability of meeting a hazard; null without a model.")
     verdict: Literal["chosen", "as good", "worse", "unsafe", "unsupported", "terminal"]
     text: str = Field(description="A paragraph in plain words.")
 
@@ -115,9 +115,9 @@ def document(app: FastAPI, decisions: Decisions | None, guarded: bool) -> dict:
     action = {"type": "integer", "minimum": 0}
     if decisions is not None:
         action["maximum"] = decisions.model.dataset.num_actions - 1
-    _body(made, "/v1/act", {"oneOf": [
-        _object({"observation": observation}, ["observation"]),
-        _object({"observations": {"type": "array", "items": observation, "minItems": 1, "maxItems": MAX_BATCH}}, ["observations"])]})
+    batch = {"type": "array", "items": observation, "minItems": 1, "maxItems": MAX_BATCH}
+    _body(made, "/v1/act", {"oneOf": [_object({"observation": observation}, ["observation"]),
+                                      _object({"observations": batch}, ["observations"])]})
     _body(made, "/v1/explain", _object({"observation": observation, "action": action}, ["observation"]))
     if guarded:
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -148,8 +148,9 @@ def _lines(request: Request, decisions: Decisions, observations: list, decided: 
     """Of the audit log."""
     facts = {"time": datetime.now(timezone.utc).isoformat(), "request": request.scope["request_id"],
              "client": request.client and request.client.host, "model": decisions.digest}
-    return b"".join(_dumped({**facts, "observation": observation, "action": decision.action, "supported": decision.supported}) + b"\n"
-                    for observation, decision in zip(observations, decided))
+    return b"".join(
+        _dumped({**facts, "observation": observation, "action": decision.action, "supported": decision.supported}) + b"\n"
+        for observation, decision in zip(observations, decided))
 
 
 def _dumped(value) -> bytes:

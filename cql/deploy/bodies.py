@@ -15,7 +15,8 @@ async def read_object(request: Request) -> dict:
     """The JSON object in the body.
 
     Raises:
-        HTTPException: 400 no JSON (NaN and names given twice neither), 408 too slow, 413 too long, 415 of another type, 422 no object.
+        HTTPException: 400 no JSON (nor are NaN and names given twice), 408 too slow, 413 too long, 415 of another type,
+            422 no object.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":

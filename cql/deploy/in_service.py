@@ -58,5 +58,6 @@ class InService:
     def _keep(self, refused: str | None, problem: str) -> None:
         self._refused = refused
         if problem != self.problem:
-            log.warning("%s %s", problem, "Nothing is in service." if self.current is None else f"{self.current.id} stays in service.")
+            serving = "Nothing" if self.current is None else self.current.id
+            log.warning("%s In service: %s.", problem, serving)
         self.problem = problem

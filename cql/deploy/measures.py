@@ -19,8 +19,8 @@ class Measures:
         self._requests = Counter("glassbox_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._seconds = Histogram("glassbox_request_seconds", "From a request's headers to its answer.", ["route"],
                                   registry=self._registry, buckets=SECONDS)
-        decisions = Counter("glassbox_decisions", "Decisions answered, by whether the data ever took the action there.", ["supported"],
-                            registry=self._registry)
+        decisions = Counter("glassbox_decisions", "Decisions answered, by whether the data ever took the action there.",
+                            ["supported"], registry=self._registry)
         self._decisions = {supported: decisions.labels(str(supported).lower()) for supported in (True, False)}
         self._registry.register(self)
 

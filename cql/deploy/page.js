@@ -18,7 +18,9 @@
       throw Object.assign(new Error("The service does not answer."), { status: 0 });
     }
     const answer = await response.json().catch(() => ({}));
-    if (!response.ok) throw Object.assign(new Error(answer.detail || `status ${response.status}`), { status: response.status, answer });
+    if (!response.ok) {
+      throw Object.assign(new Error(answer.detail || `status ${response.status}`), { status: response.status, answer });
+    }
     return answer;
   }
 
@@ -71,8 +73,8 @@
   function about(models) {
     const entry = models.models.find(model => model.id === shown.map.model), code = document.createElement("code");
     code.textContent = shown.map.model;
-    const member = `: ${shown.map.member}, registered ${entry ? entry.registered.slice(0, 10) : "–"}, one of ${models.models.length} in the registry`;
-    element("model").replaceChildren("Model ", code, member + (models.problem ? ". " : "."));
+    const registered = entry ? entry.registered.slice(0, 10) : "–", count = models.models.length;
+    element("model").replaceChildren("Model ", code, `: ${shown.map.member}, registered ${registered}, one of ${count} in the registry. `);
     if (models.problem) {
       const words = document.createElement("span");
       words.className = "warning";
@@ -216,8 +218,11 @@
   const share = p => p > 0 && p < 0.001 ? "< 0.001" : p.toFixed(3);
   const percent = p => p > 0 && p < 0.0001 ? "< 0.01" : (100 * p).toFixed(2);
   const VERDICTS = {
-    "chosen": "This is what the policy does.", "as good": "As good as what the policy does.", "worse": "Worse than what the policy does.",
-    "unsafe": "Unsafe.", "unsupported": "Not supported by the data.",
+    "chosen": "This is what the policy does.",
+    "as good": "As good as what the policy does.",
+    "worse": "Worse than what the policy does.",
+    "unsafe": "Unsafe.",
+    "unsupported": "Not supported by the data.",
     "terminal": "An episode ends here.",
   };
 
@@ -230,7 +235,8 @@
     const focused = element("actions").contains(document.activeElement);
     element("actions").replaceChildren(...actions.map((name, a) => {
       const row = document.createElement("tr"), head = document.createElement("th"), label = document.createElement("label");
-      const radio = Object.assign(document.createElement("input"), { type: "radio", name: "action", checked: a === answer.action.index });
+      const radio = document.createElement("input");
+      Object.assign(radio, { type: "radio", name: "action", checked: a === answer.action.index });
       row.classList.toggle("chosen", a === answer.chosen.index);
       row.classList.toggle("explained", a === answer.action.index);
       row.classList.toggle("never", answer.support.counts[a] === 0);
@@ -243,7 +249,8 @@
       if (board) arrow(make("svg", { viewBox: "0 0 1 1", "aria-hidden": "true" }, label), board.moves[a]);
       label.append(name);
       head.append(label);
-      const bar = document.createElement("td"), svg = make("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, bar);
+      const bar = document.createElement("td");
+      const svg = make("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, bar);
       const zero = -100 * low / reach, end = 100 * (values[a] - low) / reach;
       bar.className = "bar";
       make("rect", { x: Math.min(zero, end), y: 1, width: Math.abs(end - zero), height: 8 }, svg);
@@ -296,7 +303,8 @@
   }
 
   function step(event) {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key], board = shown.map.board;
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const board = shown.map.board;
     if (!move || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const row = Math.floor(shown.cell / board.columns) + move[0], column = shown.cell % board.columns + move[1];

@@ -25,7 +25,7 @@ CONNECTIONS = 1000  # beyond that: 503
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cql.deploy.serve", description=__doc__.splitlines()[0])
     parser.add_argument("registry", metavar="REGISTRY")
-    parser.add_argument("--host", default="127.0.0.1", help="address; one that other machines reach needs a token (default %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="one that other machines reach needs a token (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable that holds the token which requests must carry")
     parser.add_argument("--audit", metavar="FOLDER", help="where every decision is recorded (default: REGISTRY-audit)")
@@ -60,10 +60,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)  # an explanation leaves the other cores to the answers
     host, port = listener.getsockname()[:2]
-    print(f"serving {arguments.registry} at http://{f'[{host}]' if ':' in host else host}:{port}, decisions recorded in {folder}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(
-        create_app(registry, token, audit), http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False, server_header=False,
-        limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=GRACE))
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {arguments.registry} at {url}, decisions recorded in {folder}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
+        create_app(registry, token, audit), http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning",
+        proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=GRACE))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
