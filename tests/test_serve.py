@@ -3,6 +3,7 @@
 import base64
 import errno
 import hashlib
+import html
 import http.client
 import json
 import random
@@ -42,6 +43,7 @@ from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
 from cql.population import Member
 from cql.runs import sha256
+from tests import browser
 
 BC, ONE, SIX = "bc-s42-d42", "cql-a1-s42-d42", "cql-a6-s42-d42"
 TOKEN = "a token of some length"
@@ -470,6 +472,30 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
     assert len(lines) == found["asked"]
     names = {registry.card(ids[name])["files"]["policy.pt"]: ids[name] for name in (ONE, SIX)}
     assert Counter(names[json.loads(line)["model"]] for line in lines) == {id: found[id] for id in names.values()}
+
+
+@browser.needed
+def test_the_page_shows_a_browser_what_the_service_answers(copied, models, tmp_path):
+    registry, ids = copied
+    promote(registry, ids[SIX])
+    model, cell, action = models[SIX], 1, 1  # beside the hazard, and into it
+    with service(registry.path, "--audit", str(tmp_path / "audit")) as (port, _):
+        document = browser.dumped(f"http://127.0.0.1:{port}/#cell={cell}&action={action}", tmp_path / "profile")
+    found = Explainer(model).explain(cell, action)
+    assert f"<code>{ids[SIX]}</code>" in document and found["verdict"] == "unsafe" and ">Unsafe.</p>" in document
+    assert html.unescape(re.search(r'<p id="text">(.*?)</p>', document)[1]) == found["text"]
+    rows = re.findall(r"<tr.*?</tr>", re.search(r'<tbody id="actions">(.*?)</tbody>', document, re.S)[1], re.S)
+    assert [" ".join(html.unescape(re.sub("<.*?>", " ", row)).split()) for row in rows] == [
+        " ".join([name, f"{q:.2f}".replace("-", "−"), f"{count}×" if count else "never", f"{p:.3f}" if p >= 0.001 else "< 0.001",
+                  f"{100 * hazard:.2f}"])
+        for name, q, count, p, hazard in zip(model.actions, found["q"], found["support"]["counts"], found["probabilities"],
+                                             found["hazard"]["by_action"])]
+    board = re.search(r'<svg id="map".*?</svg>', document, re.S)[0]
+    turns = re.findall(r'class="arrow".*?rotate\((-?\d+)\)|class="(hazard|goal)"', board)
+    turn = {0: "-90", 1: "90", 2: "180", 3: "0"}  # degrees of an arrow that points right
+    assert ["".join(parts) for parts in turns] == [
+        "hazard" if model.mdp.hazard[s] else "goal" if model.mdp.goal[s] else turn[int(a)]
+        for s, a in enumerate(model.policy.act(np.arange(12)))]
 
 
 @pytest.mark.parametrize("options, words", [
