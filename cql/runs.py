@@ -102,6 +102,8 @@ class RunFolder:
         for inside in run.path.rglob("*"):
             if inside.is_symlink():  # it could lead reading or writing out of the folder
                 raise RunError(f"{inside} is a symbolic link: a run folder holds none.")
+            if not (inside.is_file() or inside.is_dir()):  # reading a pipe would wait for ever
+                raise RunError(f"{inside} is neither a file nor a folder: a run folder holds nothing else.")
         return run
 
     def config(self) -> Config:

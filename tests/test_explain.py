@@ -190,7 +190,7 @@ def test_behaviour_cloning_has_no_ratings(deployable):
 def test_numbers_as_people_write_them():
     assert [percent(p) for p in (0, 1e-9, 0.0021, 0.041, 0.38, 0.9962, 0.99999, 1)] == [
         "0 %", "below 0.01 %", "0.21 %", "4.1 %", "38 %", "99.62 %", "99.99 %", "100 %"]
-    assert [odds(p) for p in (1 / 480, 0.5)] == ["0.21 % (1 in 480)", "50 %"]
+    assert [odds(p) for p in (1 / 480, 0.0946, 0.5)] == ["0.21 % (1 in 480)", "9.5 %", "50 %"]
     assert [number(x) for x in (-0.001, -1.239, 12345.6)] == ["0.00", "−1.24", "12,346"]
     assert [times(n) for n in (0, 1, 2, 3, 1000)] == ["never", "once", "twice", "3 times", "1,000 times"]
 

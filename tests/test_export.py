@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from cql import networks
 from cql.dataset import OfflineDataset
 from cql.deploy import export as exporting
 from cql.deploy.export import FORMATS, TOLERANCE, export, largest_difference, observations_of, program
@@ -115,13 +114,6 @@ class TestOnePolicy:
             elif "/data/" in name:
                 assert "/weights/weight_" in name or "/constants/tensor_" in name or not contents, name  # raw numbers
         assert archive.testzip() is None
-
-    def test_tracing_leaves_the_network_as_it_was(self):
-        networks._offsets.cache_clear()
-        policy = policy_of("table")
-        program(policy)
-        assert policy.act([0, 4]).tolist() == policy_of("table").q_values([0, 4]).argmax(-1).tolist()
-        assert type(networks._offsets(1, 5, torch.device("cpu"))) is torch.Tensor  # no stand-in of the tracer
 
 
 class TestCheck:

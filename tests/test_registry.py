@@ -143,7 +143,39 @@ def test_a_registration_that_was_killed_leaves_no_entry(copied, deployable, monk
     assert not left.exists() and "no record of its registration" in reg.verify()[0]
     with pytest.raises(RunError, match="never registered"):
         reg.promote(ids[2], "ann", "try", ANY)
+    shutil.copytree(reg.path, reg.path.with_name("other"))
     assert reg.register(deployable, SIX, "ann") == ids[2] and reg.verify() == []
+    other = Registry(reg.path.with_name("other"))
+    card = other.path / "entries" / ids[2] / "card.json"
+    card.write_text(card.read_text().replace('"audit": {', '"audit": {"better": 1, '))
+    before = card.read_bytes()
+    with pytest.raises(RunError, match="not what would be registered"):
+        other.register(deployable, SIX, "ann")
+    assert card.read_bytes() == before and len(other.log()) == 2
+
+
+def test_nothing_is_registered_over_a_lost_log(copied, deployable):
+    reg, ids = copied
+    (reg.path / "log.jsonl").unlink()
+    before = sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
+    with pytest.raises(RunError, match="does not know entries/.*cut off, or lost"):
+        reg.register(deployable, ONE, "ann")
+    assert not (reg.path / "log.jsonl").exists() and before == sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
+
+
+def test_what_is_held_against_its_digest_is_what_is_loaded(copied, monkeypatch):
+    """A file exchanged between the check of an entry and its use."""
+    reg, ids = copied
+    policies = [reg.path / "entries" / id / "policy.pt" for id in ids]
+    check = Registry._refuse_changes
+
+    def check_then_exchange(self, folder, history):
+        check(self, folder, history)
+        (folder / "policy.pt").write_bytes(policies[2].read_bytes())
+
+    monkeypatch.setattr(Registry, "_refuse_changes", check_then_exchange)
+    with pytest.raises(RunError, match="policy.pt was changed"):
+        reg.promote(ids[0], "ann", "try", ANY)
 
 
 # ------------------------------------------------------------------------------------------------------------------ promotions
@@ -466,6 +498,8 @@ def test_an_evaluation_of_other_kinds_is_refused(deployable, tmp_path):
     for spoil in (lambda e: [], lambda e: {**e, "members": 5}, lambda e: {**e, "members": [1]}, lambda e: {**e, "members": []},
                   lambda e: {**e, "members": [{**m, "exact": [1]} for m in e["members"]]},
                   lambda e: {**e, "members": [{**m, "exact": {"return": "\x1b[2J"}} for m in e["members"]]},
+                  lambda e: {**e, "members": [{**m, "exact": {"return": 10**400}} for m in e["members"]]},
+                  lambda e: {**e, "members": [{**m, "final_alpha": True} for m in e["members"]]},
                   lambda e: {**e, "members": [{k: v for k, v in m.items() if k != "final_alpha"} for m in e["members"]]},
                   lambda e: {k: v for k, v in e.items() if k != "references"}):
         path.write_text(json.dumps(spoil(json.loads(whole))))

@@ -264,7 +264,7 @@ def audit_bc(exact: Exact, p) -> dict:
     logged, beta, seen = exact.logged, exact.beta, exact.seen
     visits = exact.weights.sum(-1)
     ratio = np.divide(beta, np.maximum(p, 1e-300), out=np.ones_like(beta), where=logged)
-    divergence = (beta * np.log(ratio)).sum(-1)  # KL(beta || p), [S]
+    divergence = np.maximum((beta * np.log(ratio)).sum(-1), 0)  # KL(beta || p), [S]; rounding alone makes it negative
     variation = np.abs(p - beta).sum(-1)[seen] / 2
     counted = greedy_actions(np.where(logged, beta, -np.inf))
     agree = (p.argmax(-1) == counted)[seen]

@@ -53,15 +53,18 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
     try:
         evaluation = run.read_json("evaluation.json")
         [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in vars(model.member).items())]
-        for numbers in (entry["exact"], entry["rollout"], {"rate": entry["exact_unsupported_action_rate"]}):
-            if not all(isinstance(value, (int, float, type(None))) for value in (numbers or {}).values()):
+        for numbers in (entry["exact"], entry["rollout"], {"rate": entry["exact_unsupported_action_rate"], "alpha": entry["final_alpha"]}):
+            if not all(map(_number_or_none, (numbers or {}).values())):
                 raise TypeError("a number is none")
-        return {**entry, "final_alpha": entry["final_alpha"],
-                **{name: evaluation[name] for name in ("environment", "references", "rollout_episodes", "rollout_seed")}}
+        return {**entry, **{name: evaluation[name] for name in ("environment", "references", "rollout_episodes", "rollout_seed")}}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = "is missing" if not (run.path / "evaluation.json").exists() else (
             f"cannot be read ({error})" if isinstance(error, RunError) else f"has no sound entry of {model.member.name}")
         raise RunError(f"{run.path / 'evaluation.json'} {reason}: evaluate the run first.") from None
+
+
+def _number_or_none(value) -> bool:
+    return value is None or type(value) in (int, float) and abs(value) < 1e300
 
 
 def _audit_of(model: Model) -> tuple[dict | None, str | None]:
@@ -120,8 +123,9 @@ def _environment(spec) -> str:
     """What the data name, without the rows of a map."""
     if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         return "none"
+    steps = spec.get("max_episode_steps")  # None: the environment's own limit
     return ", ".join([f"{spec.get('id')}", *(f"{name} {value}" for name, value in spec["arguments"].items() if name != "desc"),
-                      f"{spec.get('max_episode_steps')} steps"])
+                      *[f"{steps} steps"] * (steps is not None)])
 
 
 def _number(value, form: str) -> str:

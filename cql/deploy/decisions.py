@@ -12,7 +12,6 @@ from cql.deploy.model import POLICY, Model
 from cql.deploy.reasons import Explainer
 from cql.deploy.registry import Registry
 
-AT_ONCE = 2**16  # states that the network reads at once
 LARGEST_BOARD = 10_000  # cells that are still drawn
 LARGEST = 1e18  # number of an observation: far from where float32 ends, so that the network's sums stay below it
 
@@ -51,9 +50,7 @@ class Outputs(NamedTuple):
         states = model.policy.network.inputs
         counts = np.zeros((states, model.dataset.num_actions), dtype=np.int64)
         counts[model.support.observations] = model.support.counts
-        parts = [_outputs(model, np.arange(start, min(start + AT_ONCE, states))) for start in range(0, states, AT_ONCE)]
-        actions, q, probabilities = (None if part[0] is None else np.concatenate(part) for part in zip(*parts))
-        return cls(actions, q, probabilities, counts)
+        return cls(*_outputs(model, np.arange(states)), counts)
 
     @classmethod
     def of_vectors(cls, model: Model, observations: list[list[float]]) -> "Outputs":

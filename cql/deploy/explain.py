@@ -74,7 +74,14 @@ def chosen_action(model: Model, text: str | None) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
+    try:
+        return _run(parse(argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         model = Model.open(arguments.run, arguments.member)
         found = explain(model, chosen_observation(model, arguments), chosen_action(model, arguments.action))

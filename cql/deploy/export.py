@@ -37,7 +37,7 @@ from cql.policy import Policy
 from cql.runs import RunError, RunFolder, sha256
 
 TOLERANCE = 1e-5  # of an output, relative to the largest one: other products round otherwise
-ROWS = 4096  # observations that are checked at once
+ROWS, ALONE = 4096, 1000  # observations that are checked at once, and at most one by one
 METADATA = "metadata.json"  # among the files of a .pt2, and among the properties of an ONNX model
 TRACES = ("stack_trace", "nn_module_stack", "torch_fn", "from_node")  # paths and addresses of the exporting process
 
@@ -45,20 +45,29 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # observations [B] 
 
 
 class Greedy(torch.nn.Module):
-    """A policy as a module: observations ``[B]`` or ``[B, n]`` to outputs ``[B, A]`` and greedy actions ``[B]``."""
+    """A policy as a module: observations ``[B]`` or ``[B, n]`` to outputs ``[B, A]`` and greedy actions ``[B]``.
+
+    As ``Policy.outputs``, of which it is the same function: an index is looked up among the outputs of all states, a vector is
+    read in float64, so that no action depends on the size of the batch.
+    """
 
     def __init__(self, policy: Policy):
         super().__init__()
         self.network = policy.network
+        if self.network.discrete:
+            self.register_buffer("table", torch.from_numpy(policy.outputs(np.arange(self.network.inputs))))
+            return
         for n, layer in enumerate(policy.layers):
             for name, tensor in layer._asdict().items():
-                self.register_buffer(f"{name}{n}", None if tensor is None else tensor.detach().clone())
+                self.register_buffer(f"{name}{n}", tensor.detach().clone())
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         if self.network.discrete:  # ONNX counts negative indices from the end: −1 would be the last state
-            observations = torch.where(observations < 0, self.network.inputs, observations)
-        layers = [Layer(*(getattr(self, f"{name}{n}") for name in Layer._fields)) for n in range(len(self.network.sizes))]
-        outputs = self.network.q_values(layers, observations[None])[0]
+            states = torch.where(observations < 0, self.network.inputs, observations)
+            outputs = torch.nn.functional.embedding(states, self.table)
+        else:
+            layers = [Layer(*(getattr(self, f"{name}{n}").double() for name in Layer._fields)) for n in range(len(self.network.sizes))]
+            outputs = self.network.q_values(layers, observations[None].double())[0].float()
         return outputs, outputs.argmax(-1)
 
 
@@ -66,10 +75,11 @@ def program(policy: Policy) -> ExportedProgram:
     """The policy in core ATen operators, its batch of any size."""
     module = Greedy(policy)
     example = torch.zeros(3, dtype=torch.int64) if policy.network.discrete else torch.zeros(3, policy.network.inputs)
-    module(example)  # what the network keeps from call to call must be made here: made while tracing, it would be no tensor
     exported = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=0)},)).run_decompositions()
     exported.example_inputs = None  # they are the only pickle that the file would hold
-    for node in exported.graph.nodes:
+    for node in list(exported.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the casts; not among the core operators
+            exported.graph.erase_node(node)
         for trace in TRACES:
             node.meta.pop(trace, None)
     return exported
@@ -118,15 +128,16 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
     """How far the outputs of an exported policy are from its own, relative to the largest.
 
     Args:
-        observations: ``[N]`` or ``[N, n]``; asked in batches of none, of one, and of ``ROWS``.
+        observations: ``[N]`` or ``[N, n]``; asked in batches of none and of ``ROWS``, and alone (of very many, ``ALONE``).
 
     Raises:
         RunError: another action somewhere, an output further off than ``TOLERANCE``, or other shapes or types.
     """
-    module, differences, sizes = Greedy(policy), [], []
-    batches = [observations[:0], observations[:1], *(observations[n : n + ROWS] for n in range(0, len(observations), ROWS))]
+    differences, sizes = [], []
+    batches = [observations[:0], *(observations[n : n + ROWS] for n in range(0, len(observations), ROWS)),
+               *observations[:: -(-len(observations) // ALONE)][:, None]]
     for batch in batches:
-        expected, outputs, actions = module(torch.from_numpy(batch))[0].numpy(), *run(batch)
+        expected, outputs, actions = policy.outputs(batch), *run(batch)
         right = (expected.shape, np.float32, (len(batch),), np.int64)
         if (outputs.shape, outputs.dtype, actions.shape, actions.dtype) != right:
             raise RunError(f"an exported batch of {len(batch)} has outputs {outputs.dtype} {list(outputs.shape)} and actions "
@@ -214,6 +225,9 @@ def main(argv: list[str] | None = None) -> int:
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: files are written whole or not at all.", file=sys.stderr)
+        return 130
     return 0
 
 

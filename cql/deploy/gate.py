@@ -179,7 +179,7 @@ def _divergence(a: float, b: float) -> float:
 
 
 def _root(rising: Callable[[float], float]) -> float:
-    """Where a function on (0, 1) that goes from below 0 to above it crosses, to the last bits."""
+    """Where a function on (0, 1) that goes from below 0 to above it crosses, by halving."""
     low, high = 0.0, 1.0
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (low, middle) if rising(middle) > 0 else (middle, high)

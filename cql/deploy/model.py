@@ -3,6 +3,8 @@
 Axes: S state, A action.
 """
 
+import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,19 +68,28 @@ class Model:
         return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name))
 
     @classmethod
-    def of_entry(cls, folder: str | Path) -> "Model":
-        """The model in a registry's entry. Raises RunError if a file is missing, damaged or does not fit the others."""
+    def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
+        """The model in a registry's entry. Every file is read once, and what is held against its digest is what is used.
+
+        Args:
+            card: the entry's, if the caller has held it against the registry's log; else the one in the folder is believed.
+
+        Raises:
+            RunError: a file is missing, damaged, not the one that the card names, or does not fit the others.
+        """
         folder = Path(folder)
+        card = RunFolder(folder).read_json(CARD) if card is None else card
         try:
-            config = Config.from_json((folder / CONFIG).read_text())
-        except (ConfigError, OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
-        policy, dataset = Policy.load(folder / POLICY), _loaded(folder / DATA)
-        refuse_misfit(policy, dataset, folder / POLICY)
-        try:
-            final_alpha = RunFolder(folder).read_json(CARD)["evaluation"]["final_alpha"]
+            digests, final_alpha = card["files"], card["evaluation"]["final_alpha"]
+            files = {name: _File(folder / name, digests[name]) for name in (CONFIG, DATA, POLICY)}
         except (KeyError, TypeError):
             raise RunError(f"{folder / CARD} is no card of a registry's entry.") from None
+        try:
+            config = Config.from_json(files[CONFIG].getvalue().decode())
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
+        policy, dataset = Policy.load(files[POLICY]), _loaded(files[DATA])
+        refuse_misfit(policy, dataset, folder / POLICY)
         return cls._of(policy, dataset, config, final_alpha)
 
     @classmethod
@@ -126,6 +137,22 @@ class Model:
         return found if 0 <= found < self.mdp.num_states else None
 
 
+class _File(io.BytesIO):
+    """The contents of a file, read once. Raises RunError if it cannot be read or has another digest."""
+
+    def __init__(self, path: Path, digest: str):
+        self.path = path
+        try:
+            super().__init__(path.read_bytes())
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}).") from None
+        if hashlib.sha256(self.getbuffer()).hexdigest() != digest:
+            raise RunError(f"{path} was changed: it does not have the digest on its entry's card.")
+
+    def __str__(self) -> str:  # in messages
+        return str(self.path)
+
+
 def _chosen(members: list[Member], name: str | None, path) -> Member:
     names = ", ".join(member.name for member in members[:8]) + (", …" if len(members) > 8 else "")
     if name is not None:
@@ -138,7 +165,7 @@ def _chosen(members: list[Member], name: str | None, path) -> Member:
     return cql[0]
 
 
-def _loaded(path: Path) -> OfflineDataset:
+def _loaded(path: Path | _File) -> OfflineDataset:
     try:
         return OfflineDataset.load(path)
     except DatasetError as error:

@@ -78,8 +78,9 @@ class Registry:
     def model(self, id: str) -> Model:
         """An entry ready to act, its files held against their digests first."""
         folder = self.folder(id)
-        self._refuse_changes(folder, self._history())
-        return Model.of_entry(folder)
+        history = self._history()
+        self._refuse_changes(folder, history)
+        return Model.of_entry(folder, self._card(folder, history))
 
     def log(self) -> list[dict]:
         """Every record. Raises RunError if the chain is broken."""
@@ -151,23 +152,42 @@ class Registry:
                 return card["id"], False
             for left in (self.path / ENTRIES).glob(".*.partial"):  # by a process that was killed: whoever writes has the lock
                 shutil.rmtree(left)
-            if folder.exists():  # renamed and never recorded: an entry of nobody
-                shutil.rmtree(folder)
-            partial = folder.with_name(f".{card['id']}.partial")
-            partial.mkdir()
-            try:
-                for name, data in contents.items():
-                    write_whole(partial / name, data)
-                RunFolder(partial).write_json(CARD, {**card, "registered": utc_now()})
-                recorded = sha256(partial / CARD)
-                sync_folder(partial)
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            sync_folder(folder.parent)
+            unrecorded = set(self._names()) - history.cards.keys()
+            if folder.name in unrecorded and unrecorded == {folder.name}:  # whose writer was stopped before it could record it
+                recorded = self._adopted(folder, card)
+            elif unrecorded:
+                raise RunError(f"the log of {self.path} does not know {ENTRIES}/{min(unrecorded)}: it was cut off, or lost "
+                               "(see verify).")
+            else:
+                recorded = self._put(folder, contents, card)
             self._append(REGISTER, card["id"], by, None, history.promoted, card=recorded)
         return card["id"], True
+
+    def _put(self, folder: Path, contents: dict[str, bytes], card: dict) -> str:
+        """Makes an entry, whole or not at all; returns the digest of its card."""
+        partial = folder.with_name(f".{card['id']}.partial")
+        partial.mkdir()
+        try:
+            for name, data in contents.items():
+                write_whole(partial / name, data)
+            RunFolder(partial).write_json(CARD, {**card, "registered": utc_now()})
+            recorded = sha256(partial / CARD)
+            sync_folder(partial)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
+        return recorded
+
+    def _adopted(self, folder: Path, card: dict) -> str:
+        """The digest of the card of an entry that no record names, if it is what would be registered."""
+        refuse_other_kinds(folder / CARD)
+        data = (folder / CARD).read_bytes() if (folder / CARD).exists() else b""
+        digest = hashlib.sha256(data).hexdigest()
+        if self._problems(folder.name, digest) or {**_card_of(data, folder / CARD), "registered": None} != card:
+            raise RunError(f"{folder} is in no record and not what would be registered: look at it, and move it away.")
+        return digest
 
     def promote(self, id: str, by: str, why: str, limits: Limits) -> dict:
         """Puts an entry into service if it meets the limits, judged anew from its own files.
@@ -272,10 +292,7 @@ class Registry:
             raise RunError(f"{path} cannot be read ({error.strerror}).") from None
         if hashlib.sha256(data).hexdigest() != recorded:
             raise RunError(f"{path} was changed: it does not have the digest that the log recorded.")
-        card = RunFolder(folder).read_json(CARD)
-        if not isinstance(card, dict) or card.keys() != CARD_KEYS:
-            raise RunError(f"{path} is no card of an entry.")
-        return card
+        return _card_of(data, path)
 
     def _refuse_changes(self, folder: Path, history: History) -> None:
         """Raises RunError if an entry is not what it was registered as."""
@@ -326,6 +343,16 @@ class Registry:
             return digests if digests.keys() == set(FILES) else None
         except (RunError, KeyError, TypeError, AttributeError):
             return None
+
+
+def _card_of(data: bytes, path: Path) -> dict:
+    try:
+        card = json.loads(data)
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict) or card.keys() != CARD_KEYS:
+        raise RunError(f"{path} is no card of an entry.")
+    return card
 
 
 def _refuse_text(name: str, text: str) -> None:

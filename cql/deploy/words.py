@@ -49,7 +49,7 @@ def percent(p: float) -> str:
 
 def odds(p: float) -> str:
     """``percent``, and for small probabilities how rare that is."""
-    return f"{percent(p)} (1 in {1 / p:,.0f})" if 1e-4 <= p < 0.095 else percent(p)
+    return f"{percent(p)} (1 in {1 / p:,.0f})" if p >= 1e-4 and round(100 * p, 1) < 9.5 else percent(p)
 
 
 def times(count: int) -> str:
