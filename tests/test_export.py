@@ -18,6 +18,7 @@ from cql.dataset import OfflineDataset
 from cql.deploy import export as exporting
 from cql.deploy.export import FORMATS, TOLERANCE, export, largest_difference, observations_of, program
 from cql.deploy.model import Model
+from cql.deploy.registry import Registry
 from cql.networks import PopulationMLP
 from cql.policy import Policy
 from cql.population import Member
@@ -226,12 +227,8 @@ def test_metadata(deployable):
 
 
 def test_an_entry_exported(deployable, tmp_path):
-    entry = tmp_path / "entry"
-    entry.mkdir()
-    shutil.copy(deployable / "policies/cql-a1-s42-d42.pt", entry / "policy.pt")
-    shutil.copy(deployable / "datasets/42.npz", entry / "data.npz")
-    shutil.copy(deployable / "config.json", entry)
-    (entry / "card.json").write_text(json.dumps({"evaluation": {"final_alpha": 1.0}}))
+    registry = Registry(tmp_path / "reg")
+    entry = registry.folder(registry.register(deployable, "cql-a1-s42-d42", "ann"))
     line, = export(entry, tmp_path / "out")
     written = tmp_path / "out/cql-a1-s42-d42.pt2"
     assert line.startswith(f"{written}: {written.stat().st_size:,} bytes; acts as the policy on all of 12 observations")

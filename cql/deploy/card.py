@@ -53,7 +53,8 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
     try:
         evaluation = run.read_json("evaluation.json")
         [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in vars(model.member).items())]
-        for numbers in (entry["exact"], entry["rollout"], {"rate": entry["exact_unsupported_action_rate"], "alpha": entry["final_alpha"]}):
+        alone = {name: entry[name] for name in ("exact_unsupported_action_rate", "final_alpha")}
+        for numbers in (entry["exact"], entry["rollout"], alone):
             if not all(map(_number_or_none, (numbers or {}).values())):
                 raise TypeError("a number is none")
         return {**entry, **{name: evaluation[name] for name in ("environment", "references", "rollout_episodes", "rollout_seed")}}
