@@ -37,6 +37,7 @@ from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
 from cql.deploy.decisions import LARGEST, Decisions, ObservationError
 from cql.deploy.model import Model
+from cql.deploy.page import PAGE
 from cql.deploy.reasons import Explainer
 from cql.deploy.registry import Registry
 from cql.networks import Layer, PopulationMLP
@@ -496,6 +497,89 @@ def test_the_page_shows_a_browser_what_the_service_answers(copied, models, tmp_p
     assert ["".join(parts) for parts in turns] == [
         "hazard" if model.mdp.hazard[s] else "goal" if model.mdp.goal[s] else turn[int(a)]
         for s, a in enumerate(model.policy.act(np.arange(12)))]
+
+
+SCENE = """
+const pending = [], seen = {}, pause = () => new Promise(done => setTimeout(done, 5));
+let tick;
+window.setInterval = look => { tick = look; };
+window.fetch = path => new Promise(give => pending.push({ path, give: async (answer, status = 200) => {
+  give(new Response(typeof answer === "string" ? answer : JSON.stringify(answer), { status }));
+  await pause();
+} }));
+const asked = path => {  // the oldest such request
+  const found = pending.findIndex(request => request.path === path);
+  return pending.splice(found, 1)[0];
+};
+const give = (path, ...answer) => asked(path).give(...answer);
+const go = async hash => { location.hash = hash; await pause(); };
+const ready = model => ({ ready: true, model, sound: true });
+const note = name => {
+  const text = id => document.getElementById(id).textContent, hidden = id => document.getElementById(id).hidden;
+  seen[name] = { model: text("model"), trouble: text("trouble"), hint: text("hint"), text: hidden("numbers") ? "" : text("text"),
+                 waiting: document.getElementById("answer").className, asked: !hidden("asked") };
+};
+addEventListener("load", async () => {
+  await give("/readyz", "Service Unavailable", 503);
+  note("overload");
+  tick();
+  await give("/readyz", { ready: false, model: null, sound: true }, 503);
+  note("empty");
+  const look = async model => {
+    await give("/readyz", ready(model));
+    await give("/v1/map", { ...MAP, model });
+    await give("/v1/models", MODELS);
+  };
+  tick();
+  await look("A");
+  await give("/v1/explain", { ...ANSWER, model: "A", text: "of A" });
+  note("A");
+  await go("#cell=1");
+  note("pending");
+  await go(`#cell=${MAP.board.terminal[0]}`);
+  note("terminal");
+  await give("/v1/explain", { ...ANSWER, model: "A", text: "late" });
+  note("late");
+  await go("#cell=1");
+  await give("/v1/explain", { ...ANSWER, model: "B", text: "of B" });
+  note("B under A's map");
+  await look("B");
+  await give("/v1/explain", { ...ANSWER, model: "B", text: "of B" });
+  note("B");
+  tick();
+  tick();
+  await give("/readyz", ready("C"));
+  const older = [asked("/v1/map"), asked("/v1/models")];
+  await look("D");
+  await give("/v1/explain", { ...ANSWER, model: "D", text: "of D" });
+  await older[0].give({ ...MAP, model: "C" });
+  await older[1].give(MODELS);
+  note("D");
+  seen.left = pending.map(request => request.path);
+  document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) }));
+});
+"""
+
+
+@browser.needed
+def test_the_page_shows_one_models_answers_under_its_own_map_whatever_comes_when(client, tmp_path):
+    given = {"MAP": client.get("/v1/map").json(), "MODELS": client.get("/v1/models").json(),
+             "ANSWER": client.post("/v1/explain", json={"observation": 1}).json()}
+    script = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in given.items()) + SCENE
+    page = tmp_path / "page.html"
+    page.write_text(PAGE.replace("<script>", f"<script>{script}</script>\n<script>", 1), encoding="utf-8")
+    document = browser.dumped(page.as_uri(), tmp_path / "profile")
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.S)[1]))
+    assert seen.pop("left") == []
+    assert seen["overload"]["trouble"] == "The service cannot answer: status 503." and "No model" not in seen["overload"]["model"]
+    assert seen["empty"]["model"].startswith("No model is in service yet.") and seen["empty"]["trouble"] == ""
+    assert [name for name in seen if seen[name]["waiting"]] == ["pending"]
+    assert [name for name in seen if not seen[name]["asked"]] == ["overload", "empty"]
+    assert {name: shown["text"] for name, shown in seen.items() if shown["text"]} == {
+        "A": "of A", "pending": "of A", "B": "of B", "D": "of D"}
+    assert seen["late"] == seen["terminal"] and seen["terminal"]["hint"].startswith("An episode ends here")
+    assert seen["B under A's map"]["hint"] == "Another model was put into service just now: ask again."
+    assert all(seen[name]["model"].startswith(f"Model {name}:") for name in "ABD")
 
 
 @pytest.mark.parametrize("options, words", [

@@ -39,6 +39,7 @@ STATES = Field.of(MAP | {"board": None})
 VECTORS = Field.of(MAP | {"board": None, "actions": ["action 0", "action 1"],
                           "observations": {"type": "array", "minItems": 2, "maxItems": 2}})
 COORDINATES = Field.of(MAP | {"board": MAP["board"] | {"cells": [[x, y] for x in (-1, 0, 1) for y in (-1, 1)]}})
+HYPHENS = Field.of(MAP | {"actions": ["turn-left", "2x"]})
 
 
 @pytest.mark.parametrize("field, text, asked", [
@@ -48,6 +49,9 @@ COORDINATES = Field.of(MAP | {"board": MAP["board"] | {"cells": [[x, y] for x in
     (FIELD, "\n 0\t1 \n", (1, 1, None)), (COORDINATES, "1 0", ([0, -1], 2, None)), (COORDINATES, "5 right", ([1, 1], 5, 1)),
     (STATES, "4 right", (4, None, 1)), (STATES, "/cell 4", (4, None, None)),
     (VECTORS, "0.5 -1.25", ([0.5, -1.25], None, None)), (VECTORS, "(3, 0.5) Action 1", ([3.0, 0.5], None, 1)),
+    (VECTORS, "0.5 −1.25", ([0.5, -1.25], None, None)), (VECTORS, ".5 -.5", ([0.5, -0.5], None, None)),
+    (VECTORS, "1e-3 2.", ([0.001, 2.0], None, None)), (VECTORS, "-2.5E+2 +1 action 1?", ([-250.0, 1.0], None, 1)),
+    (VECTORS, "/cell[.5; 1]", ([0.5, 1.0], None, None)), (HYPHENS, "1 0 Turn-Left", (2, 2, 0)), (HYPHENS, "1 0 2x", (2, 2, 1)),
 ])
 def test_what_a_message_asks(field, text, asked):
     assert understood(text, field) == asked
@@ -63,11 +67,23 @@ def test_what_a_message_asks(field, text, asked):
     (FIELD, "1 0 " + "x" * 99, "There is no action “xxxxxxxxxxxxxxxxxxx…”: they are down, right."),
     (STATES, "1 1", "Send the number of a state, from 0 to 5."), (STATES, "6", "There is no state 6: they go from 0 to 5."),
     (VECTORS, "1", "Send the 2 numbers of an observation, such as “0.5 0.5”."),
+    (FIELD, "1 −1", "There is no column -1: they go from 0 to 1."), (FIELD, "1e0 1", "Send a cell"),
+    (VECTORS, "1" * 400 + " 2", "The number 1111111111111111111… is too large."),
+    (VECTORS, "2 -1e999", "The number -1e999 is too large."),
 ])
 def test_what_is_unclear_gets_one_sentence(field, text, sentence):
     with pytest.raises(Unclear) as caught:
         understood(text, field)
     assert str(caught.value).startswith(sentence) and str(caught.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("text", ["½", "1 ½", "1²", "①", "Ⅷ", "٣ ١", "１ １", "1 – 1", "7-3", "1/1", "1.2.3 1", "1 1\u200b",
+                                  "1 0 😀 down", "1_1", "--1 1", "1 -", "/1 0", "/cell1 0", "1,5 2,5", "1e 2 e", "r1c1", "0x1 1", "1 \ud800"])
+@pytest.mark.parametrize("field", [FIELD, VECTORS])
+def test_what_is_not_quite_a_number_is_refused_whole(field, text):
+    with pytest.raises(Unclear) as caught:
+        understood(text, field)
+    assert str(caught.value) == field.usage
 
 
 @pytest.mark.parametrize("field, example", [(FIELD, "“1 1 down”"), (STATES, "“0 down”"), (VECTORS, "“0.5 0.5 action 0”")])
@@ -356,7 +372,29 @@ def test_a_service_that_is_down_gets_one_sentence_and_no_chats_means_all():
     with serving(telegram) as api, running("http://127.0.0.1:9", api) as process:
         assert telegram.says("0 0", chat=99) == "The service cannot be reached: try again later."
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20)[0] == "answering as @standin_bot, in every chat\n"
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and out == "answering as @standin_bot, in every chat\n" and "Traceback" not in err
+
+
+def test_a_failure_of_the_bot_itself_is_told_and_logged():
+    telegram, service = Telegram(), StandInService()
+    service.faults["/v1/map"] = (200, MAP | {"actions": [0, 1]})  # names that are no text
+    with serving(telegram) as api, serving(service) as address, running(address, api) as process:
+        assert [telegram.says(text) for text in ("0 0 down", "/help")] == ["Something went wrong here: ask again later."] * 2
+        service.faults.clear()
+        assert telegram.ask("0 0 down")[0] == "sendPhoto"
+        process.send_signal(signal.SIGTERM)
+        err = process.communicate(timeout=20)[1]
+    assert err.count("a message was not answered") == err.count("Traceback") == 2 and not (TOKEN in err or SERVICE_TOKEN in err)
+
+
+def test_an_interrupt_before_the_bot_runs_ends_it_without_a_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", TOKEN)
+    monkeypatch.setattr(bot, "application", interrupted)
+    assert bot.main(["http://x"]) == 130 and capsys.readouterr().err == ""
 
 
 def test_a_refused_token_is_not_shown():

@@ -3,7 +3,7 @@
 (() => {
   const element = id => document.getElementById(id);
   const LOOK = 3000;  // milliseconds between two looks at which model is in service
-  const shown = { map: null, cell: null, observation: null, action: null, answer: 0 };
+  const shown = { map: null, cell: null, observation: null, action: null, answer: 0, looks: 0, looked: 0 };
 
   // ---------------------------------------------------------------------------------------------------- the service
 
@@ -19,7 +19,8 @@
     }
     const answer = await response.json().catch(() => ({}));
     if (!response.ok) {
-      throw Object.assign(new Error(answer.detail || `status ${response.status}`), { status: response.status, answer });
+      const sentence = answer.detail || `The service cannot answer: status ${response.status}.`;
+      throw Object.assign(new Error(sentence), { status: response.status, answer });
     }
     return answer;
   }
@@ -40,22 +41,27 @@
   }
 
   async function look() {  // is the map that of the model in service?
+    const number = ++shown.looks;
+    const late = () => number < shown.looked || (shown.looked = number, false);  // a later look has been here
     let state;
     try {
       state = await ask("/readyz");
     } catch (error) {
-      if (error.status !== 503) return trouble(error.message);
+      if (error.status !== 503 || error.answer.ready === undefined) return late() || trouble(error.message);
       state = error.answer;
     }
     if (!state.ready) {
+      if (late()) return;
       shown.map = null;
+      forget();
       element("asked").hidden = true;
       element("model").textContent = "No model is in service yet. This page looks again every few seconds.";
       return trouble("");
     }
-    if (shown.map && shown.map.model === state.model && shown.sound === state.sound) return trouble("");
+    if (shown.map && shown.map.model === state.model && shown.sound === state.sound) return late() || trouble("");
     try {
       const [map, models] = await Promise.all([ask("/v1/map"), ask("/v1/models")]);
+      if (late()) return;
       const first = shown.map === null;
       shown.map = map;
       shown.sound = state.sound;
@@ -66,7 +72,7 @@
       if (first) follow();
       else if (shown.observation !== null) explain();
     } catch (error) {
-      refused(error);
+      if (!late()) refused(error);
     }
   }
 
@@ -186,11 +192,16 @@
       + (kinds.length ? ` (${kinds.join(", ")})` : "");
     if (shown.has.terminal.has(cell)) {
       shown.observation = null;
-      shown.answer++;
+      forget();
       element("numbers").hidden = true;
       element("hint").textContent = "An episode ends here: there is nothing to decide.";
       remember();
     } else explain();
+  }
+
+  function forget() {  // an answer that is still to come is not wanted any more
+    shown.answer++;
+    element("answer").classList.remove("waiting");
   }
 
   async function explain() {
@@ -202,8 +213,11 @@
       const answer = await ask("/v1/explain", asked);
       if (number !== shown.answer) return;  // asked again meanwhile
       trouble("");
-      tell(answer);
       remember();
+      if (answer.model === shown.map.model) return tell(answer);
+      element("numbers").hidden = true;
+      element("hint").textContent = "Another model was put into service just now: ask again.";
+      look();  // asks again itself, with the new map
     } catch (error) {
       if (number !== shown.answer) return;
       element("numbers").hidden = true;

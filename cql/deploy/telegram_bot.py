@@ -10,10 +10,12 @@ Bot API, so nothing that is logged holds it.
 import argparse
 import asyncio
 import logging
+import math
 import os
 import re
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,9 @@ API = "https://api.telegram.org/bot"
 PATIENCE = 10.0  # seconds for an answer of the service
 CAPTION, MESSAGE = 1024, 4096  # UTF-16 units that Telegram takes
 ARROWS = {(-1, 0): "↑ ", (1, 0): "↓ ", (0, -1): "← ", (0, 1): "→ "}
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?")
+WHOLE = re.compile(r"[-+]?[0-9]+")
+SEPARATORS = re.compile(r"[\s()\[\]{},;:\"“”]+")
 FILLERS = {"row", "column", "col", "cell", "state"}
 log = logging.getLogger(__name__)
 
@@ -98,24 +103,31 @@ class Field:
 def understood(text: str, field: Field) -> tuple[int | list[float], int | None, int | None]:
     """What a message asks: ``7 3``, ``(7, 3)``, ``row 7, column 3``, ``31``, ``7 3 left``, each also after ``/cell``.
 
+    A vector's numbers may be written as ``.5``, ``1e-3`` and ``−1.25``. What is neither a number, a name nor a separator is
+    refused, not skipped: a part of a number could be lost with it.
+
     Returns:
         The observation, the state (on a grid, else None), the action that is asked about (None: what the policy does).
 
     Raises:
         Unclear: none of these, or nothing that this model knows.
     """
-    words = re.findall(r"[-+]?\d+(?:\.\d+)?|[^\W\d_]+", re.sub(r"^/\w+(@\w+)?", "", text.casefold()))
-    words = [word for word in words if word not in FILLERS]
-    named = next((n for n, word in enumerate(words) if word[-1].isalpha()), len(words))
+    plain = re.sub(r"^/[a-z_]+(@\w+)?(?![\w@])", "", text.casefold()).replace("−", "-").rstrip(" .!?")
+    words = [word for word in SEPARATORS.split(plain) if word and word not in FILLERS]
+    named = next((n for n, word in enumerate(words) if not NUMBER.fullmatch(word)), len(words))
     numbers = words[:named]
     if not numbers:
         raise Unclear(field.usage)
-    action = _action(" ".join(words[named:]), field)
+    action = _action(words[named:], field)
     if field.board is None and field.observations["type"] == "array":
         if len(numbers) != field.observations["minItems"]:
             raise Unclear(field.usage)
-        return [float(number) for number in numbers], None, action
-    if any("." in number for number in numbers) or len(numbers) > (1 if field.board is None else 2):
+        found = [float(number) for number in numbers]
+        for number, word in zip(found, numbers):
+            if not math.isfinite(number):
+                raise Unclear(f"The number {_short(word)} is too large.")
+        return found, None, action
+    if not all(WHOLE.fullmatch(number) for number in numbers) or len(numbers) > (1 if field.board is None else 2):
         raise Unclear(field.usage)
     found = [int(number) for number in numbers]
     if field.board is None:
@@ -130,13 +142,15 @@ def understood(text: str, field: Field) -> tuple[int | list[float], int | None, 
     return field.cells[state], state, action
 
 
-def _action(name: str, field: Field) -> int | None:
-    if not name:
+def _action(words: list[str], field: Field) -> int | None:
+    if not words:
         return None
-    names = [action.casefold() for action in field.actions]
-    if name not in names:
-        raise Unclear(f"There is no action “{_short(name)}”: they are {field.listed}.")
-    return names.index(name)
+    name, names = " ".join(words), [" ".join(SEPARATORS.split(action.casefold())) for action in field.actions]
+    if name in names:
+        return names.index(name)
+    if not all(word[0].isalpha() or NUMBER.fullmatch(word) for word in words):  # a number that is none, not a name
+        raise Unclear(field.usage)
+    raise Unclear(f"There is no action “{_short(name)}”: they are {field.listed}.")
 
 
 def _short(text: str) -> str:
@@ -240,6 +254,7 @@ def application(token: str, service: Service, chats: list[int], api: str = API):
         chats: whom it answers; empty: everyone. api: where the Bot API is.
     """
     from telegram import Update
+    from telegram.error import TelegramError
     from telegram.ext import Application, CommandHandler, MessageHandler, filters
 
     async def help(update: Update, _) -> None:
@@ -272,8 +287,11 @@ def application(token: str, service: Service, chats: list[int], api: str = API):
         log.warning("chat %d is not among those that are answered", update.message.chat_id)
         await update.message.reply_text(f"This bot does not answer in this chat, whose ID is {update.message.chat_id}.")
 
-    async def failed(_, context) -> None:
+    async def failed(update: Update | None, context) -> None:
         log.error("a message was not answered", exc_info=context.error)
+        if update is not None:  # None: it failed while it asked for messages
+            with suppress(TelegramError):  # it may be the Bot API that failed
+                await update.message.reply_text("Something went wrong here: ask again later.")
 
     async def ready(made: Application) -> None:
         print(f"answering as @{made.bot.username}{'' if chats else ', in every chat'}", flush=True)
@@ -352,6 +370,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the bot runs: from then on the library ends it in order
+        return 130
     return 0
 
 
