@@ -224,7 +224,7 @@ def test_files_of_other_names_and_files_that_cannot_be_removed_hold_nothing_up(o
         log.append(line)
     assert "decisions-00000001.jsonl stays" in caplog.text
     log.append(b"c\n")
-    assert files(log) == [("decisions-00000003.jsonl", b"c\n"), (odd.name, b"odd\n")]
+    assert files(log) == [(odd.name, b"odd\n"), ("decisions-00000003.jsonl", b"c\n")]
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):

@@ -21,7 +21,7 @@ from cql.runs import RunError
 SHORTEST = 16  # characters of a token
 GRACE = 10  # seconds that answers in the making have when the service is stopped
 CONNECTIONS = 1000  # beyond that: 503
-SPARE = 600  # open files beside them: what is accepted at once and turned away is open for a moment
+SPARE = 600  # open files beside them: each turn of the event loop accepts BURST, and turning away takes some turns
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,10 +70,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {arguments.registry} at {url}, decisions recorded in {folder}", flush=True)
+    app = create_app(registry, token, audit, _hosts(arguments.host) if token is None else None)
     server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
-        create_app(registry, token, audit, None if token else _hosts(arguments.host)), http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning",
-        proxy_headers=False, server_header=False, limit_concurrency=connections, backlog=BURST,
-        timeout_graceful_shutdown=GRACE))
+        app, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
+        server_header=False, limit_concurrency=connections, backlog=BURST, timeout_graceful_shutdown=GRACE))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
