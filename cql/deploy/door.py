@@ -58,7 +58,8 @@ class Door:
 
     Args:
         token: what requests must carry as ``Authorization: Bearer …`` beyond the open paths; None: nothing.
-        hosts: what they may name as ``Host``, beside a port: a page whose name is made to lead here names another; None: anything.
+        hosts: what they may name as ``Host``, beside a port; None: anything. A page of elsewhere whose name is made to lead
+            here (DNS rebinding) names another.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, hosts: Collection[str] | None, measures: Measures):
@@ -103,8 +104,9 @@ class Door:
 
 
 _PORT = re.compile(r":\d*$")
-_TWO_LENGTHS = JSONResponse({"detail": "a request has either Transfer-Encoding or Content-Length."}, 400, {"Connection": "close"})
-_ELSEWHERE = JSONResponse({"detail": "without a token this service answers only where it is asked for as the host it runs on."}, 421)
+_TWO_LENGTHS = JSONResponse({"detail": "a request has either Transfer-Encoding or Content-Length."}, 400,
+                            {"Connection": "close"})
+_ELSEWHERE = JSONResponse({"detail": "without a token the service answers only requests whose Host names this machine."}, 421)
 _NO_TOKEN = JSONResponse({"detail": "a valid token is needed: Authorization: Bearer …"}, 401, {"WWW-Authenticate": "Bearer"})
 
 
