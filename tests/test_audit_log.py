@@ -2,10 +2,13 @@
 
 import errno
 import os
+import shutil
 import threading
+import time
 
 import pytest
 
+from cql.deploy import audit_log
 from cql.deploy.audit_log import AuditLog
 from cql.runs import RunError
 
@@ -32,12 +35,12 @@ def failing(monkeypatch, name: str, code: int, times: int, before=lambda *_: Non
     """Lets an os function fail so many times, after ``before`` was done."""
     real, calls = getattr(os, name), []
 
-    def fails(*arguments):
+    def fails(*arguments, **keywords):
         if len(calls) < times:
             calls.append(arguments)
             before(real, *arguments)
             raise OSError(code, os.strerror(code))
-        return real(*arguments)
+        return real(*arguments, **keywords)
 
     monkeypatch.setattr(f"cql.deploy.audit_log.os.{name}", fails)
     return calls
@@ -119,6 +122,117 @@ def test_after_a_failed_flush_another_file_is_begun(opened, monkeypatch):
     log._flush()
     log.append(b"b\n")
     assert files(log) == [("decisions-00000001.jsonl", b"a\n"), ("decisions-00000002.jsonl", b"b\n")]
+
+
+def test_flushes_that_fail_on_and_on_begin_one_file_and_cost_no_line(opened, monkeypatch):
+    log = opened(files=2)
+    log.append(b"a\n")
+    failing(monkeypatch, "fsync", errno.EIO, 1000)
+    for n in range(10):
+        log._flush()
+        log.append(b"%d\n" % n)
+    assert files(log) == [("decisions-00000001.jsonl", b"a\n"),
+                          ("decisions-00000002.jsonl", b"".join(b"%d\n" % n for n in range(10)))]
+    assert "Input/output error" in log.problem
+    monkeypatch.undo()
+    log._flush()
+    assert log.problem is None
+    failing(monkeypatch, "fsync", errno.EIO, 1)  # it fails anew: one more, and the oldest stays although two may be kept
+    log._flush()
+    log.append(b"b\n")
+    assert [text for _, text in files(log)][::2] == [b"a\n", b"b\n"] and len(files(log)) == 3
+
+
+def test_a_flush_of_the_folder_or_of_a_full_file_that_fails_begins_no_file(opened, monkeypatch):
+    log, real = opened(size=4), os.fsync
+    log.append(b"abc\n")
+    log.append(b"d\n")
+    present = log._file
+
+    def fsync(file):
+        if file != present:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(file)
+
+    monkeypatch.setattr("cql.deploy.audit_log.os.fsync", fsync)
+    log._flush()
+    assert "Input/output error" in log.problem
+    log.append(b"e\n")
+    assert [text for _, text in files(log)] == [b"abc\n", b"d\ne\n"]
+
+
+def test_the_thread_goes_on_after_an_error_and_says_so_once(opened, monkeypatch, caplog):
+    monkeypatch.setattr(audit_log, "FLUSH", 0.01)
+    calls = failing(monkeypatch, "fsync", errno.EMFILE, 6)
+    log, end = opened(), time.monotonic() + 10
+    while len(calls) < 6 or log.problem is not None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert log._flusher.is_alive()
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        f"not flushed: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}.", "flushed again."]
+
+
+def test_a_file_that_is_removed_or_replaced_is_followed_by_another(opened):
+    log = opened()
+    first, second = (log.folder / f"decisions-0000000{n}.jsonl" for n in (1, 2))
+    log.append(b"a\n")
+    first.unlink()
+    log._flush()
+    assert "No such file" in log.problem
+    log.append(b"b\n")
+    assert files(log) == [(second.name, b"b\n")]
+    second.rename(log.folder / "elsewhere")
+    second.write_bytes(b"not the log's\n")
+    log._flush()
+    assert "another file is in the place" in log.problem
+    log.append(b"c\n")
+    assert files(log) == [(second.name, b"not the log's\n"), ("decisions-00000003.jsonl", b"c\n")]
+
+
+def test_without_its_folder_nothing_is_appended_and_closing_is_quiet(opened):
+    log = opened()
+    log.append(b"a\n")
+    shutil.rmtree(log.folder)
+    log._flush()
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            log.append(b"b\n")
+    log.folder.mkdir()  # another one: it holds no lock of this process
+    with pytest.raises(FileNotFoundError):
+        log.append(b"b\n")
+    assert list(log.folder.iterdir()) == []
+
+
+def test_a_moved_folder_is_written_where_it_is(opened, tmp_path):
+    log = opened(size=2)
+    log.append(b"a\n")
+    log.folder.rename(tmp_path / "moved")
+    log._flush()
+    log.append(b"b\n")
+    assert log.problem is None
+    assert [path.read_bytes() for path in sorted((tmp_path / "moved").glob("*.jsonl"))] == [b"a\n", b"b\n"]
+
+
+def test_files_of_other_names_and_files_that_cannot_be_removed_hold_nothing_up(opened, tmp_path, monkeypatch, caplog):
+    (tmp_path / "audit").mkdir()
+    odd = tmp_path / "audit" / "decisions-000000007.jsonl"  # a nought too many
+    odd.write_bytes(b"odd\n")
+    log = opened(size=2, files=1)
+    failing(monkeypatch, "unlink", errno.EPERM, 1)
+    for line in (b"a\n", b"b\n"):
+        log.append(line)
+    assert "decisions-00000001.jsonl stays" in caplog.text
+    log.append(b"c\n")
+    assert files(log) == [(odd.name, b"odd\n"), ("decisions-00000003.jsonl", b"c\n")]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="cannot be written"):
+        AuditLog(tmp_path / "audit")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_many_threads_write_whole_lines(opened):

@@ -8,6 +8,7 @@ import http.client
 import json
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
+uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
@@ -31,7 +32,7 @@ from benchmarks.serve_client import Load
 from benchmarks.serve_load import ANYTHING, KINDS, malformed, malformed_statuses, service
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy import in_service, serve
+from cql.deploy import door, in_service, serve
 from cql.deploy.app import create_app
 from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
@@ -267,6 +268,24 @@ def test_a_token_guards_all_that_speaks_of_the_model(copied):
         assert act(client, 1, Authorization=f"Bearer {TOKEN}").status_code == 200
 
 
+def test_without_a_token_only_a_request_that_names_this_machine_is_answered(copied):
+    registry, ids = copied
+    with client_of(registry, ids[SIX], hosts=serve._hosts("Some-Name")) as client:
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "some-name:1"):
+            assert client.get("/", headers={"Host": host}).status_code == 200, host
+        for host in ("", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "localhost:x",
+                     "evil.example:127.0.0.1", "user@localhost", "[::2]:8000", "::1"):
+            for path in ("/", "/healthz", "/readyz", "/v1/map", "/metrics", "/nothing"):
+                answer = client.get(path, headers={"Host": host})
+                assert answer.status_code == 421 and answer.json().keys() == {"detail"}, (host, path)
+    assert serve._hosts("::1") == {"127.0.0.1", "localhost", "[::1]"}
+
+
+def test_a_request_of_two_lengths_is_refused(client):
+    answer = client.post("/v1/act", content=b'{"observation": 1}', headers={"Content-Type": JSON, "Transfer-Encoding": "chunked"})
+    assert answer.status_code == 400 and answer.headers["connection"] == "close" and "either" in answer.json()["detail"]
+
+
 # ------------------------------------------------------------------------------------------------------------------ promotions
 
 
@@ -377,11 +396,22 @@ def test_a_decision_that_cannot_be_recorded_is_not_given(copied, tmp_path, monke
         assert act(client, 3).status_code == 200
 
 
+def test_a_log_that_is_not_flushed_is_counted(copied, tmp_path):
+    registry, ids = copied
+    audit = AuditLog(tmp_path / "audit")
+    with client_of(registry, ids[SIX], audit=audit) as client:
+        assert counted(client, "glassbox_audit_unflushed") == 0
+        shutil.rmtree(audit.folder)
+        waited_for(lambda: counted(client, "glassbox_audit_unflushed") == 1)
+        assert act(client, 3).status_code == 503
+
+
 # ------------------------------------------------------------------------------------------------------- the OpenAPI document
 
 
 def test_the_document_says_what_the_model_in_service_may_be_asked(client, copied):
     document = client.get("/openapi.json").json()
+    assert client.app.openapi() is client.app.openapi()  # made once for a model
     one, many = document["paths"]["/v1/act"]["post"]["requestBody"]["content"][JSON]["schema"]["oneOf"]
     assert one["properties"]["observation"] == {"type": "integer", "minimum": 0, "maximum": 11}
     assert many["properties"]["observations"]["maxItems"] == MAX_BATCH
@@ -473,6 +503,112 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
     assert len(lines) == found["asked"]
     names = {registry.card(ids[name])["files"]["policy.pt"]: ids[name] for name in (ONE, SIX)}
     assert Counter(names[json.loads(line)["model"]] for line in lines) == {id: found[id] for id in names.values()}
+
+
+def test_an_interrupt_ends_it_as_a_termination_does(copied, tmp_path):
+    registry, ids = copied
+    promote(registry, ids[SIX])
+    with service(registry.path, "--audit", str(tmp_path / "audit")) as (port, process):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@contextmanager
+def listening(app, connections: int):
+    """The port of a server of so many connections, in a thread of this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http=door.Connection, log_level="critical", limit_concurrency=connections))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        waited_for(lambda: server.started)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def ended(connection) -> bool:
+    """Whether the server closed a connection, within 5 seconds, without another byte."""
+    connection.settimeout(5)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def answer_of(connection, request: bytes) -> int:
+    """The status, once the answer was read whole."""
+    connection.settimeout(5)
+    connection.sendall(request)
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status
+
+
+PING = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LONG = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999999\r\n\r\n"
+
+
+def test_connections_beyond_the_limit_are_answered_503_and_beyond_the_burst_closed(copied, monkeypatch):
+    monkeypatch.setattr(door, "BURST", 2)
+    with listening(create_app(copied[0]), connections=3) as port:
+        connect = lambda: socket.create_connection(("127.0.0.1", port))
+        held = [connect() for _ in range(2)]
+        assert [answer_of(connection, PING) for connection in held] == [200, 200]
+        beyond = [connect() for _ in range(3)]
+        assert [answer_of(connection, PING) for connection in beyond] == [503] * 3
+        assert all(ended(connection) for connection in beyond)  # uvicorn closes after its 503
+        held += [connect() for _ in range(3)]
+        assert all(ended(connect()) for _ in range(20))
+        for connection in held:
+            connection.close()
+
+        def served():
+            with connect() as connection:
+                try:
+                    return answer_of(connection, PING) == 200
+                except OSError:
+                    return False
+        waited_for(served)
+
+
+def test_a_connection_without_a_request_in_hand_is_closed(copied, monkeypatch):
+    monkeypatch.setattr(door, "WAIT", 0.2)
+    with listening(create_app(copied[0]), connections=50) as port:
+        idle, half, second, body = (socket.create_connection(("127.0.0.1", port)) for _ in range(4))
+        half.sendall(PING[:-4])
+        assert answer_of(second, PING) == 200
+        second.sendall(PING[:-4])
+        assert answer_of(body, LONG + b" " * (MAX_BODY + 1)) == 413
+        assert [ended(connection) for connection in (idle, half, second, body)] == [True] * 4
+
+
+def test_of_a_body_that_is_answered_already_only_so_much_is_read(copied, monkeypatch):
+    monkeypatch.setattr(door, "DRAIN", 2**20)
+    with listening(create_app(copied[0]), connections=50) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        assert answer_of(connection, LONG + b" " * (MAX_BODY + 1)) == 413
+        with pytest.raises(OSError):  # what the sockets' buffers hold comes on top of it
+            for _ in range(2**12):
+                connection.sendall(b" " * 2**16)
+
+
+@pytest.mark.parametrize("soft, hard, connections, raised", [
+    (1024, 1024, 424, None), (256, 4096, 1000, 1600), (256, resource.RLIM_INFINITY, 1000, 1600), (20000, 20000, 1000, None),
+    (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000, None), (700, 800, 200, 800)])
+def test_there_are_as_many_connections_as_files_may_be_open(soft, hard, connections, raised, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    calls = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *arguments: calls.append(arguments))
+    assert serve._connections() == connections
+    assert calls == ([] if raised is None else [(resource.RLIMIT_NOFILE, (raised, hard))])
+
+
+def test_too_few_open_files_are_refused_in_a_sentence(filled, monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (512, 512))
+    assert serve.main([str(filled[0]), "--port", "0"]) == 2
+    assert capsys.readouterr().err == "error: the process may open 512 files: it needs more than 600 (ulimit -n).\n"
 
 
 @browser.needed
@@ -591,6 +727,7 @@ def test_the_page_shows_one_models_answers_under_its_own_map_whatever_comes_when
     (["--host", "no such host"], "cannot be listened at"),
     (["--audit-size", "0"], "--audit-size must be at least 1"),
     (["--audit", "/dev/null/x"], "cannot be written"),
+    (["--audit", ""], "must name a folder"),
 ])
 def test_bad_settings_are_refused_in_a_sentence(filled, options, words, capsys, monkeypatch):
     monkeypatch.setenv("SHORT", "short")

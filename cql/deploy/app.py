@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import lru_cache
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
@@ -25,15 +26,17 @@ from cql.runs import RunError
 WAITING = 32  # explanations that may wait: they are made one after the other, each for milliseconds
 
 
-def create_app(registry: Registry, token: str | None = None, audit: AuditLog | None = None) -> FastAPI:
+def create_app(registry: Registry, token: str | None = None, audit: AuditLog | None = None,
+               hosts: Collection[str] | None = None) -> FastAPI:
     """The service over a registry.
 
     Args:
         token: what requests must carry as ``Authorization: Bearer …``; None: nothing. The page, /healthz and /readyz are open.
         audit: where decisions are recorded, before they are answered; None: nowhere. The application closes it at its end.
+        hosts: what requests may name as ``Host``, beside a port, in lower case; None: anything.
     """
     service = InService(registry)
-    measures = Measures(service)
+    measures = Measures(service, audit)
     explaining, places = ThreadPoolExecutor(1, "explanation"), asyncio.Semaphore(WAITING)
 
     @asynccontextmanager
@@ -49,8 +52,9 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
                 audit.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)  # their pages load from elsewhere
-    app.add_middleware(Door, token=token, measures=measures)
-    app.openapi = lambda: api.document(app, service.current, token is not None)
+    app.add_middleware(Door, token=token, hosts=hosts, measures=measures)
+    document = lru_cache(1)(lambda decisions: api.document(app, decisions, token is not None))
+    app.openapi = lambda: document(service.current)
 
     def in_service() -> Decisions:
         if service.current is None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from cql.deploy.audit_log import AuditLog
 from cql.deploy.decisions import Decision
 from cql.deploy.in_service import InService
 
@@ -12,10 +13,10 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1
 
 
 class Measures:
-    """Counters of one application; of the model in service they ask when they are read."""
+    """Counters of one application; of the model in service and of the audit log they ask when they are read."""
 
-    def __init__(self, service: InService):
-        self.service, self._registry = service, CollectorRegistry()
+    def __init__(self, service: InService, audit: AuditLog | None):
+        self.service, self.audit, self._registry = service, audit, CollectorRegistry()
         self._requests = Counter("glassbox_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._seconds = Histogram("glassbox_request_seconds", "From a request's headers to its answer.", ["route"],
                                   registry=self._registry, buckets=SECONDS)
@@ -38,7 +39,7 @@ class Measures:
         return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
 
     def collect(self) -> Iterable[Metric]:
-        """As a collector of its own registry: the model in service."""
+        """As a collector of its own registry: the model in service, and the audit log."""
         current = self.service.current
         model = GaugeMetricFamily("glassbox_model_in_service", "1 for the model that answers.", labels=["id", "member", "sha256"])
         if current is not None:
@@ -47,3 +48,5 @@ class Measures:
         yield CounterMetricFamily("glassbox_models_taken", "Models put into service.", self.service.taken)
         yield GaugeMetricFamily("glassbox_model_problem", "1 while the promoted model is not the one in service.",
                                 self.service.problem is not None)
+        yield GaugeMetricFamily("glassbox_audit_unflushed", "1 while the audit log cannot be flushed to the disk.",
+                                self.audit is not None and self.audit.problem is not None)

@@ -9,6 +9,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from cql.runs import RunError
 SHORTEST = 16  # characters of a token
 GRACE = 10  # seconds that answers in the making have when the service is stopped
 CONNECTIONS = 1000  # beyond that: 503
+SPARE = 600  # open files beside them: each turn of the event loop accepts BURST, and turning away takes some turns
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # the server, once it has stopped, raises it again
+        return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -44,6 +48,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         import uvicorn
 
         from cql.deploy.app import create_app
+        from cql.deploy.door import BURST, Connection
     except ModuleNotFoundError as error:
         raise RunError(f"the service needs the extra serve: pip install 'glassbox-cql[serve]' ({error}).") from None
     import torch
@@ -54,6 +59,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     for name in ("audit_size", "audit_files"):
         if getattr(arguments, name) < 1:
             raise RunError(f"--{name.replace('_', '-')} must be at least 1.")
+    if arguments.audit == "":
+        raise RunError("--audit must name a folder.")
+    connections = _connections()
     listener = _listener(arguments.host, arguments.port, token)
     folder = arguments.audit or str(registry.path.absolute()) + "-audit"
     audit = AuditLog(folder, arguments.audit_size * 2**20, arguments.audit_files)
@@ -62,9 +70,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {arguments.registry} at {url}, decisions recorded in {folder}", flush=True)
+    app = create_app(registry, token, audit, _hosts(arguments.host) if token is None else None)
     server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
-        create_app(registry, token, audit), http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning",
-        proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=GRACE))
+        app, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
+        server_header=False, limit_concurrency=connections, backlog=BURST, timeout_graceful_shutdown=GRACE))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
@@ -78,6 +87,23 @@ def _token(name: str | None) -> str | None:
     if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
         raise RunError(f"the environment variable {name} must hold a token: at least {SHORTEST} ASCII characters without spaces.")
     return token
+
+
+def _connections() -> int:
+    """How many there may be: the process is let open as many files as it needs, or as it can be. Raises RunError if too few."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    files = min(CONNECTIONS + SPARE, hard)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, limits[1]))
+    if files <= SPARE:
+        raise RunError(f"the process may open {files} files: it needs more than {SPARE} (ulimit -n).")
+    return files - SPARE
+
+
+def _hosts(host: str) -> set[str]:
+    """The names of this machine in a request to it."""
+    return {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host.lower()}
 
 
 def _listener(host: str, port: int, token: str | None) -> socket.socket:
