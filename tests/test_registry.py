@@ -157,6 +157,8 @@ def test_a_registration_that_was_killed_leaves_no_entry(copied, deployable, monk
 def test_nothing_is_registered_over_a_lost_log(copied, deployable):
     reg, ids = copied
     (reg.path / "log.jsonl").unlink()
+    with pytest.raises(RunError, match="its log is lost"):
+        reg.promoted()
     before = sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
     with pytest.raises(RunError, match="does not know entries/.*cut off, or lost"):
         reg.register(deployable, ONE, "ann")

@@ -90,6 +90,8 @@ class Registry:
     def promoted(self) -> str | None:
         """The ID in service. Cheap: of the log only the end is read, and only if the log has changed."""
         record = self._log.last()
+        if record is None and any((self.path / ENTRIES).glob("[0-9a-f]*")):
+            raise RunError(f"{self.path} holds entries but no record of them: its log is lost.")
         id = None if record is None else record.get("promoted")
         if id is not None and not (isinstance(id, str) and ID.fullmatch(id)):
             raise RunError(f"{self._log.path} is broken: its last record does not say what is in service.")
