@@ -18,7 +18,7 @@ from cql.deploy.measures import Measures
 
 OPEN = frozenset({"/", "/healthz", "/readyz"})  # paths that need no token: they say nothing of the model but its ID
 WAIT = 20.0  # seconds that a request's headers, or the rest of a body that is answered already, may take; at most twice that
-DRAIN = 2**24  # bytes of bodies that are answered already: no more are read on a connection
+DRAIN = 2**24  # bytes of a body that is answered already: after more of them the connection is closed
 BURST = 100  # connections beyond the server's limit_concurrency, which answers them 503; those after them are closed at once
 
 
@@ -27,7 +27,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self._seen, self._passed_over = self, 0
+        self._seen, self._passed_over = self, (None, 0)
         self._look = self.loop.call_later(WAIT, self._look_after)
         if len(self.connections) > self.limit_concurrency + BURST:
             transport.abort()
@@ -38,8 +38,9 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
-            self._passed_over += len(data)
-            if self._passed_over > DRAIN:
+            cycle, length = self._passed_over
+            self._passed_over = self.cycle, len(data) + length * (cycle is self.cycle)
+            if self._passed_over[1] > DRAIN:
                 self.transport.abort()
                 return
         super().data_received(data)
