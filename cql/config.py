@@ -11,6 +11,7 @@ from cql.losses import TD_LOSSES
 from cql.products import PRECISIONS
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
+MOST_MEMBERS = 10_000_000
 LARGEST_ALPHA = 1e18  # beyond, the square of a gradient, which Adam keeps, leaves float32
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
@@ -213,6 +214,7 @@ def _check(c: Config) -> None:
     for name in ("episodes", "num_datasets", "num_seeds", "target_interval", "slice_size", "log_every", "checkpoint_every",
                  "max_episode_steps"):
         require(getattr(c, name) is None or getattr(c, name) >= 1, f"{flag(name)} must be at least 1, not {getattr(c, name)}.")
+    require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS, f"more than {MOST_MEMBERS:,} members are too many for one run.")
     for name in ("bc_steps", "steps"):
         require(getattr(c, name) >= 0, f"{flag(name)} must not be negative, but is {getattr(c, name)}.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")

@@ -141,17 +141,18 @@ class OfflineDataset:
 
     @classmethod
     def load(cls, path) -> "OfflineDataset":
-        """Reads an ``.npz`` with arrays under the names above; ``metadata`` may be missing.
+        """Reads an ``.npz`` (a path, or its contents as a file) with arrays under the names above; ``metadata`` may be missing.
 
         Raises:
             DatasetError: the file is missing, cut short, of another kind, or its contents are not valid.
         """
-        path = Path(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > MAX_BYTES:
                 raise DatasetError(f"{path} unpacks to {unpacked / 2**30:,.0f} GiB, more than this machine's memory.")
+            if isinstance(path, io.BytesIO):
+                path.seek(0)  # from where NumPy reads
             with np.load(path, allow_pickle=False) as archive:
                 missing = [name for name in REQUIRED if name not in archive]
                 if missing:

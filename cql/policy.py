@@ -1,5 +1,7 @@
 """A trained member, ready to act. The only place that drops the member axis."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from cql.networks import Layer, PopulationMLP
 from cql.runs import RunError, archive_bytes, load_archive
 
 FORMAT = 2
-MAX_PARAMETERS = 2**31
+AT_ONCE = 2**16  # states that the network reads at once
+MAX_PARAMETERS, MAX_TABLE = 2**31, 2**28  # numbers
 
 
 class Policy:
@@ -61,6 +64,8 @@ class Policy:
         for size in (inputs, contents["num_actions"], *hidden):
             if not isinstance(size, int) or not 1 <= size < MAX_PARAMETERS:
                 raise ValueError(f"a size is {size!r}")
+        if discrete and inputs * contents["num_actions"] > MAX_TABLE:
+            raise ValueError(f"{inputs} states of {contents['num_actions']} actions are too many")
         network = PopulationMLP(inputs, contents["num_actions"], tuple(hidden), discrete)
         expected = _shapes(network)
         parameters = contents["parameters"]
@@ -82,9 +87,8 @@ class Policy:
 
     def act(self, observation):
         """The greedy action, ties to the lowest: an int, or ``[B]`` int64 for a batch."""
-        outputs, single = self._outputs(observation)
-        actions = outputs.argmax(-1).numpy()
-        return int(actions[0]) if single else actions
+        actions = self.outputs(observation).argmax(-1)
+        return int(actions) if actions.ndim == 0 else actions
 
     def q_values(self, observation) -> np.ndarray:
         """Q(s, .): ``[A]`` or ``[B, A]`` float32.
@@ -94,20 +98,41 @@ class Policy:
         """
         if self.algorithm != "cql":
             raise ValueError("a Behaviour Cloning policy has no Q-values.")
-        outputs, single = self._outputs(observation)
-        return outputs[0].numpy() if single else outputs.numpy()
+        return self.outputs(observation)
 
     def probabilities(self, observation) -> np.ndarray:
         """softmax of the outputs, ``[A]`` or ``[B, A]``: for BC its estimate of the behaviour, for CQL the p of the
         penalty; the policy itself acts greedily."""
-        outputs, single = self._outputs(observation)
-        p = outputs.softmax(-1)
-        return p[0].numpy() if single else p.numpy()
+        return torch.from_numpy(self.outputs(observation)).softmax(-1).numpy()
+
+    def outputs(self, observation) -> np.ndarray:
+        """Q-values of CQL, logits of BC: ``[A]`` or ``[B, A]`` float32.
+
+        The same for an observation whatever it is asked together with: float32 products of other sizes round otherwise, and
+        where two actions are all but equal that would decide between them. Indices are looked up in a table of all states made
+        at once; vectors are read in float64, which leaves nothing of the difference in float32.
+
+        Raises:
+            ValueError: an observation of another kind.
+        """
+        observations, single = self._batched(np.asarray(observation))
+        found = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
+        return (found[0] if single else found).numpy()
+
+    @cached_property
+    @torch.no_grad()
+    def _table(self) -> Tensor:
+        """Outputs at every state, ``[S, A]``."""
+        states = torch.arange(self.network.inputs)[None]
+        return torch.cat([self.network.q_values(self.layers, part)[0] for part in states.split(AT_ONCE, -1)])
 
     @torch.no_grad()
-    def _outputs(self, observation) -> tuple[Tensor, bool]:
-        observations, single = self._batched(np.asarray(observation))
-        return self.network.q_values(self.layers, observations[None])[0], single
+    def _read_in_float64(self, observations: Tensor) -> Tensor:
+        return self.network.q_values(self._layers_in_float64, observations[None].double())[0].float()
+
+    @cached_property
+    def _layers_in_float64(self) -> list[Layer]:
+        return [Layer(*(None if tensor is None else tensor.double() for tensor in layer)) for layer in self.layers]
 
     def _batched(self, array: np.ndarray) -> tuple[Tensor, bool]:
         if self.network.discrete:

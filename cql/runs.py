@@ -102,6 +102,8 @@ class RunFolder:
         for inside in run.path.rglob("*"):
             if inside.is_symlink():  # it could lead reading or writing out of the folder
                 raise RunError(f"{inside} is a symbolic link: a run folder holds none.")
+            if not (inside.is_file() or inside.is_dir()):  # reading a pipe would wait for ever
+                raise RunError(f"{inside} is neither a file nor a folder: a run folder holds nothing else.")
         return run
 
     def config(self) -> Config:
@@ -176,7 +178,7 @@ class RunFolder:
         if (self.path / MANIFEST).is_file():
             before = self.read_json(MANIFEST)
             before = before if isinstance(before, dict) else {}
-        self.write_json(MANIFEST, {**before, **facts, "written": _now(), "versions": versions(), "commit": commit(),
+        self.write_json(MANIFEST, {**before, **facts, "written": utc_now(), "versions": versions(), "commit": commit(),
                                    "files": {name: sha256(self.path / name) for name in self.files()}})
 
     def refuse_changes(self, derived: bool = True) -> None:
@@ -319,7 +321,8 @@ def _fresh_folder(out: str | None) -> Path:
             number += 1
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time, in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 

@@ -38,6 +38,25 @@ def test_vectors_alone_and_in_batches():
     assert policy.act(batch)[3] == policy.act(batch[3])
 
 
+@pytest.mark.parametrize("discrete", [True, False])
+def test_no_action_depends_on_what_else_is_asked(discrete):
+    """Two actions whose outputs are equal but for the order of their sums: rounding alone would decide between them."""
+    network = PopulationMLP(300 if discrete else 2, 2, (64, 64), discrete)
+    layers = network.layers(network.initial([0]))
+    half = layers[-1].weight[0, :, :32]  # [A, 32], a view; hidden units 32 to 63 repeat units 0 to 31
+    for tensor in (layers[-2].weight[0], layers[-2].bias[0, 0]):
+        tensor[32:] = tensor[:32]
+    layers[-1].weight[0, 0, 32:], layers[-1].weight[0, 1, :32], layers[-1].weight[0, 1, 32:] = half[1].clone(), half[1].clone(), half[0]
+    layers[-1].bias.zero_()
+    policy = Policy(network, layers, "bc", None, 1, 2)
+    observations = np.arange(300) if discrete else np.random.default_rng(0).normal(size=(300, 2))
+    together = policy.act(observations)
+    assert [policy.act(observation) for observation in observations] == together.tolist()
+    for size in (2, 7, 64, 299):
+        np.testing.assert_array_equal(policy.act(observations[:size]), together[:size])
+        np.testing.assert_array_equal(policy.outputs(observations[-size:]), policy.outputs(observations)[-size:])
+
+
 def test_bc_has_no_q_values():
     with pytest.raises(ValueError, match="no Q-values"):
         table_policy("bc").q_values(0)

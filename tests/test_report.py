@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,9 +26,9 @@ from cql.exact.tabular import TabularMDP, evaluate_policies, hitting_probability
 from cql.policy import Policy
 from cql.population import Member
 from cql.runs import RunFolder
+from tests import browser
 from tests.mdps import random_policies, random_table
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 TINY = ["--steps", "60", "--bc-steps", "40", "--log-every", "20", "--hidden", "8", "--device", "cpu"]
 HOSTILE = "a<b>&amp;{{style}}<script>'.txt"  # a file name that a page must not take for markup or for a slot
 PICTURES = ["report_alpha", "report_departure", "report_paired", "report_policies", "report_profiles"]
@@ -358,14 +356,6 @@ def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path,
 # ------------------------------------------------------------------------------------------------------ in a browser
 
 
-def dumped(path: Path, fragment: str = "") -> str:
-    """The document as Chromium has it after its scripts ran."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", f"--user-data-dir={path.parent / 'profile'}",
-               "--virtual-time-budget=2000", "--dump-dom", f"{path.as_uri()}{fragment}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 def shown(document: str, side: str) -> tuple[list[str], list[str], str]:
     """(action by cell, the numbers in words, the title) of one side."""
     board = re.search(rf'<svg id="{side}-map".*?</svg>', document, re.S)[0]
@@ -378,7 +368,7 @@ def four_digits(value: float) -> str:
     return f"{float(f'{value:.4g}'):g}".replace("-", "−")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@browser.needed
 @pytest.mark.parametrize("how", ["address", "slider"])
 def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, study, text, tmp_path, how):
     page, fragment, (draw, seed) = tmp_path / "page.html", "", (42, 42)
@@ -391,7 +381,8 @@ def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, s
                                      " const slider = document.getElementById('alpha'); slider.value = place;"
                                      " slider.dispatchEvent(new Event('input', {bubbles: true})); }</script></body>" % index),
                         encoding="utf-8")
-    document, start = dumped(page, fragment), dumped(page, "#alpha=0") if how == "address" else None
+    document, start = (browser.dumped(page.as_uri() + part, tmp_path / "profile") if part is not None else None
+                       for part in (fragment, "#alpha=0" if how == "address" else None))
     entry = next(e for e in run.read_json("evaluation.json")["members"]
                  if (e["alpha"], e["seed"], e["data_seed"]) == (5.0, seed, draw))
     policy = Policy.load(run.policy_path(Member("cql", 5.0, seed, draw).name))

@@ -16,6 +16,7 @@ from cql.exact.tabular import (
     bellman_backup,
     discounted_occupancy,
     empirical_mdp,
+    evaluate_first_actions,
     evaluate_policies,
     evaluate_time_dependent,
     greedy_actions,
@@ -198,6 +199,41 @@ def test_finite_horizon_against_enumerating_all_paths(seed):
     record = evaluate_time_dependent(mdp, changing)
     expected = enumerate_episode(P, lambda t, s: changing[t, s], 0, 5, hazard)
     assert (record.returns, record.hazard_probability) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_first_actions_against_enumerating_all_paths(seed):
+    """Hazards that do not end the episode included; the mean under the policy is its evaluation from that state."""
+    rng = np.random.default_rng(seed)
+    P, hazard = random_table(rng, 4, 2, 2), mask(4, 2)
+    mdp, policy = TabularMDP.from_P(P, hazard=hazard), random_policies(rng, 4, 2)
+    found = evaluate_first_actions(mdp, policy, 5)
+    for s, a in np.ndindex(4, 2):
+        expected = enumerate_episode(P, lambda t, state: policy[state] if t else np.eye(2)[a], s, 5, hazard)
+        assert (found.returns[s, a], found.hazard_probability[s, a]) == pytest.approx(tuple(expected), abs=1e-12)
+    for s in range(4):
+        record = evaluate_policies(mdp, policy, s, 5)
+        for name in ("returns", "hazard_probability", "length"):
+            assert policy[s] @ getattr(found, name)[s] == pytest.approx(getattr(record, name), abs=1e-12)
+    assert found.goal_probability is None
+    next_step = evaluate_first_actions(mdp, policy, 1)
+    np.testing.assert_allclose(next_step.returns, mdp.expected_reward)
+    np.testing.assert_allclose(next_step.hazard_probability, (mdp.probability * hazard[mdp.next_state]).sum(-1))
+    np.testing.assert_array_equal(next_step.length, 1)
+
+
+def test_first_actions_in_a_corridor_by_hand():
+    """Staying at 1, then moving on for the one step that is left: -1, then 3/4 of 10 and 1/4 of -1."""
+    mdp = TabularMDP.from_P(CORRIDOR, goal=mask(3, 2))
+    found = evaluate_first_actions(mdp, np.eye(2)[[1, 1, 1]], 2)
+    assert found.returns[1].tolist() == pytest.approx([-1 + 7.25, 7.25 + 0.25 * -1])
+    assert found.goal_probability[1].tolist() == pytest.approx([0.75, 0.75])
+    assert found.length[1].tolist() == pytest.approx([2, 1.25])
+    assert found.returns[2].tolist() == found.length[2].tolist() == [0, 0] and found.hazard_probability is None
+    for call, message in [(lambda: evaluate_first_actions(mdp, np.full((3, 2), 0.5), 0), "at least 1"),
+                          (lambda: evaluate_first_actions(mdp, np.full((1, 3, 2), 0.5), 2), r"\[S, A\] here")]:
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_backward_induction_is_the_best_of_all_time_dependent_policies():

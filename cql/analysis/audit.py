@@ -27,6 +27,7 @@ import envs
 from cql.analysis.evaluation import divergence, final_alphas, load_policy
 from cql.analysis.logged import grid_words, known_model, logged_model
 from cql.collect import environment_of
+from cql.config import Config
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.oracle import CertificateError, alpha_zero_limit, cql_fixed_point, empirical_policy, half_square_alpha
 from cql.exact.phase import ROUNDING, settled_actions, settled_policy
@@ -41,6 +42,7 @@ from cql.exact.tabular import (
     state_value,
     value_iteration,
 )
+from cql.policy import Policy
 from cql.population import Member, all_members
 from cql.runs import RunError, RunFolder
 
@@ -116,6 +118,16 @@ class Exact:
                 self.oracle[alpha] = solution.q[n] if alpha > 0 or td_loss == "huber" else self.support_data
                 self.residual[alpha] = float(solution.residual[n])
                 self.certified[alpha] = bool(solution.certified[n])
+
+    @classmethod
+    def of(cls, dataset, environment, mdp: TabularMDP, config: Config, alphas) -> "Exact":
+        """The tables of a draw of a run. Raises RunError where the fixed point of CQL need not exist, or was not found."""
+        if config.gamma == 1:
+            raise RunError("the run has gamma 1, where the fixed point of CQL need not exist: an audit needs gamma below 1.")
+        try:
+            return cls(dataset, environment, mdp, config.gamma, config.td_loss, alphas)
+        except CertificateError as error:
+            raise RunError(f"the oracle has no certified solution: {error}") from None
 
     def states(self) -> dict:
         """Per-state arrays that all members of the draw share."""
@@ -252,7 +264,7 @@ def audit_bc(exact: Exact, p) -> dict:
     logged, beta, seen = exact.logged, exact.beta, exact.seen
     visits = exact.weights.sum(-1)
     ratio = np.divide(beta, np.maximum(p, 1e-300), out=np.ones_like(beta), where=logged)
-    divergence = (beta * np.log(ratio)).sum(-1)  # KL(beta || p), [S]
+    divergence = np.maximum((beta * np.log(ratio)).sum(-1), 0)  # KL(beta || p), [S]; rounding alone makes it negative
     variation = np.abs(p - beta).sum(-1)[seen] / 2
     counted = greedy_actions(np.where(logged, beta, -np.inf))
     agree = (p.argmax(-1) == counted)[seen]
@@ -262,6 +274,18 @@ def audit_bc(exact: Exact, p) -> dict:
             "total_variation_mean": float(visits[seen] @ variation), "total_variation_max": float(variation.max()),
             "unlogged_mass": float(visits[seen] @ np.where(logged, 0.0, p).sum(-1)[seen]),
             "greedy_as_counts": float(agree.mean()), "of": int(seen.sum()), "network": network, "by_counts": counts}
+
+
+def audit_policy(exact: Exact, policy: Policy, inputs, final_alpha: float | None) -> tuple[dict, dict]:
+    """One member of either kind: (summaries, per-state arrays; those of BC are none).
+
+    Args:
+        inputs: the observation of every state. final_alpha: the weight that a CQL member ended with.
+    """
+    if policy.algorithm == "bc":
+        return audit_bc(exact, policy.probabilities(inputs).astype(np.float64)), {}
+    summary, states = audit_cql(exact, policy.q_values(inputs).astype(np.float64), final_alpha)
+    return {"final_alpha": final_alpha, **summary}, states
 
 
 def _mean(x):
@@ -285,8 +309,6 @@ def audit(run: RunFolder) -> dict:
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
     environment = environment_of(datasets[config.data_seed])
     mdp = known_model(environment)
-    if config.gamma == 1:
-        raise RunError("the run has gamma 1, where the fixed point of CQL need not exist: an audit needs gamma below 1.")
     inputs = state_inputs(environment).numpy()
     lost = {name for name, found in divergence(run).items() if found["reason"] == "not finite"}  # they have no policy
     members = [member for member in all_members(config) if member.name not in lost]
@@ -296,24 +318,17 @@ def audit(run: RunFolder) -> dict:
         raise RunError(f"{run.path}/metrics.csv does not say with which alpha {unknown[0]} ended.")
     for data_seed, dataset in datasets.items():
         mine = [member for member in members if member.data_seed == data_seed]
-        try:
-            exact = Exact(dataset, environment, mdp, config.gamma, config.td_loss,
-                          {alphas[member.name] for member in mine if member.algorithm == "cql"})
-        except CertificateError as error:
-            raise RunError(f"the oracle has no certified solution: {error}") from None
+        exact = Exact.of(dataset, environment, mdp, config, {alphas[m.name] for m in mine if m.algorithm == "cql"})
         draws[str(data_seed)] = {"logged_pairs": int(exact.logged.sum()), "states_with_data": int(exact.seen.sum()),
                                  "states_without_data": int((~exact.seen & ~mdp.terminal).sum()),
                                  "transitions": int(exact.counts.sum()), "states": None}
         if any(member.data_seed == data_seed for member in detailed):
             draws[str(data_seed)]["states"] = {k: _plain(v) for k, v in exact.states().items()}
         for member in mine:
-            policy = load_policy(run, member, dataset)
-            if member.algorithm == "bc":
-                entries[member] = {**vars(member), **audit_bc(exact, policy.probabilities(inputs).astype(np.float64))}
-                continue
-            summary, states = audit_cql(exact, policy.q_values(inputs).astype(np.float64), alphas[member.name])
-            entries[member] = {**vars(member), "final_alpha": alphas[member.name], **summary,
-                               "states": {k: _plain(v) for k, v in states.items()} if member in detailed else None}
+            summary, states = audit_policy(exact, load_policy(run, member, dataset), inputs, alphas.get(member.name))
+            entries[member] = {**vars(member), **summary}
+            if member.algorithm == "cql":
+                entries[member]["states"] = {k: _plain(v) for k, v in states.items()} if member in detailed else None
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
             "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q,
             "hidden": list(config.hidden), "precision": config.precision, "steps": config.steps,

@@ -1,6 +1,7 @@
 """What the policies of a run are worth: seeded rollouts through Gymnasium, the exact expectation, support in the data."""
 
 import math
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
@@ -44,7 +45,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     model = exact_model(environment)
     rollouts = Rollouts(environment, model, episodes, seed) if environment is not None else None
     support = {seed: Support(dataset) for seed, dataset in datasets.items()}
-    exact = _exact_members(model, environment, policies, [support[member.data_seed] for member in members], config.gamma)
+    exact = exact_members(model, environment, policies, [support[member.data_seed] for member in members], config.gamma)
     entries = []
     for member, policy, (known, unsupported) in zip(members, policies, exact):
         data, judged = support[member.data_seed], policy is not None
@@ -65,11 +66,16 @@ def load_policy(run: RunFolder, member: Member, dataset: OfflineDataset) -> Poli
     policy = Policy.load(path)
     if Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed) != member:
         raise RunError(f"{path} is the policy of another member.")
+    refuse_misfit(policy, dataset, path)
+    return policy
+
+
+def refuse_misfit(policy: Policy, dataset: OfflineDataset, path) -> None:
+    """Raises RunError if a policy (read from ``path``) has other observations or actions than its data."""
     inputs = dataset.num_states if dataset.discrete else dataset.observations.shape[1]
     if (policy.network.discrete, policy.network.inputs, policy.network.outputs) != (
             dataset.discrete, inputs, dataset.num_actions):
-        raise RunError(f"{path} does not fit the run's data: other observations or actions.")
-    return policy
+        raise RunError(f"{path} does not fit its data: other observations or actions.")
 
 
 def divergence(run: RunFolder) -> dict[str, dict]:
@@ -122,8 +128,16 @@ class Support:
 
     def supported(self, observation, action: int) -> bool:
         """Whether the data hold this action in this state; a state the data never visit supports none."""
-        row = self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
-        return row is not None and self.counts[row, action] > 0
+        return bool(self.counts_of(observation)[action] > 0)
+
+    def counts_of(self, observation) -> np.ndarray:
+        """``[A]``: how often the data hold each action in this state; zeros where they never were."""
+        row = self.row_of(observation)
+        return np.zeros(self.counts.shape[1], dtype=np.int64) if row is None else self.counts[row]
+
+    def row_of(self, observation) -> int | None:
+        """Which row of ``observations`` and ``counts`` it is; None if the data never were there."""
+        return self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
 
 
 class Rollouts:
@@ -140,41 +154,69 @@ class Rollouts:
 
     def judge(self, policy: Policy, support: Support) -> dict:
         """The ``rollout`` entry of one member."""
-        if self.inputs is None:
-            visited, returns, ends = self._roll(policy.act)
-        else:
-            actions = policy.act(self.inputs)
-            key = actions.tobytes()
-            if key not in self._known:
-                table = {observation.tobytes(): int(action) for observation, action in zip(self.inputs, actions)}
-                dtype = self.inputs.dtype
-                self._known[key] = self._roll(lambda seen: table[np.asarray(seen, dtype=dtype).tobytes()])
-            visited, returns, ends = self._known[key]
-        unsupported = sum(not support.supported(observation, action) for observation, action in visited)
+        rolled = self.roll(policy)
+        returns, rates = rolled.returns, {name: int(met.sum()) / self.episodes for name, met in rolled.ends.items()}
         return {"episodes": self.episodes, "return_mean": float(returns.mean()),
                 "return_std": float(returns.std(ddof=1)) if self.episodes > 1 else None,
-                "hazard_rate": ends["hazard"] / self.episodes if "hazard" in ends else None,
-                "goal_rate": ends["goal"] / self.episodes if "goal" in ends else None,
+                "hazard_rate": rates.get("hazard"), "goal_rate": rates.get("goal"),
                 "action_mismatch_rate": support.mismatch_rate(policy),
-                "unsupported_action_rate": unsupported / len(visited)}
+                "unsupported_action_rate": int(rolled.unsupported(support).sum()) / len(rolled.visited)}
 
-    def _roll(self, act):
-        """All (observation, action) met, returns ``[episodes]``, and how many episodes ended where (if that is known)."""
+    def roll(self, policy: Policy) -> "Rolled":
+        """The episodes of one member."""
+        if self.inputs is None:
+            return self._roll(policy.act)
+        actions = policy.act(self.inputs)
+        key = actions.tobytes()
+        if key not in self._known:
+            table = {observation.tobytes(): int(action) for observation, action in zip(self.inputs, actions)}
+            dtype = self.inputs.dtype
+            self._known[key] = self._roll(lambda seen: table[np.asarray(seen, dtype=dtype).tobytes()])
+        return self._known[key]
+
+    def _roll(self, act) -> "Rolled":
         masks = {name: getattr(self.model, name, None) for name in ("hazard", "goal")}
         masks = {name: mask for name, mask in masks.items() if mask is not None}
-        visited, returns, ends = [], np.zeros(self.episodes), dict.fromkeys(masks, 0)
+        visited, lengths, returns, told = [], [], np.zeros(self.episodes), []
+        ends = {name: np.zeros(self.episodes, dtype=bool) for name in masks}
         for episode in range(self.episodes):
             observation, _ = self.environment.reset(seed=self.seed + episode)
-            done = False
+            done, before, met = False, len(visited), []
             while not done:
                 action = act(observation)
                 visited.append((observation, action))
-                observation, reward, terminated, truncated, _ = self.environment.step(action)
+                observation, reward, terminated, truncated, info = self.environment.step(action)
                 returns[episode] += reward
+                met.append(info.get("hazard"))
                 done = terminated or truncated
+            lengths.append(len(visited) - before)
+            told.append(None if None in met else any(met))
             for name, mask in masks.items():
-                ends[name] += int(mask[_state(self.environment)])
-        return visited, returns, ends
+                ends[name][episode] = mask[_state(self.environment)]
+        if "hazard" not in ends and None not in told:
+            ends["hazard"] = np.array(told, dtype=bool)
+        return Rolled(visited, np.array(lengths), returns, ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Rolled:
+    """Episodes of one policy.
+
+    Attributes:
+        visited: every (observation, action), in order. lengths: steps, ``[episodes]``. returns: undiscounted, ``[episodes]``.
+        ends: ``"hazard"``, ``"goal"`` -> whether an episode ended in one, ``[episodes]`` bool; a name is left out where that is
+            unknown. Without a model, a hazard is what the environment says of itself in ``info["hazard"]`` of every step.
+    """
+
+    visited: list[tuple]
+    lengths: np.ndarray
+    returns: np.ndarray
+    ends: dict[str, np.ndarray]
+
+    def unsupported(self, support: Support) -> np.ndarray:
+        """How many steps of each episode took an action that the data do not hold there, ``[episodes]``."""
+        flags = np.array([not support.supported(observation, action) for observation, action in self.visited])
+        return np.add.reduceat(flags.astype(np.int64), np.cumsum(self.lengths) - self.lengths)
 
 
 def _state(environment: gymnasium.Env) -> int:
@@ -183,7 +225,7 @@ def _state(environment: gymnasium.Env) -> int:
     return int(grid.state if hasattr(grid, "state") else grid.s)
 
 
-def _exact_members(model, environment, policies: list[Policy | None], supports: list[Support],
+def exact_members(model, environment, policies: list[Policy | None], supports: list[Support],
                    gamma: float) -> list[tuple[dict | None, float | None]]:
     """Per member its ``exact`` entry and the exact share of its steps that the data do not support."""
     judged = [n for n, policy in enumerate(policies) if policy is not None]

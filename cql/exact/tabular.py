@@ -485,9 +485,7 @@ def hitting_probability(mdp: TabularMDP, policy, mask, horizon=None):
     direct = np.einsum("sa,nsa->sn", enters, policies)                                                # [S, N]
     edges, weight = mdp.edges, mdp.edges.under(policies)
     if horizon is not None:
-        h = np.zeros_like(direct)
-        for _ in range(_check_horizon(horizon)):
-            h = direct + edges.backward(weight, h)
+        h = _total(edges, weight, direct, _check_horizon(horizon))
     else:
         reaches = _reaches(edges, weight, direct > 0)
         h = _solve(edges, weight * reaches[edges.source], direct)
@@ -527,6 +525,31 @@ def evaluate_policies(mdp: TabularMDP, policies, start=None, horizon=None) -> Po
     start, horizon = start_distribution(mdp, start), _check_horizon(horizon)
     return _summary(mdp, lambda mdp: _visits(mdp, policies, start, horizon),
                     lambda seen, per_pair: np.einsum("ns,nsa,sa->n", seen, policies, per_pair), single)
+
+
+def evaluate_first_actions(mdp: TabularMDP, policy, horizon) -> PolicyEvaluation:
+    """What each action is worth from each state: taken once, then the policy followed, over `horizon` steps in all.
+
+    Arrays are [S, A]; 0 in terminal states. The mean under the policy is `evaluate_policies` from that state.
+
+    Args:
+        policy: [S, A] probabilities, stationary.
+
+    Raises:
+        ValueError: no valid policy, or a horizon below 1.
+    """
+    policies, single = _policies(mdp, policy)
+    if not single:
+        raise ValueError(f"A policy must be [S, A] here, got {policies.shape}.")
+    if _check_horizon(horizon) < 1:
+        raise ValueError("horizon must be at least 1: the first action is a step.")
+
+    def then_followed(mdp, per_pair):                                                                 # [S, A]
+        per_step = (policies[0] * per_pair).sum(-1)[:, None]
+        rest = _total(mdp.edges, mdp.edges.under(policies), per_step, horizon - 1)[:, 0]
+        return per_pair + (mdp.continuing * rest[mdp.next_state]).sum(-1)
+
+    return _summary(mdp, lambda mdp: mdp, then_followed, False)
 
 
 def expected_visits(mdp: TabularMDP, policies, start=None, horizon=None):
@@ -648,6 +671,14 @@ def _check_horizon(horizon):
     if horizon is None or int(horizon) != horizon or horizon < 0:
         raise ValueError(f"horizon must be a whole number of steps, got {horizon}.")
     return int(horizon)
+
+
+def _total(edges, weight, per_step, horizon):
+    """Expected sum of `per_step` [S, N] over so many steps: x = per_step + W x, from 0. [S, N]."""
+    x = np.zeros_like(per_step)
+    for _ in range(horizon):
+        x = per_step + edges.backward(weight, x)
+    return x
 
 
 def _reaches(edges, weight, reached):

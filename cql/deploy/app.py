@@ -1,0 +1,165 @@
+"""The service as an application: what the registry has promoted, asked over HTTP."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from functools import lru_cache
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+
+from cql.deploy import api
+from cql.deploy.audit_log import AuditLog
+from cql.deploy.bodies import MAX_BATCH, asked, read_object
+from cql.deploy.decisions import Decision, Decisions, ObservationError
+from cql.deploy.door import Door
+from cql.deploy.in_service import InService
+from cql.deploy.measures import Measures
+from cql.deploy.model import POLICY
+from cql.deploy.page import PAGE, PAGE_HEADERS
+from cql.deploy.registry import Registry
+from cql.runs import RunError
+
+WAITING = 32  # explanations that may wait: they are made one after the other, each for milliseconds
+
+
+def create_app(registry: Registry, token: str | None = None, audit: AuditLog | None = None,
+               hosts: Collection[str] | None = None) -> FastAPI:
+    """The service over a registry.
+
+    Args:
+        token: what requests must carry as ``Authorization: Bearer …``; None: nothing. The page, /healthz and /readyz are open.
+        audit: where decisions are recorded, before they are answered; None: nowhere. The application closes it at its end.
+        hosts: what requests may name as ``Host``, beside a port, in lower case; None: anything.
+    """
+    service = InService(registry)
+    measures = Measures(service, audit)
+    explaining, places = ThreadPoolExecutor(1, "explanation"), asyncio.Semaphore(WAITING)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.check)
+        following = asyncio.create_task(service.follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+            explaining.shutdown()
+            if audit is not None:
+                audit.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)  # their pages load from elsewhere
+    app.add_middleware(Door, token=token, hosts=hosts, measures=measures)
+    document = lru_cache(1)(lambda decisions: api.document(app, decisions, token is not None))
+    app.openapi = lambda: document(service.current)
+
+    def in_service() -> Decisions:
+        if service.current is None:
+            raise HTTPException(503, "no model is in service.")
+        return service.current
+
+    @app.exception_handler(ObservationError)
+    async def refused(_: Request, error: ObservationError) -> Response:
+        return _json({"detail": str(error)}, 422)
+
+    @app.post("/v1/act", response_model=api.ActAnswer, responses=api.errors(400, 408, 413, 415, 422, 503))
+    async def act(request: Request) -> Response:
+        """What the policy does at an observation, or at each of several."""
+        body = await read_object(request)
+        decisions = in_service()
+        observations = [decisions.observation(value) for value in _observations(body)]
+        decided = decisions.decide(observations)
+        if audit is not None:
+            try:
+                audit.append(_lines(request, decisions, observations, decided))
+            except OSError as error:
+                raise HTTPException(503, f"the decision cannot be recorded ({error.strerror}), so it is not given.") from None
+        measures.decided(decided)
+        return _json({"model": decisions.id, "decisions": [decision._asdict() for decision in decided]})
+
+    @app.post("/v1/explain", response_model=api.ExplainAnswer, responses=api.errors(400, 408, 413, 415, 422, 503))
+    async def explain(request: Request) -> Response:
+        """Why an action is chosen, or another is not. An explanation is no decision: it is not recorded."""
+        body = asked(await read_object(request), {"observation"}, {"action"})
+        decisions = in_service()
+        observation = decisions.observation(body["observation"])
+        action = decisions.action(body["action"]) if "action" in body else None
+        if places.locked():
+            raise HTTPException(503, f"{WAITING} explanations are waiting already.", {"Retry-After": "1"})
+        async with places:
+            try:
+                explained = await asyncio.get_running_loop().run_in_executor(explaining, decisions.explain, observation, action)
+            except RunError as error:
+                raise HTTPException(422, str(error)) from None
+        return _json({"model": decisions.id, **explained})
+
+    @app.get("/v1/models", response_model=api.ModelsAnswer, responses=api.errors(503))
+    async def models() -> Response:
+        """The entries of the registry, and which of them answers."""
+        try:
+            cards = await asyncio.to_thread(registry.entries)
+        except (RunError, OSError) as error:
+            raise HTTPException(503, f"the registry cannot be read: {error}") from None
+        return _json({"in_service": service.current and service.current.id, "problem": service.problem,
+                      "models": [{"id": card["id"], "member": card["member"], "registered": card["registered"],
+                                  "sha256": card["files"][POLICY]} for card in cards]})
+
+    @app.get("/v1/map", response_model=api.MapAnswer, responses=api.errors(503))
+    async def map() -> Response:
+        """The environment of the model in service as a map, with its policy and its data, where it has one."""
+        return _json(in_service().map)
+
+    @app.get("/healthz", response_model=api.Alive)
+    async def healthz() -> Response:
+        """Whether the process answers at all."""
+        return _json({"alive": True})
+
+    @app.get("/readyz", response_model=api.Ready, responses={503: {"model": api.Ready, "description": "Nothing is in service."}})
+    async def readyz() -> Response:
+        """Whether a model answers; /v1/models says what is wrong where one does not, or another than the promoted one."""
+        current = service.current
+        return _json({"ready": current is not None, "model": current and current.id, "sound": service.problem is None},
+                     200 if current is not None else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        text, kind = measures.text()
+        return Response(text, media_type=kind)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+
+    return app
+
+
+def _observations(body: dict) -> list:
+    """What the body asks about. Raises HTTPException 422."""
+    if body.keys() == {"observation"}:
+        return [body["observation"]]
+    if body.keys() != {"observations"} or type(body["observations"]) is not list:
+        raise HTTPException(422, 'the body must hold either "observation" or a list "observations", and nothing else.')
+    if not 1 <= len(body["observations"]) <= MAX_BATCH:
+        raise HTTPException(422, f"a batch holds 1 to {MAX_BATCH} observations.")
+    return body["observations"]
+
+
+def _lines(request: Request, decisions: Decisions, observations: list, decided: list[Decision]) -> bytes:
+    """Of the audit log."""
+    facts = {"time": datetime.now(timezone.utc).isoformat(), "request": request.scope["request_id"],
+             "client": request.client and request.client.host, "model": decisions.digest}
+    return b"".join(
+        _dumped({**facts, "observation": observation, "action": decision.action, "supported": decision.supported}) + b"\n"
+        for observation, decision in zip(observations, decided))
+
+
+def _dumped(value) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _json(value, status: int = 200) -> Response:
+    return Response(_dumped(value), status, media_type="application/json")

@@ -1,0 +1,235 @@
+"""A policy as a file that needs nothing of this package: a torch.export program (``.pt2``) or ONNX.
+
+    python -m cql.deploy.export RUN exported --member cql-a6-s42-d42 --format all
+
+writes ``exported/cql-a6-s42-d42.pt2`` and ``.onnx``, which ``docs/examples/load_torch.py`` and ``load_onnx.py`` run. ONNX needs
+the extra ``export``.
+
+Both take a batch of observations, ``[B]`` int64 state indices or ``[B, n]`` float32, of any size B, 0 and 1 too, and return the
+outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the lowest. An index that
+is no state is an error in both; NaN in a vector is not, so whoever loads the file checks that. Before a file is written it is
+loaded from its bytes and must act as the policy does on every state (without a known model, on every distinct observation of the
+data).
+
+``torch.export.load`` can unpickle what a ``.pt2`` holds, so it must never read a file of unknown origin. Files written here hold
+no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes with the same versions of the
+packages: what would name the source folder and the process is left out.
+"""
+
+import argparse
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from cql.deploy.model import CARD, POLICY, Model
+from cql.files import write_whole
+from cql.networks import Layer
+from cql.policy import Policy
+from cql.runs import RunError, RunFolder, sha256
+
+TOLERANCE = 1e-5  # of an output, relative to the largest one: other products round otherwise
+ROWS, ALONE = 4096, 1000  # observations that are checked at once, and at most one by one
+METADATA = "metadata.json"  # among the files of a .pt2, and among the properties of an ONNX model
+TRACES = ("stack_trace", "nn_module_stack", "torch_fn", "from_node")  # paths and addresses of the exporting process
+
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # observations [B] or [B, n] -> outputs [B, A], actions [B]
+
+
+class Greedy(torch.nn.Module):
+    """A policy as a module: observations ``[B]`` or ``[B, n]`` to outputs ``[B, A]`` and greedy actions ``[B]``.
+
+    As ``Policy.outputs``, of which it is the same function: an index is looked up among the outputs of all states, a vector is
+    read in float64, so that no action depends on the size of the batch.
+    """
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.network = policy.network
+        if self.network.discrete:
+            self.register_buffer("table", torch.from_numpy(policy.outputs(np.arange(self.network.inputs))))
+            return
+        for n, layer in enumerate(policy.layers):
+            for name, tensor in layer._asdict().items():
+                self.register_buffer(f"{name}{n}", tensor.detach().clone())
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        if self.network.discrete:  # ONNX counts negative indices from the end: −1 would be the last state
+            states = torch.where(observations < 0, self.network.inputs, observations)
+            outputs = torch.nn.functional.embedding(states, self.table)
+        else:
+            layers = [Layer(*(getattr(self, f"{name}{n}").double() for name in Layer._fields)) for n in range(len(self.network.sizes))]
+            outputs = self.network.q_values(layers, observations[None].double())[0].float()
+        return outputs, outputs.argmax(-1)
+
+
+def program(policy: Policy) -> ExportedProgram:
+    """The policy in core ATen operators, its batch of any size."""
+    module = Greedy(policy)
+    example = torch.zeros(3, dtype=torch.int64) if policy.network.discrete else torch.zeros(3, policy.network.inputs)
+    exported = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=0)},)).run_decompositions()
+    exported.example_inputs = None  # they are the only pickle that the file would hold
+    for node in list(exported.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the casts; not among the core operators
+            exported.graph.erase_node(node)
+        for trace in TRACES:
+            node.meta.pop(trace, None)
+    return exported
+
+
+def torch_bytes(exported: ExportedProgram, metadata: str) -> bytes:
+    """The contents of a ``.pt2`` file."""
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer, extra_files={METADATA: metadata})
+    return buffer.getvalue()
+
+
+def onnx_bytes(exported: ExportedProgram, metadata: str) -> bytes:
+    """The contents of an ``.onnx`` file. Raises RunError without the extra ``export``."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that are not here
+    try:
+        made = torch.onnx.export(exported, dynamic_shapes=({0: "batch"},), input_names=["observations"],
+                                 output_names=["outputs", "actions"], verbose=False)
+    except ModuleNotFoundError as error:
+        raise _extra_missing(error) from None
+    model = made.model_proto  # made anew whenever it is asked for
+    model.metadata_props.add(key=METADATA, value=metadata)
+    return model.SerializeToString(deterministic=True)
+
+
+def torch_runner(contents: bytes) -> Run:
+    """Runs a ``.pt2`` that this process made: reading one can unpickle."""
+    module = torch.export.load(io.BytesIO(contents)).module()
+    return lambda observations: tuple(tensor.numpy() for tensor in module(torch.from_numpy(observations)))
+
+
+def onnx_runner(contents: bytes) -> Run:
+    """Runs an ``.onnx`` on the CPU. Raises RunError without the extra ``export``."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise _extra_missing(error) from None
+    session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
+    return lambda observations: tuple(session.run(["outputs", "actions"], {"observations": observations}))
+
+
+FORMATS = {"torch": (".pt2", torch_bytes, torch_runner), "onnx": (".onnx", onnx_bytes, onnx_runner)}
+
+
+def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> float:
+    """How far the outputs of an exported policy are from its own, relative to the largest.
+
+    Args:
+        observations: ``[N]`` or ``[N, n]``; asked in batches of none and of ``ROWS``, and alone (of very many, ``ALONE``).
+
+    Raises:
+        RunError: another action somewhere, an output further off than ``TOLERANCE``, or other shapes or types.
+    """
+    differences, sizes = [], []
+    batches = [observations[:0], *(observations[n : n + ROWS] for n in range(0, len(observations), ROWS)),
+               *observations[:: -(-len(observations) // ALONE)][:, None]]
+    for batch in batches:
+        expected, outputs, actions = policy.outputs(batch), *run(batch)
+        right = (expected.shape, np.float32, (len(batch),), np.int64)
+        if (outputs.shape, outputs.dtype, actions.shape, actions.dtype) != right:
+            raise RunError(f"an exported batch of {len(batch)} has outputs {outputs.dtype} {list(outputs.shape)} and actions "
+                           f"{actions.dtype} {list(actions.shape)}: the file is not kept.")
+        differ = np.flatnonzero(actions != policy.act(batch))
+        if len(differ):
+            raise RunError(f"the exported policy acts otherwise on {len(differ)} of {len(batch)} observations, first on "
+                           f"{batch[differ[0]].tolist()}: the file is not kept.")
+        differences.append(np.abs(outputs - expected).max(initial=0.0))
+        sizes.append(np.abs(expected).max(initial=0.0))
+    largest = float(np.max(sizes))
+    relative = float(np.max(differences)) / (largest or 1.0)
+    if not relative <= TOLERANCE:  # NaN is not
+        raise RunError(f"the exported policy's outputs are {relative:.1e} off, more than {TOLERANCE:g}: the file is not kept.")
+    return relative
+
+
+def observations_of(model: Model) -> np.ndarray:
+    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else all distinct observations of the data."""
+    if model.policy.network.discrete:
+        return np.arange(model.policy.network.inputs)
+    return np.asarray(model.support.observations if model.inputs is None else model.inputs, dtype=np.float32)
+
+
+def metadata(model: Model, digest: str) -> str:
+    """What travels with the file, as JSON.
+
+    Args:
+        digest: SHA-256 of the policy's own file.
+    """
+    network, member = model.policy.network, model.member
+    return json.dumps({
+        "member": member.name, "algorithm": member.algorithm, "alpha": member.alpha, "final_alpha": model.final_alpha,
+        "observations": {"kind": "index" if network.discrete else "vector", "size": network.inputs},
+        "outputs": "q_values" if member.algorithm == "cql" else "logits", "actions": model.actions, "policy_sha256": digest,
+    }, allow_nan=False)
+
+
+def export(path: str | Path, out: str | Path, member: str | None = None, formats: tuple[str, ...] = ("torch",)) -> list[str]:
+    """Writes a policy in these formats, all checked before the first is written.
+
+    Args:
+        path: a run folder, or an entry of a registry. out: a folder, made if there is none.
+        member: as in ``Model.open``.
+
+    Returns:
+        A line on each file.
+
+    Raises:
+        RunError: no such policy, an extra that is not installed, or a file that does not do what the policy does.
+        OSError: the folder cannot be made or written.
+    """
+    model = Model.open(path, member)
+    own = Path(path) / POLICY if (Path(path) / CARD).is_file() else RunFolder(path).policy_path(model.member.name)
+    about, observations, made = metadata(model, sha256(own)), observations_of(model), []
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PyTorch's, of its own code
+        exported = program(model.policy)
+        for ending, contents_of, runner_of in (FORMATS[name] for name in formats):
+            contents = contents_of(exported, about)
+            made.append((ending, contents, largest_difference(runner_of(contents), model.policy, observations)))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    lines = []
+    for ending, contents, difference in made:
+        target = Path(out) / f"{model.member.name}{ending}"
+        write_whole(target, contents)
+        lines.append(f"{target}: {len(contents):,} bytes; acts as the policy on all of {len(observations):,} observations, its "
+                     f"outputs differ by at most {difference:.1e} of the largest")
+    return lines
+
+
+def _extra_missing(error: ModuleNotFoundError) -> RunError:
+    return RunError(f"ONNX needs the extra export: pip install 'glassbox-cql[export]' ({error}).")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cql.deploy.export", description=__doc__.splitlines()[0])
+    parser.add_argument("path", metavar="RUN|ENTRY", help="a run folder, or an entry's folder in a registry")
+    parser.add_argument("out", metavar="OUT", help="folder for the files, which are named after the member")
+    parser.add_argument("--member", metavar="NAME", help="of the run, cql-a6-s42-d42 (default: its only CQL member)")
+    parser.add_argument("--format", choices=[*FORMATS, "all"], default="torch", help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        formats = tuple(FORMATS) if arguments.format == "all" else (arguments.format,)
+        print("\n".join(export(arguments.path, arguments.out, arguments.member, formats)))
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: files are written whole or not at all.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The gate before a promotion: what a policy is worth on a fixed test set, held against stated limits.
+
+The environment is the one that the entry's data name. Where it has a transition table, every measure is the exact expectation
+over one episode, by the functions of the evaluation. Elsewhere it comes from episodes of a fixed test set, number i from
+environment seed ``TEST_SEED + i``, each measure with limits of its own at ``Limits.confidence`` (two-sided, not jointly); the
+worse of the two must meet the stated limit:
+
+- hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard if the
+  environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0 and 1: only the
+  limit 1 lets that pass.
+- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of a
+  catastrophe that no episode of the test set met: limit its probability as a hazard.
+- unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each other, so
+  the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the step limit; each
+  is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients bound the rate. That
+  holds for any distribution of episodes, and is wide. Observations count as seen if the data hold the very same numbers.
+
+The limits hold for one policy judged once: of many judged on the same test set until one passes, that one was chosen for it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from numbers import Real
+
+import numpy as np
+
+from cql.analysis.evaluation import Rollouts, exact_members
+from cql.analysis.statistics import aligned, student_quantile
+from cql.deploy.model import Model
+from cql.runs import RunError
+
+TEST_SEED = 20_000  # environment seed of the first episode of the fixed test set
+FEWEST, MOST = 30, 100_000  # episodes
+NAMES = {"hazard_probability": "hazard probability", "return": "return", "unsupported_action_rate": "unsupported-action rate"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a policy must meet to be promoted.
+
+    Attributes:
+        max_hazard: largest probability of meeting a hazard in an episode. min_return: least mean undiscounted return.
+        max_unsupported: largest share of steps whose action the data never took there.
+        confidence, episodes: of the limits where only episodes are to be had.
+
+    Raises:
+        RunError: one of them is out of its range.
+    """
+
+    max_hazard: float = 0.05
+    min_return: float = 0.0
+    max_unsupported: float = 0.01
+    confidence: float = 0.95
+    episodes: int = 1000
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise RunError(f"{name} must be a finite number, not {value!r}.")
+        for name in ("max_hazard", "max_unsupported"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RunError(f"{name} must lie between 0 and 1, not {getattr(self, name):g}.")
+        if not 0.5 <= self.confidence <= 0.9999:
+            raise RunError(f"confidence must lie between 0.5 and 0.9999, not {self.confidence:g}.")
+        if self.episodes != int(self.episodes) or not FEWEST <= self.episodes <= MOST:
+            raise RunError(f"episodes must be a number from {FEWEST} to {MOST:,}, not {self.episodes:g}.")
+
+
+def judge(model: Model, limits: Limits) -> dict:
+    """Holds a model against limits: a dictionary that fits into JSON.
+
+    Returns:
+        ``{"exact", "episodes", "seed", "confidence", "limits", "measures": [{"name", "value", "low", "high", "limit",
+        "passed", "missed_by"}], "passed", "reasons"}``: ``low`` and ``high`` are ``value`` where it is exact; ``missed_by`` is
+        0 where it passed; ``reasons`` has a sentence for every limit missed. A model without an environment has no
+        measures, did not pass, and one reason.
+
+    Raises:
+        RunError: the environment gives rewards that are no finite numbers, or too large to be added up.
+    """
+    exact = model.mdp is not None
+    found = {"exact": exact, "episodes": None if exact else int(limits.episodes), "seed": None if exact else TEST_SEED,
+             "confidence": None if exact else float(limits.confidence),
+             "limits": {**{name: float(value) for name, value in asdict(limits).items()}, "episodes": int(limits.episodes)}}
+    if model.environment is None:
+        return {**found, "measures": [], "passed": False,
+                "reasons": ["the data name no environment, so nothing can be said of how the policy would act in one."]}
+    hazard, returns, unsupported = _exact(model) if exact else _sampled(model, limits)
+    measures = [_measure("hazard_probability", *hazard, limits.max_hazard, False),
+                _measure("return", *returns, limits.min_return, True),
+                _measure("unsupported_action_rate", *unsupported, limits.max_unsupported, False)]
+    missed = [measure for measure in measures if not measure["passed"]]
+    return {**found, "measures": measures, "passed": not missed, "reasons": [_reason(measure, found) for measure in missed]}
+
+
+def table(gate: dict) -> str:
+    """The measures of a gate as text."""
+    if not gate["measures"]:
+        return "nothing was measured"
+    rows = [("", "value", "" if gate["exact"] else "low", "" if gate["exact"] else "high", "limit", "")]
+    for m in gate["measures"]:
+        limits = ("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))
+        rows.append((NAMES[m["name"]], _number(m["value"]), *limits,
+                     ("at least " if m["name"] == "return" else "at most ") + _number(m["limit"]),
+                     "passed" if m["passed"] else f"MISSED by {_number(m['missed_by'])}"))
+    how = ("exact expectations over an episode" if gate["exact"] else
+           f"{gate['episodes']} episodes from seed {gate['seed']}, {100 * gate['confidence']:g} % limits")
+    return "\n".join([how, *aligned(rows, right=(1, 2, 3, 4))])
+
+
+# ---------------------------------------------------------------------------------------------------------- the measures
+
+
+def _exact(model: Model):
+    """(value, low, high) of hazard probability, return and unsupported-action rate, all three equal; unknown ones as such."""
+    [(known, unsupported)] = exact_members(model.mdp, model.environment, [model.policy], [model.support], model.config.gamma)
+    return tuple((None, 0.0, 1.0) if value is None else (value,) * 3
+                 for value in (known["hazard_probability"], known["return"], unsupported))
+
+
+def _sampled(model: Model, limits: Limits):
+    """(value, low, high) of the three from the episodes of the test set."""
+    rolled = Rollouts(model.environment, None, int(limits.episodes), TEST_SEED).roll(model.policy)
+    n, level = len(rolled.returns), float(limits.confidence)
+    mean = float(rolled.returns.mean())
+    half = student_quantile((1 + level) / 2, n - 1) * float(rolled.returns.std(ddof=1)) / math.sqrt(n)
+    if not math.isfinite(mean + half):
+        raise RunError("the environment gives rewards that are no finite numbers, or too large to be added up.")
+    hazard = (None, 0.0, 1.0)
+    if "hazard" in rolled.ends:
+        met = int(rolled.ends["hazard"].sum())
+        hazard = (met / n, *clopper_pearson(met, n, level))
+    unsupported = rolled.unsupported(model.support)  # [episodes]
+    longest = model.environment.spec.max_episode_steps
+    return (hazard, (mean, mean - half, mean + half),
+            (float(unsupported.sum() / rolled.lengths.sum()), *cluster_rate(unsupported, rolled.lengths, longest, level)))
+
+
+def clopper_pearson(met: int, n: int, level: float) -> tuple[float, float]:
+    """Limits for the probability behind ``met`` of n independent episodes, which hold with at least ``level``."""
+    tail = (1 - level) / 2
+    low = 0.0 if met == 0 else _root(lambda p: 1 - binomial_cdf(met - 1, n, p) - tail)
+    high = 1.0 if met == n else _root(lambda p: tail - binomial_cdf(met, n, p))
+    return low, high
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """P(X <= k), X binomial(n, p), 0 < p < 1: a sum of the terms, each by its logarithm."""
+    terms = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+             for i in range(k + 1))
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
+
+
+def hoeffding(mean: float, n: int, level: float) -> tuple[float, float]:
+    """Limits for the expectation m behind the mean of n independent values in [0, 1]: all with
+    n KL(mean || m) <= ln(2 / (1 - level))."""
+    most = math.log(2 / (1 - level)) / n
+
+    def excess(m: float) -> float:
+        return _divergence(mean, m) - most
+
+    low = 0.0 if mean == 0 else _root(lambda x: -excess(mean * x)) * mean
+    high = 1.0 if mean == 1 else mean + (1 - mean) * _root(lambda x: excess(mean + (1 - mean) * x))
+    return low, high
+
+
+def cluster_rate(part, whole, most: int, level: float) -> tuple[float, float]:
+    """Limits for E[part] / E[whole] of independent episodes, ``[episodes]`` each, 0 <= part <= whole <= most."""
+    n, each = len(part), (1 + level) / 2  # either mean at half the error
+    part_low, part_high = hoeffding(float(np.mean(part)) / most, n, each)
+    whole_low, whole_high = hoeffding(float(np.mean(whole)) / most, n, each)
+    return part_low / whole_high, min(1.0, part_high / whole_low)
+
+
+def _divergence(a: float, b: float) -> float:
+    """KL between coins of probabilities a and b."""
+    return sum(0.0 if x == 0 else math.inf if y <= 0 else x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)))
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a function on (0, 1) that goes from below 0 to above it crosses, by halving."""
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+# ------------------------------------------------------------------------------------------------------------ the verdict
+
+
+def _measure(name: str, value, low: float, high: float, limit: float, least: bool) -> dict:
+    missed = limit - low if least else high - limit
+    return {"name": name, "value": value, "low": low, "high": high, "limit": float(limit), "passed": bool(missed <= 0),
+            "missed_by": max(0.0, float(missed))}
+
+
+def _reason(measure: dict, gate: dict) -> str:
+    name, least = NAMES[measure["name"]], measure["name"] == "return"
+    bound, limit = measure["low" if least else "high"], _number(measure["limit"])
+    if measure["value"] is None:
+        said = f"the {name} is not known here and could be {_number(bound)}"
+    elif gate["exact"]:
+        said = f"the {name} is {_number(bound)}"
+    else:
+        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its "
+                f"{'lower' if least else 'upper'} {100 * gate['confidence']:g} % limit {_number(bound)}")
+    side = "below the least" if least else "above the most"
+    return f"{said}: {side} allowed, {limit}, by {_number(measure['missed_by'])}."
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

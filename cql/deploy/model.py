@@ -1,0 +1,172 @@
+"""A trained member with what is needed to judge, explain and serve it: its policy, its data, and the true model if known.
+
+Axes: S state, A action.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from cql.analysis.evaluation import Support, final_alphas, load_policy, refuse_misfit
+from cql.analysis.figure_data import Board, states_of
+from cql.collect import environment_of, exact_model
+from cql.config import Config, ConfigError
+from cql.dataset import DatasetError, OfflineDataset
+from cql.diagnostics import state_inputs
+from cql.exact.tabular import TabularMDP
+from cql.policy import Policy
+from cql.population import Member, all_members
+from cql.runs import RunError, RunFolder
+
+POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"  # the files of a registry's entry
+STEPS = {(-1, 0): "up", (1, 0): "down", (0, -1): "left", (0, 1): "right"}  # (row, column) of a move
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One member, read from a run folder or from an entry of a registry.
+
+    Attributes:
+        member: which one. policy: its network. dataset: the draw it was trained on. config: of its run.
+        final_alpha: the weight of the penalty it ended with: ``member.alpha`` unless that was learned; None for BC.
+        environment: that its data name, or None. mdp: the exact model of that, or None.
+    """
+
+    member: Member
+    policy: Policy
+    dataset: OfflineDataset
+    config: Config
+    final_alpha: float | None
+    environment: gymnasium.Env | None
+    mdp: TabularMDP | None
+
+    @classmethod
+    def open(cls, path: str | Path, member: str | None = None) -> "Model":
+        """``of_entry`` where the folder has a card, else ``of_run``."""
+        return cls.of_entry(path) if (Path(path) / CARD).is_file() else cls.of_run(path, member)
+
+    @classmethod
+    def of_run(cls, path: str | Path, member: str | None = None) -> "Model":
+        """A member of a finished run.
+
+        Args:
+            member: its name, ``cql-a6-s42-d42``; without it the run's only CQL member.
+
+        Raises:
+            RunError: no run, a changed one, no such member, or several to choose from.
+        """
+        run = RunFolder.open(path)
+        run.refuse_changes(derived=False)
+        config = run.config()
+        chosen = _chosen(all_members(config), member, path)
+        dataset = _loaded(run.dataset_path(chosen.data_seed))
+        return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name))
+
+    @classmethod
+    def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
+        """The model in a registry's entry. Every file is read once, and what is held against its digest is what is used.
+
+        Args:
+            card: the entry's, if the caller has held it against the registry's log; else the one in the folder is believed.
+
+        Raises:
+            RunError: a file is missing, damaged, not the one that the card names, or does not fit the others.
+        """
+        folder = Path(folder)
+        card = RunFolder(folder).read_json(CARD) if card is None else card
+        try:
+            digests, final_alpha = card["files"], card["evaluation"]["final_alpha"]
+            files = {name: _File(folder / name, digests[name]) for name in (CONFIG, DATA, POLICY)}
+        except (KeyError, TypeError):
+            raise RunError(f"{folder / CARD} is no card of a registry's entry.") from None
+        try:
+            config = Config.from_json(files[CONFIG].getvalue().decode())
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
+        policy, dataset = Policy.load(files[POLICY]), _loaded(files[DATA])
+        refuse_misfit(policy, dataset, folder / POLICY)
+        return cls._of(policy, dataset, config, final_alpha)
+
+    @classmethod
+    def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None) -> "Model":
+        member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
+        try:
+            environment = environment_of(dataset)
+            mdp = exact_model(environment)
+        except ConfigError as error:
+            raise RunError(str(error)) from None
+        return cls(member, policy, dataset, config, final_alpha, environment, mdp)
+
+    @cached_property
+    def support(self) -> Support:
+        return Support(self.dataset)
+
+    @cached_property
+    def inputs(self) -> np.ndarray | None:
+        """The observation of every state, ``[S]`` or ``[S, n]``; None without an exact model."""
+        return None if self.mdp is None else state_inputs(self.environment).numpy()
+
+    @cached_property
+    def board(self) -> Board | None:
+        """The environment as a map, where its states are the cells of one grid."""
+        return None if self.mdp is None else Board.of(self.environment, self.mdp)
+
+    @cached_property
+    def actions(self) -> list[str]:
+        """A word for each action: the direction it is meant to lead in, else its number."""
+        moves = [] if self.board is None else [tuple(int(step) for step in move) for move in self.board.moves]
+        words = [STEPS.get(move) for move in moves]
+        unique = len(set(words)) == len(words)
+        return [words[a] if words and words[a] and unique else f"action {a}" for a in range(self.dataset.num_actions)]
+
+    def counts(self, observation) -> np.ndarray:
+        """``[A]``: how often the data took each action there; zeros where they never were."""
+        return self.support.counts_of(observation)
+
+    def state(self, observation) -> int | None:
+        """The state that an observation shows; None without an exact model, or if no state shows it."""
+        if self.mdp is None:
+            return None
+        seen = np.asarray(observation, dtype=self.dataset.observations.dtype)
+        found = int(states_of(seen[None], self.inputs)[0])
+        return found if 0 <= found < self.mdp.num_states else None
+
+
+class _File(io.BytesIO):
+    """The contents of a file, read once. Raises RunError if it cannot be read or has another digest."""
+
+    def __init__(self, path: Path, digest: str):
+        self.path = path
+        try:
+            super().__init__(path.read_bytes())
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}).") from None
+        if hashlib.sha256(self.getbuffer()).hexdigest() != digest:
+            raise RunError(f"{path} was changed: it does not have the digest on its entry's card.")
+
+    def __str__(self) -> str:  # in messages
+        return str(self.path)
+
+
+def _chosen(members: list[Member], name: str | None, path) -> Member:
+    names = ", ".join(member.name for member in members[:8]) + (", …" if len(members) > 8 else "")
+    if name is not None:
+        if found := [member for member in members if member.name == name]:
+            return found[0]
+        raise RunError(f"{path} has no member {name}: it has {names}.")
+    cql = [member for member in members if member.algorithm == "cql"]
+    if len(cql) != 1:
+        raise RunError(f"{path} has {len(cql)} CQL members: choose one with --member ({names}).")
+    return cql[0]
+
+
+def _loaded(path: Path | _File) -> OfflineDataset:
+    try:
+        return OfflineDataset.load(path)
+    except DatasetError as error:
+        raise RunError(str(error)) from None
