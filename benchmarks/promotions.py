@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cql.deploy.gate import Limits
 from cql.deploy.history import LOG, PROMOTE
-from cql.deploy.registry import ENTRIES, Registry
+from cql.deploy.store import ENTRIES, Registry
 from cql.population import all_members
 from cql.runs import RunError, RunFolder
 
@@ -26,7 +26,7 @@ ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)
 def promote_at_once(path: Path, ids: list[str], processes: int, each: int) -> list[str]:
     """Promotes by so many processes, ``each`` times apiece; what is wrong with the log afterwards, a sentence each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cql.deploy.registry"])
+    context.set_forkserver_preload(["cql.deploy.store"])
     started = context.Barrier(processes)
     working = [context.Process(target=_promote, args=(path, ids, number, each, started)) for number in range(processes)]
     for process in working:

@@ -29,7 +29,7 @@ import train
 from benchmarks.session import ROOT, Session
 from cql.analysis.statistics import aligned
 from cql.deploy.gate import Limits
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 from cql.population import all_members
 from cql.runs import RunFolder
 

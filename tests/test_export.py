@@ -18,7 +18,7 @@ from cql.dataset import OfflineDataset
 from cql.deploy import export as exporting
 from cql.deploy.export import FORMATS, TOLERANCE, export, largest_difference, observations_of, program
 from cql.deploy.model import Model
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 from cql.networks import PopulationMLP
 from cql.policy import Policy
 from cql.population import Member

@@ -14,11 +14,11 @@ import pytest
 
 import train
 from benchmarks.promotions import damage, promote_at_once
-from cql.deploy import chain, registry
+from cql.deploy import chain, gate, registry, store
 from cql.deploy.gate import Limits
-from cql.deploy.model import Model
 from cql.deploy.history import RECORD, History
-from cql.deploy.registry import Refused, Registry
+from cql.deploy.model import Model
+from cql.deploy.store import Refused, Registry
 from cql.runs import RunError, RunFolder, sha256
 
 ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)
@@ -130,7 +130,7 @@ def test_a_registration_that_was_killed_leaves_no_entry(copied, deployable, monk
     shutil.rmtree(reg.path / "entries" / ids[2])
     (reg.path / "log.jsonl").write_bytes(b"".join(lines_of(reg)[:2]))  # as if the third had never been
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "write_whole", lambda *a: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr(store, "write_whole", lambda *a: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
             reg.register(deployable, SIX, "ann")
     assert reg.verify() == []
@@ -296,7 +296,7 @@ def test_a_gate_is_judged_without_the_lock(copied, monkeypatch):
         with open(reg.path / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
         return {"passed": True, "reasons": [], "measures": []}
-    monkeypatch.setattr(registry.gate, "judge", judged)
+    monkeypatch.setattr(gate, "judge", judged)
     assert reg.promote(ids[2], "ann", "x", ANY)["promoted"] == ids[2]
 
 
@@ -306,7 +306,7 @@ def test_an_entry_changed_while_it_is_judged_is_not_promoted(copied, monkeypatch
     def judged(model, limits):
         (reg.path / "entries" / ids[2] / "policy.pt").write_bytes(b"another")
         return {"passed": True, "reasons": [], "measures": []}
-    monkeypatch.setattr(registry.gate, "judge", judged)
+    monkeypatch.setattr(gate, "judge", judged)
     with pytest.raises(RunError, match="policy.pt: contents differ"):
         reg.promote(ids[2], "ann", "x", ANY)
     assert reg.promoted() == ids[1]
@@ -468,7 +468,7 @@ def test_a_pipe_in_place_of_the_log_does_not_block(copied):
 def test_a_model_made_to_meet_the_id_of_another_is_found(copied, deployable, monkeypatch):
     reg, ids = copied
     shutil.copy(reg.path / "entries" / ids[1] / "policy.pt", reg.path / "entries" / ids[2] / "policy.pt")
-    monkeypatch.setattr(registry, "id_of", lambda digests: ids[2])  # 16 digits that say nothing
+    monkeypatch.setattr(store, "id_of", lambda digests: ids[2])  # 16 digits that say nothing
     assert f"entries/{ids[2]}/policy.pt: contents differ from those registered." in reg.verify()
     with pytest.raises(RunError, match="policy.pt: contents differ"):
         reg.promote(ids[2], "eve", "x", ANY)

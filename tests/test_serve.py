@@ -40,7 +40,7 @@ from cql.deploy.decisions import LARGEST, Decisions, ObservationError
 from cql.deploy.model import Model
 from cql.deploy.page import PAGE
 from cql.deploy.reasons import Explainer
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 from cql.networks import Layer, PopulationMLP
 from cql.policy import Policy
 from cql.population import Member

@@ -114,7 +114,7 @@ def test_with_the_service_itself(deployable, tmp_path):
     from cql.deploy.app import create_app
     from cql.deploy.gate import Limits
     from cql.deploy.model import Model
-    from cql.deploy.registry import Registry
+    from cql.deploy.store import Registry
 
     registry = Registry(tmp_path / "registry")
     id = registry.register(deployable, "cql-a6-s42-d42", "tester")

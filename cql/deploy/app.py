@@ -20,7 +20,7 @@ from cql.deploy.in_service import InService
 from cql.deploy.measures import Measures
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 from cql.runs import RunError
 
 WAITING = 32  # explanations that may wait: they are made one after the other, each for milliseconds

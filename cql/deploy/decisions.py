@@ -10,7 +10,7 @@ import numpy as np
 
 from cql.deploy.model import POLICY, Model
 from cql.deploy.reasons import Explainer
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 
 LARGEST_BOARD = 10_000  # cells that are still drawn
 LARGEST = 1e18  # number of an observation: far from where float32 ends, so that the network's sums stay below it

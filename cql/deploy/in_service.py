@@ -5,7 +5,7 @@ import logging
 import time
 
 from cql.deploy.decisions import Decisions
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 
 PERIOD = 0.2  # seconds between two looks at the registry
 AGAIN = 5.0  # seconds after which what could not be taken is tried again

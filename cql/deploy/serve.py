@@ -15,7 +15,7 @@ import socket
 import sys
 
 from cql.deploy.audit_log import AuditLog
-from cql.deploy.registry import Registry
+from cql.deploy.store import Registry
 from cql.runs import RunError
 
 SHORTEST = 16  # characters of a token
