@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from cql import algorithm
 from cql import config as settings
 from cql.analysis import evaluation, plots
 from cql.analysis.figure_data import cross_entropy_floor
@@ -11,9 +12,10 @@ from cql.analysis.results import write_results
 from cql.collect import datasets_for, environment_of, summary
 from cql.config import ConfigError
 from cql.dataset import DatasetError
+from cql.device import resolve_device, with_slices_that_fit
 from cql.ranks import Ranks, Stopped, joined
 from cql.runs import RunError, RunFolder
-from cql.training import Interrupted, fitted, refuse_precision, resolve_device, train
+from cql.training import Interrupted, train, trainer_for
 
 ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, ConfigError, DatasetError, RunError, OSError)
 
@@ -38,12 +40,11 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
-    refuse_precision(config.precision, device)
     datasets = datasets_for(config, given)
     environment_of(datasets[0])
     config.refuse_larger_batch(min(map(len, datasets)))
-    config.refuse_infeasible_gap(map(cross_entropy_floor, datasets), datasets[0].num_actions)
-    asked, config = config.slice_size, fitted(config, datasets[0], device)
+    config.refuse_infeasible_penalty(map(cross_entropy_floor, datasets), datasets[0].num_actions)
+    asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
     if config.slice_size != asked:
         print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
@@ -51,13 +52,14 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
 
 def lead(argv: list[str] | None, ranks: Ranks) -> int:
     """What the first rank does: all but the slices that others train."""
-    arguments = parse(argv)
-    started = time.perf_counter()
-    run = None
+    started, run = time.perf_counter(), None
     try:
+        arguments = parse(argv)
         run, config, datasets = open_run(arguments, ranks)
         print(f"data {config.data_seed}: {summary(datasets[0])}" + (
             f"\nand {len(datasets) - 1} further draws of the same kind" if len(datasets) > 1 else ""))
+        if config.steps and config.trainer == "fast" and trainer_for(config, "cql") is algorithm.updates:
+            print(f"the fast trainer does not know {config.objective}: cql/algorithm.py trains CQL, as with --trainer plain")
         with run.lock() as held:
             run.remove_partial_files()
             if ranks.world > 1:

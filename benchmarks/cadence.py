@@ -1,8 +1,8 @@
-"""What logging, exact curves and checkpoints take beside the updates: python -m benchmarks.cadence [--rounds N] [train.py's flags]
+"""What logging, exact curves and checkpoints take beside the updates: python -m benchmarks.cadence [train.py's flags]
 
-Trains as ``train.py`` does, with its default cadences unless flags say otherwise, into folders that are thrown away, and
-compares the time inside the blocks of updates with that of the whole training (slices set up, log entries with their exact
-curves, TensorBoard, checkpoints, policies).
+Trains as ``train.py`` does, with its default cadences unless flags say otherwise, into folders that are thrown away,
+and compares the time inside the trainer, which sets itself up and updates, with that of the whole training (log entries
+with their exact curves, TensorBoard, checkpoints, policies).
 """
 
 import argparse
@@ -10,36 +10,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.turns import Spread
 from cql import config as settings
+from cql import training
 from cql.collect import datasets_for, environment_of
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError
 from cql.runs import RunError, RunFolder
-from cql.slice import Slice
-from cql.training import train
 
 
 def shares(config: Config, datasets: list) -> tuple[float, float]:
-    """Seconds of training, and the share of them outside the blocks of updates."""
-    inside, original = 0.0, Slice.block_of_updates
+    """Seconds of training, and the share of them outside the trainer."""
+    inside, trainer_for = 0.0, training.trainer_for
 
-    def timed(self, start: int, end: int) -> None:
-        nonlocal inside
-        began = time.perf_counter()
-        original(self, start, end)
-        inside += time.perf_counter() - began
-
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder.create(str(Path(folder) / "run"), config, datasets)
-        Slice.block_of_updates = timed
-        try:
+    def timed_trainer_for(config: Config, name: str):
+        def updates(*arguments):
+            nonlocal inside
             began = time.perf_counter()
-            train(run, config, datasets, environment_of(datasets[0]))
-            whole = time.perf_counter() - began
-        finally:
-            Slice.block_of_updates = original
+            for block in trainer_for(config, name)(*arguments):
+                inside += time.perf_counter() - began
+                yield block
+                began = time.perf_counter()
+            inside += time.perf_counter() - began
+        return updates
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(training, "trainer_for", timed_trainer_for):
+        run = RunFolder.create(str(Path(folder) / "run"), config, datasets)
+        began = time.perf_counter()
+        training.train(run, config, datasets, environment_of(datasets[0]))
+        whole = time.perf_counter() - began
     return whole, 1 - inside / whole
 
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DatasetError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"training: {Spread.of([whole for whole, _ in measured])} s, outside the updates: "
+    print(f"training: {Spread.of([whole for whole, _ in measured])} s, outside the trainer: "
           f"{Spread.of([100 * share for _, share in measured])} %")
     return 0
 

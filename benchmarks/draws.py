@@ -13,11 +13,11 @@ from cql.collect import environment_of, exact_model
 from cql.config import ConfigError
 from cql.dataset import DatasetError
 from cql.diagnostics import greedy_policies, state_inputs
-from cql.exact.oracle import cql_fixed_point
 from cql.exact.tabular import evaluate_policies
 from cql.policy import Policy
-from cql.population import Member
+from cql.members import Member
 from cql.runs import RunError, RunFolder
+from cql.world import exact_solution
 
 NAMES = ("return", "of BC", "hazard", "of BC", "Δ return", "Δ V(start)", "mean |ΔQ|")
 
@@ -38,7 +38,7 @@ def main(path: str) -> None:
     for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]
         empirical, counts = logged_model(datasets[entry["data_seed"]], environment, model)
-        q = cql_fixed_point(empirical, counts, [entry["final_alpha"]], config.gamma, config.td_loss).q[0]  # [S, A]
+        q = exact_solution(config.objective, empirical, counts, [entry["final_alpha"]]).q[0]  # [S, A]
         greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
         solved = evaluate_policies(model, greedy_policies(greedy[None], model.num_actions), horizon=horizon)
         member = Member(*(entry[name] for name in ("algorithm", "alpha", "seed", "data_seed")))

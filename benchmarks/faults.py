@@ -31,6 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from cql.analysis import plots
+from cql.config import TRAINERS
 
 SWEEP = ["--episodes", "60", "--hidden", "16", "--bc-steps", "300", "--steps", "600", "--alpha", "1", "6", "--num-seeds", "2",
          "--slice-size", "2", "--log-every", "50", "--checkpoint-every", "70", "--batch-size", "32", "--target-interval", "20",
@@ -226,7 +227,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("work", choices=works)
     parser.add_argument("times", type=int, help="kills, or files damaged")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default %(default)s)")
+    parser.add_argument("--trainer", choices=TRAINERS, default="fast", help="of the runs (default %(default)s)")
     arguments = parser.parse_args(argv)
+    for settings in (SWEEP, ABLATION):
+        settings += ["--trainer", arguments.trainer]
     torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     plots.draw_all = lambda run: []  # pictures take most of the time and hold no state
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What an update costs at least: operations and bytes from its shapes, and the rates this machine reaches at just these sizes."""
+"""What an update costs at least: operations and bytes from its shapes, and this machine's rates at just these sizes."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,6 @@ from typing import Callable, NamedTuple
 import torch
 
 from benchmarks.session import rate
-from cql.products import Matrices, product
 
 ADAM = 13  # operations per parameter: 3 for the first moment, 4 for the second, 3 for the denominator, 3 for the step
 CALIBRATION = 0.05  # seconds per candidate arrangement of the products
@@ -17,7 +16,7 @@ class Product(NamedTuple):
     """``[rows, inner] @ [inner, columns]``, once per member."""
 
     layer: int
-    kind: str  # "forward" | "weights" | "inputs": the layer's output, the gradient at its weights, the one at its inputs
+    kind: str  # "forward" | "weights" | "inputs": the layer's output, its weights' gradient, its inputs' gradient
     rows: int
     inner: int
     columns: int
@@ -61,10 +60,10 @@ def products(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> list[Pr
 def update_cost(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> Cost:
     """Operations and bytes that no implementation in float32 can do without.
 
-    Operations: the products; per output of a layer the bias, its gradient, the ReLU and its mask; Adam's 13 per parameter.
-    The loss (a few per output of the last layer) is left out. Bytes: each product reads its operands and writes its result
-    once, a table's rows are read and written in both directions, Adam reads four numbers per parameter and writes three;
-    elementwise work can be fused into these and moves nothing.
+    Operations: the products; per output of a layer the bias, its gradient, the ReLU and its mask; Adam's 13 per
+    parameter. The loss (a few per output of the last layer) is left out. Bytes: each product reads its operands and
+    writes its result once, a table's rows are read and written in both directions, Adam reads four numbers per parameter
+    and writes three; elementwise work can be fused into these and moves nothing.
     """
     made = products(sizes, discrete, rows)
     parameters = elementwise = looked_up = 0
@@ -80,48 +79,46 @@ def update_cost(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> Cost
 
 
 class Rates:
-    """The machine's rates at the sizes of one slice's updates.
+    """The machine's rates at the sizes of one population's updates.
 
-    The products are arranged as the slice's: tile by tile on ``workers`` threads; and, where there are several tiles, also
-    all members in one ``torch.bmm`` on all threads. Each layer's weight may be stored either way round, and made by
-    ``torch.bmm`` or by ``cql.products``, which has oneDNN for the large ones. The fastest arrangement counts.
+    The products are arranged as the engine's, cohort by cohort, several cohorts at once and each on one thread; and also
+    with all members in one ``torch.bmm`` on all threads. Each layer's weight may be stored either way round. The fastest
+    arrangement counts.
 
     Args:
         sizes, discrete, rows: as for ``products``.
-        tiles: members of each tile.
-        workers: tiles that are worked on at once. threads_per_tile: what PyTorch is set to meanwhile.
+        cohorts: members of each cohort. threads: that a CPU is to use.
     """
 
-    def __init__(self, sizes: list[tuple[int, int]], discrete: bool, rows: int, tiles: list[int], workers: int,
-                 threads_per_tile: int, device: torch.device):
+    def __init__(self, sizes: list[tuple[int, int]], discrete: bool, rows: int, cohorts: list[int], threads: int,
+                 device: torch.device):
         self.device = device
-        made, members, found = products(sizes, discrete, rows), sum(tiles), torch.get_num_threads()
+        made, members, before = products(sizes, discrete, rows), sum(cohorts), torch.get_num_threads()
         layers = [list(layer) for _, layer in itertools.groupby(made, key=lambda one: one.layer)]
         self._operations = members * sum(one.operations for one in made)
-        arrangements = [("bmm", tiles, workers, threads_per_tile), ("any", tiles, workers, threads_per_tile)]
-        arrangements += [("bmm", [members], 1, workers)] * (len(tiles) > 1)
-        self._arrangements = []  # ("bmm" or "any", one pass over all products, what PyTorch is set to)
-        for kernels, split, workers, threads in arrangements:
-            torch.set_num_threads(threads)
+        threads = threads if device.type == "cpu" else 1
+        different = dict.fromkeys([(tuple(cohorts), min(threads, len(cohorts)), 1), ((members,), 1, threads)])
+        self._arrangements = []  # (one pass over all products, what PyTorch is set to)
+        for split, workers, each in different:
+            torch.set_num_threads(each)
             run = map if workers == 1 else ThreadPoolExecutor(workers).map
-            chosen = []  # per layer the works of all tiles
+            chosen = []  # per layer the works of all cohorts
             for layer in layers:
-                ways = [[_tile_work(layer, count, transposed, kernels == "any", device) for count in split]
-                        for transposed in (False, True)]
+                ways = [[_layer_work(layer, count, turned, device) for count in split] for turned in (False, True)]
                 chosen.append(max(ways, key=lambda way: rate(self._once(way, run), CALIBRATION, self._synchronise)))
-            self._arrangements.append((kernels, self._once([_in_turn(parts) for parts in zip(*chosen)], run), threads))
-        torch.set_num_threads(found)
+            self._arrangements.append((self._once([_in_turn(works) for works in zip(*chosen)], run), each))
+        torch.set_num_threads(before)
         parameters = members * sum(i * o for i, o in sizes)
         self._from, self._to = (torch.zeros(4 * parameters, device=device) for _ in range(2))
 
-    def products(self, seconds: float) -> tuple[float, float]:
-        """Operations per second of the matrix products alone: by ``torch.bmm``, and by the faster of the two ways."""
-        found, rates = torch.get_num_threads(), {"bmm": [], "any": []}
-        for kernels, work, threads in self._arrangements:
+    def products(self, seconds: float) -> float:
+        """Operations per second of the matrix products alone, by ``torch.bmm``."""
+        before, rates = torch.get_num_threads(), []
+        for work, threads in self._arrangements:
             torch.set_num_threads(threads)
-            rates[kernels].append(self._operations * rate(work, seconds / len(self._arrangements), self._synchronise))
-        torch.set_num_threads(found)
-        return max(rates["bmm"]), max(rates["bmm"] + rates["any"])
+            rates.append(self._operations * rate(work, seconds / len(self._arrangements), self._synchronise))
+        torch.set_num_threads(before)
+        return max(rates)
 
     def copy(self, seconds: float) -> float:
         """Bytes per second, read plus written, of copying as much memory as Adam works on."""
@@ -161,28 +158,22 @@ def _in_turn(works: tuple[Callable[[], None], ...]) -> Callable[[], None]:
     return run
 
 
-def _tile_work(layer: list[Product], members: int, transposed: bool, any_kernel: bool, device: torch.device) -> Callable[[], None]:
-    """The products of one layer for so many members, the weight and its gradient stored ``[outputs, inputs]`` if transposed."""
+def _layer_work(layer: list[Product], members: int, transposed: bool, device: torch.device) -> Callable[[], None]:
+    """The products of one layer for so many members; if transposed, weight and gradient lie ``[outputs, inputs]``."""
     rows, inputs, outputs = layer[0].rows, layer[0].inner, layer[0].columns
 
     def numbers(*shape):
         return torch.rand(members, *shape, device=device) - 0.5
 
-    x, delta, result, below = numbers(rows, inputs), numbers(rows, outputs), numbers(rows, outputs), numbers(rows, inputs)
+    (x, below), (delta, result) = ((numbers(rows, width), numbers(rows, width)) for width in (inputs, outputs))
     shape = (outputs, inputs) if transposed else (inputs, outputs)
     weight, gradient = numbers(*shape), numbers(*shape)
-    in_out = weight.transpose(1, 2) if transposed else weight
+    in_out = weight.mT if transposed else weight
     left, right = (delta, x) if transposed else (x, delta)
-    calls = {"forward": (x, in_out, result), "weights": (left.transpose(1, 2), right, gradient),
-             "inputs": (delta, in_out.transpose(1, 2), below)}
-    ready = [[Matrices(tensor) for tensor in calls[one.kind]] for one in layer]
-    multiply = product if any_kernel else _bmm
+    calls = {"forward": (x, in_out, result), "weights": (left.mT, right, gradient), "inputs": (delta, in_out.mT, below)}
+    made = [calls[one.kind] for one in layer]
 
     def run() -> None:
-        for a, b, out in ready:
-            multiply(a, b, out)
+        for a, b, out in made:
+            torch.bmm(a, b, out=out)
     return run
-
-
-def _bmm(left: Matrices, right: Matrices, out: Matrices) -> None:
-    torch.bmm(left.whole, right.whole, out=out.whole)

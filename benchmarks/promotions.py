@@ -17,7 +17,7 @@ from pathlib import Path
 from cql.deploy.gate import Limits
 from cql.deploy.history import LOG, PROMOTE
 from cql.deploy.store import ENTRIES, Registry
-from cql.population import all_members
+from cql.members import all_members
 from cql.runs import RunError, RunFolder
 
 ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)

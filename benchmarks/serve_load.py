@@ -30,7 +30,7 @@ from benchmarks.session import ROOT, Session
 from cql.analysis.statistics import aligned
 from cql.deploy.gate import Limits
 from cql.deploy.store import Registry
-from cql.population import all_members
+from cql.members import all_members
 from cql.runs import RunFolder
 
 ANYTHING = Limits(max_hazard=1.0, min_return=-1e9, max_unsupported=1.0)

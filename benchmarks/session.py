@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,9 +28,9 @@ class Session:
         ready: what the child said of itself once set up and warmed up.
     """
 
-    def __init__(self, interpreter: str, module: str, settings: dict):
+    def __init__(self, interpreter: str, module: str, settings: dict, checkout: Path | str = ROOT):
         self._words = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
-        self.process = subprocess.Popen([interpreter, "-m", module, json.dumps(settings)], cwd=ROOT, text=True,
+        self.process = subprocess.Popen([interpreter, "-m", module, json.dumps(settings)], cwd=checkout, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words)
         self.ready = self._answer()
 
@@ -86,9 +87,10 @@ def peak_memory() -> int:
 
 
 def _private(pid: int) -> int:
-    rollup = Path(f"/proc/{pid}/smaps_rollup")
-    lines = rollup.read_text().splitlines() if rollup.exists() else []
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+    with suppress(OSError):  # there is no such file, or the process has ended
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+    return 0
 
 
 def _own_peak() -> int:

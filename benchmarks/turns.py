@@ -1,9 +1,10 @@
 """Several children measured in turns: A B C A B C …, so that what the machine does meanwhile befalls all of them."""
 
 import statistics
+from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.session import Session
+from benchmarks.session import ROOT, Session
 
 
 class Measured(NamedTuple):
@@ -22,6 +23,7 @@ class Child(NamedTuple):
     interpreter: str
     module: str
     settings: dict
+    checkout: Path | str = ROOT
 
 
 def in_turns(children: dict, rounds: int, seconds: float) -> dict:

@@ -7,12 +7,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cql.losses import TD_LOSSES
-from cql.products import PRECISIONS
+from cql.losses import LARGEST_ALPHA, TD_LOSSES, Objective
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
 MOST_MEMBERS = 10_000_000
-LARGEST_ALPHA = 1e18  # beyond, the square of a gradient, which Adam keeps, leaves float32
+TRAINERS = ("fast", "plain")
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
@@ -49,10 +48,11 @@ class Config:
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; each is a member of the population",
                                        "algorithm", parse=float, nargs="+", metavar="A")
-    gap_threshold: float | None = _option(None, "learn alpha, each member from its --alpha: it rises while the conservative gap is "
-                                          "above TAU and falls while it is below; the least gap there is, is the entropy of the "
-                                          "logged actions, and constant Q has log A", "algorithm", parse=float, metavar="TAU")
-    td_loss: str = _option("mse", "error of the TD residual; half_mse is the paper's and doubles the meaning of alpha",
+    penalty_threshold: float | None = _option(
+        None, "learn alpha, each member from its --alpha: it rises while the conservative penalty is above TAU and falls while it is "
+        "below; the least penalty there is, is the entropy of the logged actions, and constant Q has log A", "algorithm", parse=float,
+        metavar="TAU")
+    td_loss: str = _option("mse", "loss of one TD error; half_mse is the paper's and doubles the meaning of alpha",
                            "algorithm", choices=TD_LOSSES)
     double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", "algorithm")
     gamma: float = _option(0.99, "discount factor", "algorithm")
@@ -66,12 +66,12 @@ class Config:
     batch_size: int | str = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
                                     "optimisation", parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
-    precision: str = _option("float32", "of the updates' matrix products: float32, tf32 (CUDA) or bfloat16 (CPU, between "
-                             "hidden layers); everything else is float32", "optimisation", choices=PRECISIONS)
     target_interval: int = _option(100, "updates between copies to the target network", "optimisation")
     slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run "
                               "repeatable", "optimisation")
     # --- run
+    trainer: str = _option("fast", "fast: the engine, and the plain trainer for what the engine does not know; plain: the algorithm "
+                           "as cql/algorithm.py writes it", "run", choices=TRAINERS)
     device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
     log_every: int = _option(1000, "updates between log entries (the only device synchronisation)", "run")
     checkpoint_every: int = _option(10_000, "updates between checkpoints", "run")
@@ -92,15 +92,24 @@ class Config:
         if not self.full_batch and self.batch_size > transitions:
             raise ConfigError(f"--batch-size {self.batch_size} is larger than the data set of {transitions} transitions.")
 
-    def refuse_infeasible_gap(self, entropies: Iterable[float], num_actions: int) -> None:
-        """Raises ConfigError if on some draw no Q has a gap as small as --gap-threshold.
+    @property
+    def objective(self) -> Objective:
+        """What its CQL members minimise: every field of ``Objective`` that is a setting, the others at their defaults."""
+        return Objective(**{name: getattr(self, name) for name in Objective._fields if hasattr(self, name)})
+
+    def refuse_infeasible_penalty(self, entropies: Iterable[float], num_actions: int) -> None:
+        """Raises ConfigError if on some data set no Q has a penalty as small as --penalty-threshold.
 
         Args:
-            entropies: ``cross_entropy_floor`` of the draws, asked for only if there is a threshold.
+            entropies: ``cross_entropy_floor`` of the data sets, asked for only if there is a threshold.
         """
-        if self.gap_threshold is not None and self.gap_threshold <= (entropy := max(entropies)):
-            raise ConfigError(f"--gap-threshold {self.gap_threshold:g} must be above {entropy:.6g}, the entropy of the logged actions and "
-                              f"the least gap there is; constant Q has log {num_actions} = {math.log(num_actions):.4g}.")
+        if self.penalty_threshold is None:
+            return
+        if not self.objective.is_cql_h:
+            raise ConfigError(f"--penalty-threshold: the least penalty that there is, is not known for {self.objective}.")
+        if self.penalty_threshold <= (entropy := max(entropies)):
+            raise ConfigError(f"--penalty-threshold {self.penalty_threshold:g} must be above {entropy:.6g}, the entropy of the logged "
+                              f"actions and the least penalty there is; constant Q has log {num_actions} = {math.log(num_actions):.4g}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -173,7 +182,7 @@ def command_line(config: Config) -> list[str]:
 
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
-        return value is None or _has_type_of(value, {"dataset": "", "gap_threshold": 0.0}.get(name, 0), "")
+        return value is None or _has_type_of(value, {"dataset": "", "penalty_threshold": 0.0}.get(name, 0), "")
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")
     if isinstance(default, tuple):
@@ -201,9 +210,9 @@ def _check(c: Config) -> None:
         require(math.isfinite(alpha) and alpha >= 0, f"--alpha must be finite and not negative, not {alpha}.")
         require(alpha <= LARGEST_ALPHA, f"--alpha must be at most {LARGEST_ALPHA:g}, not {alpha}.")
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
-    if c.gap_threshold is not None:
-        require(math.isfinite(c.gap_threshold), f"--gap-threshold must be a finite number, not {c.gap_threshold}.")
-        require(min(c.alpha) >= 1 / LARGEST_ALPHA, f"--gap-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} "
+    if c.penalty_threshold is not None:
+        require(math.isfinite(c.penalty_threshold), f"--penalty-threshold must be a finite number, not {c.penalty_threshold}.")
+        require(min(c.alpha) >= 1 / LARGEST_ALPHA, f"--penalty-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} "
                 "to start from.")
     require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
     require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")
@@ -222,8 +231,6 @@ def _check(c: Config) -> None:
         require(0 <= getattr(c, name) < 2**31, f"{flag(name)} must lie between 0 and {2**31 - 1}.")
     require(all(width >= 1 for width in c.hidden), "--hidden takes widths of at least 1, or a single 0 for the linear network.")
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
-    require(c.precision in PRECISIONS, f"--precision must be one of {', '.join(PRECISIONS)}, not {c.precision!r}.")
-    require(c.precision != "bfloat16" or len(c.hidden) >= 2, "--precision bfloat16 is for products between hidden layers: "
-            "give --hidden at least two widths.")
+    require(c.trainer in TRAINERS, f"--trainer must be one of {', '.join(TRAINERS)}, not {c.trainer!r}.")
     if c.dataset is not None:
         require(c.num_datasets == 1, "--dataset is one data set: it does not go with --num-datasets above 1.")

@@ -10,7 +10,8 @@ from torch import Tensor
 from cql.collect import exact_model
 from cql.dataset import OfflineDataset, number_rows
 from cql.exact.tabular import evaluate_policies
-from cql.networks import PopulationMLP
+from cql.losses import Objective
+from cql.network import PopulationMLP
 from cql.sampling import Transitions
 
 SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
@@ -54,15 +55,15 @@ class Diagnostics:
             self.states = state_inputs(environment).to(device)  # [S] or [S, n]
 
     @torch.no_grad()
-    def measure(self, network: PopulationMLP, parameters: Tensor, draws: Tensor, algorithm: str,
+    def measure(self, network: PopulationMLP, parameters: list[Tensor], draws: Tensor, algorithm: str,
                 bounds: Tensor) -> dict[str, list[float]]:
         """Every measurement of every member, ``name -> [M]``. Synchronises with the device.
 
         Args:
+            parameters: each ``[M, ...]``. draws: ``[M]``, the number of each member's data set.
             bounds: ``value_bound`` of each member ``[M]``.
         """
-        layers = network.layers(parameters)
-        outputs = population_outputs(network, layers, self.inputs, len(draws))  # [M, R, A]
+        outputs = population_outputs(network, parameters, self.inputs)  # [M, R, A]
         weights = self.weights[draws]  # [M, R, A]
         state_weights, logged = weights.sum(-1), weights > 0  # [M, R], [M, R, A]
         visited = logged.any(-1)  # [M, R]
@@ -77,13 +78,13 @@ class Diagnostics:
         if algorithm == "cql":
             health = torch.where((health == SOUND) & (found["q/max"] > bounds), RUNAWAY, health)
         found["health/diverged"] = health
-        unlogged = torch.where(logged, 0.0, outputs.softmax(-1)).sum(-1)
-        found["policy/unlogged_mass"] = (state_weights * unlogged).sum(-1)
+        ood_mass = torch.where(logged, 0.0, outputs.softmax(-1)).sum(-1)
+        found["policy/ood_mass"] = (state_weights * ood_mass).sum(-1)
         agreed = weights.gather(-1, greedy[..., None]).squeeze(-1)
         found["policy/action_mismatch_rate"] = 1 - agreed.sum(-1)
         found = {name: values.double().tolist() for name, values in found.items()}
         if self.mdp is not None:
-            found |= self._exact(population_outputs(network, layers, self.states, len(draws)).argmax(-1).cpu().numpy())
+            found |= self._exact(population_outputs(network, parameters, self.states).argmax(-1).cpu().numpy())
         for m, health in enumerate(found["health/diverged"]):
             if health == NOT_FINITE:  # the greedy action of a NaN is no action: nothing said of it would be true
                 for name in found.keys() - {"health/diverged"}:
@@ -103,17 +104,17 @@ def largest_rewards(dataset: OfflineDataset) -> tuple[float, float]:
     return tuple(float(dataset.rewards[among].max(initial=-np.inf)) for among in (ended, ~ended))
 
 
-def value_bound(rewards: tuple[float, float], alpha: float, gamma: float, td_loss: str) -> float:
-    """What no exact solution of the squared loss exceeds at a logged state; a learned value above it has run away.
+def value_bound(rewards: tuple[float, float], alpha: float, objective: Objective) -> float:
+    """What no exact solution of CQL(H) with a squared loss exceeds at a logged state; a learned value above it has run away.
 
     Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is r where the outcome terminates or
     leads to a state without data (value 0), else r + gamma max Q: so the largest value is at most the largest of the terms
-    below. Never below 0, about where networks start; with a margin of 5 % and 1 for minibatch noise. Infinite for the
-    Huber loss, whose solutions it does not bound. ``rewards`` are ``largest_rewards`` of the data.
+    below. Never below 0, about where networks start; with a margin of 5 % and 1 for minibatch noise. Infinite for any other
+    objective. ``rewards`` are ``largest_rewards`` of the data.
     """
-    if td_loss == "huber":
+    if objective.td_loss == "huber" or not objective.is_cql_h:
         return np.inf
-    alpha_half = alpha / 2 if td_loss == "mse" else alpha
+    gamma, alpha_half = objective.gamma, alpha / 2 if objective.td_loss == "mse" else alpha
     ends, step = (reward + alpha_half for reward in rewards)
     for_ever = -np.inf if step <= 0 else step / (1 - gamma) if gamma < 1 else np.inf
     return 1.05 * max(ends, step, for_ever, 0.0) + 1
@@ -141,9 +142,9 @@ def state_inputs(environment: gymnasium.Env) -> Tensor:
     return torch.arange(int(environment.observation_space.n))
 
 
-def population_outputs(network: PopulationMLP, layers, inputs: Tensor, members: int) -> Tensor:
+def population_outputs(network: PopulationMLP, parameters: list[Tensor], inputs: Tensor) -> Tensor:
     """The network of every member at the same inputs, ``[rows, …] -> [M, rows, A]``."""
-    return network.q_values(layers, inputs.expand(members, *inputs.shape))
+    return network.q_values(parameters, inputs.expand(len(parameters[0]), *inputs.shape))
 
 
 def greedy_policies(actions: np.ndarray, num_actions: int) -> np.ndarray:

@@ -1,20 +1,12 @@
-"""The paper on one page: discrete CQL(H) and Behaviour Cloning as pure functions of tensors.
+"""The paper on one page: the losses of discrete CQL(H) and Behaviour Cloning as pure functions of tensors.
 
     L_m = mean_B (Q(s,a) - y)^2  +  alpha_m * mean_B [ logsumexp_a' Q(s,a') - Q(s,a) ]
     y   = r + gamma * (1 - terminated) * max_a' Q_target(s',a')
 
-Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779, eq. 4. Two departures,
-both in the formula above: the squared error carries no 1/2 (``td_loss="half_mse"`` is the paper's, and makes alpha mean
-twice as much), and the backup is a plain max over a target network.
-
-Axes: ``M`` members, ``B`` transitions, ``A`` actions; further axes may lead (``[T, M, B, A]`` is T updates at once).
-Everything is averaged over ``B`` and never over ``M``. Two options serve batches in which observations come up again:
-
-- ``weights [M, B]`` sum to one over ``B`` and replace the mean;
-- ``actions=None`` makes every action of every row of ``q_values [M, R, A]`` an entry of the batch: weights and targets are
-  ``[M, A, R]``. With the share of each pair in the batch (0 for those not in it) and the mean target of its outcomes this is
-  the squared loss over the transitions, up to the spread of their targets around these means, in which Q does not occur.
-  No such mean exists for the Huber loss.
+Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779, eq. 4, but for two
+things: the squared error has no 1/2 (``td_loss="half_mse"`` is the paper's, and makes alpha mean twice as much), and
+the backup is a plain max over a target network. Axes: ``M`` members, ``B`` transitions, ``A`` actions. Losses are
+means over ``B``, never over ``M``; ``weights [M, B]``, which sum to one over ``B``, replace the mean.
 """
 
 from typing import NamedTuple
@@ -23,138 +15,96 @@ import torch
 from torch import Tensor
 
 TD_LOSSES = ("mse", "half_mse", "huber")
+LARGEST_ALPHA = 1e18  # above this, Adam's second moment overflows float32
+
+
+class Objective(NamedTuple):
+    """The CQL objective that all members share (alpha is per member). A new term is a field that is off by default."""
+
+    td_loss: str = "mse"  # of one TD error: mse, half_mse or huber
+    penalty: str = "logsumexp"  # the only one there is
+    double_q: bool = False  # whether the online network chooses the next action
+    gamma: float = 0.99  # discount factor
+
+    @property
+    def is_cql_h(self) -> bool:
+        """Whether this is the paper's CQL(H), whose exact solution is known: further fields have their defaults."""
+        return self == Objective(td_loss=self.td_loss, double_q=self.double_q, gamma=self.gamma)
+
+    @property
+    def loss_arguments(self) -> dict:
+        """Every field that ``cql_loss`` takes, by name, so that none can be left out; the others shape the target."""
+        return {name: value for name, value in self._asdict().items() if name not in ("double_q", "gamma")}
 
 
 class CQLTerms(NamedTuple):
-    """The parts of the objective, each ``[M]``: ``total = td + alpha * gap``."""
-
-    td: Tensor
-    gap: Tensor
-    total: Tensor
+    td: Tensor  # [M]
+    penalty: Tensor  # [M]
+    total: Tensor  # [M], td + alpha * penalty
 
 
 def td_target(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: float) -> Tensor:
-    """``y = r + gamma (1 - terminated) max_a' Q_target(s',a')``, all ``[M, B]``.
-
-    ``terminations`` masks the bootstrap; a truncated step is not terminated and does bootstrap.
-    """
+    """The target ``y`` from the value of each s', all ``[M, B]``. A truncated step is not terminated: it bootstraps."""
     _same_shape(rewards, terminations, next_values)
     return rewards + gamma * torch.where(terminations, 0.0, next_values)
 
 
-def td_error(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
-    """The loss of one TD residual ``Q(s,a) - y``, elementwise ``[M, B]``. ``huber`` has its knee at 1."""
-    _same_shape(q_taken, targets)
-    residual = q_taken - targets
+def td_losses(errors: Tensor, td_loss: str = "mse") -> Tensor:
+    """The loss of every TD error ``Q(s,a) - y``, elementwise. ``huber`` has its knee at 1."""
     if td_loss == "mse":
-        return residual**2
+        return errors**2
     if td_loss == "half_mse":
-        return 0.5 * residual**2
+        return 0.5 * errors**2
     if td_loss == "huber":
-        return torch.where(residual.abs() <= 1, 0.5 * residual**2, residual.abs() - 0.5)
+        return torch.where(errors.abs() <= 1, 0.5 * errors**2, errors.abs() - 0.5)
     raise ValueError(f"td_loss must be one of {', '.join(TD_LOSSES)}, not {td_loss!r}.")
 
 
-def td_error_slope(q_taken: Tensor, targets: Tensor, td_loss: str = "mse") -> Tensor:
-    """``td'``: the derivative of ``td_error`` with respect to Q(s,a), elementwise ``[M, B]``."""
-    _same_shape(q_taken, targets)
-    residual = q_taken - targets
-    if td_loss == "mse":
-        return 2 * residual
-    if td_loss == "half_mse":
-        return residual
-    if td_loss == "huber":
-        return residual.clamp(-1, 1)
-    raise ValueError(f"td_loss must be one of {', '.join(TD_LOSSES)}, not {td_loss!r}.")
+def conservative_penalty(q_values: Tensor, actions: Tensor, penalty: str = "logsumexp") -> Tensor:
+    """The penalty of every transition ``[M, B]``: ``-log softmax(Q)[a]``, the cross-entropy of BC with Q as logits."""
+    if penalty == "logsumexp":
+        return q_values.logsumexp(-1) - q_taken(q_values, actions)
+    raise ValueError(f"the penalty must be logsumexp, not {penalty!r}.")
 
 
-def conservative_gap(q_values: Tensor, actions: Tensor | None) -> Tensor:
-    """``logsumexp_a' Q(s,a') - Q(s,a)``, elementwise: ``[M, B, A], [M, B] -> [M, B]``.
-
-    It is ``-log softmax(Q)[a]``: the cross-entropy of Behaviour Cloning with Q as logits, never negative.
-    """
-    log_normaliser = q_values.logsumexp(-1)  # [M, R]
-    if actions is None:
-        return log_normaliser[..., None, :] - q_values.mT  # [M, A, R]
-    return log_normaliser - taken(q_values, actions)
-
-
-def cql_loss(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-             weights: Tensor | None = None) -> CQLTerms:
-    """The CQL(H) objective, term by term.
-
-    Args:
-        q_values: Q(s, .) of the logged states ``[M, B, A]``.
-        actions: the logged actions ``[M, B]``, integers, or None.
-        targets: ``td_target`` of the same transitions ``[M, B]``; no gradient flows through it.
-        alpha: the weight of the penalty ``[M]``, or of each update ``[T, M]``.
-        td_loss: ``mse`` | ``half_mse`` | ``huber``.
-        weights: see the top of the page, as for ``actions=None``.
-    """
-    axes = _batch_axes(actions)
-    td = batch_mean(td_error(taken(q_values, actions), targets, td_loss), weights, axes)  # [M]
-    gap = batch_mean(conservative_gap(q_values, actions), weights, axes)  # [M]
-    assert alpha.shape in (td.shape, td.shape[-1:]), (alpha.shape, td.shape)
-    return CQLTerms(td, gap, td + alpha * gap)
+def cql_loss(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
+             penalty: str = "logsumexp", weights: Tensor | None = None) -> CQLTerms:
+    """The terms of the CQL objective, from Q ``[M, B, A]`` and the logged actions and their targets ``[M, B]``."""
+    _same_shape(actions, targets)
+    td = batch_mean(td_losses(q_taken(q_values, actions) - targets, td_loss), weights)  # [M]
+    mean_penalty = batch_mean(conservative_penalty(q_values, actions, penalty), weights)  # [M]
+    _same_shape(td, alpha)
+    return CQLTerms(td, mean_penalty, td + alpha * mean_penalty)
 
 
-def cql_gradient(q_values: Tensor, actions: Tensor | None, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
+def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
                  weights: Tensor | None = None) -> Tensor:
-    """``d total / d Q`` in closed form, shaped as ``q_values``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
-    slope = td_error_slope(taken(q_values, actions), targets, td_loss)  # [M, B]
-    assert alpha.shape == slope.shape[:1], (alpha.shape, slope.shape)
-    alpha, weights = alpha.view(-1, *[1] * (slope.ndim - 1)), _weights(weights, targets)
-    return _gradient(q_values, actions, alpha * weights, (slope - alpha) * weights)
+    """``d total / d Q`` in closed form, ``[M, B, A]``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
+    _same_shape(actions, targets, actions if weights is None else weights)
+    _same_shape(actions[:, 0], alpha)
+    one_hot = torch.zeros_like(q_values).scatter(-1, actions[..., None], 1.0)  # 1_a
+    errors = (q_taken(q_values, actions) - targets)[..., None]  # [M, B, 1]
+    slopes = {"mse": 2 * errors, "half_mse": errors, "huber": errors.clamp(-1, 1)}[td_loss]  # td'
+    gradient = slopes * one_hot + alpha[:, None, None] * (q_values.softmax(-1) - one_hot)
+    return gradient / actions.shape[-1] if weights is None else gradient * weights[..., None]
 
 
-def bc_loss(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
+def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None) -> Tensor:
     """Behaviour Cloning: the mean cross-entropy of the logged actions, ``[M, B, A], [M, B] -> [M]``."""
-    return batch_mean(conservative_gap(logits, actions), weights, _batch_axes(actions))
+    return batch_mean(conservative_penalty(logits, actions), weights)
 
 
-def bc_gradient(logits: Tensor, actions: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """``d bc_loss / d logits`` in closed form, shaped as ``logits``: ``(softmax - 1_a) / B``."""
-    weights = _weights(weights, taken(logits, actions))
-    return _gradient(logits, actions, weights, -weights)
-
-
-def taken(q_values: Tensor, actions: Tensor | None) -> Tensor:
+def q_taken(q_values: Tensor, actions: Tensor) -> Tensor:
     """``Q(s, a)`` at the logged action: ``[M, B, A], [M, B] -> [M, B]``."""
-    if actions is None:
-        return q_values.mT  # [M, A, R]
     _same_shape(q_values[..., 0], actions)
     return q_values.gather(-1, actions[..., None]).squeeze(-1)
 
 
-def batch_mean(values: Tensor, weights: Tensor | None, axes: int | tuple[int, int] = -1) -> Tensor:
-    """Mean over the batch of each member, or the weighted sum: ``[M, B] -> [M]``; of pairs, over ``axes`` (-2, -1)."""
-    assert values.ndim >= 2, values.shape
-    if weights is None:
-        return values.mean(axes)
-    _same_shape(values, weights)
-    return (values * weights).sum(axes)
+def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the batch of each member, or the weighted sum: ``[M, B] -> [M]``."""
+    assert weights is None or weights.shape == values.shape
+    return values.mean(-1) if weights is None else (values * weights).sum(-1)
 
 
-def _batch_axes(actions: Tensor | None) -> int | tuple[int, int]:
-    return (-2, -1) if actions is None else -1
-
-
-def _weights(weights: Tensor | None, like: Tensor) -> Tensor:
-    """``[M, B]``."""
-    if weights is None:
-        return like.new_full((1, 1), 1 / like.shape[-1]).expand(like.shape)
-    _same_shape(like, weights)
-    return weights
-
-
-def _gradient(q_values: Tensor, actions: Tensor | None, penalty: Tensor, at_taken: Tensor) -> Tensor:
-    """``sum_B [ penalty softmax Q + at_taken 1_a ]``, the shares in the batch being in the two: ``[M, R, A]``."""
-    p = q_values.mT.softmax(-2)  # [M, A, R]: fastest where the axis summed over is not the innermost
-    if actions is None:
-        return p.mul_(penalty.sum(-2, keepdim=True)).add_(at_taken).mT
-    return p.mul_(penalty[..., None, :]).scatter_add_(-2, actions[..., None, :], at_taken[..., None, :]).mT
-
-
-def _same_shape(first: Tensor, *others: Tensor) -> None:
-    for other in others:  # silent broadcasting is the enemy: [M] against [M, B] would train, and train wrongly
-        assert other.shape == first.shape, (first.shape, other.shape)
+def _same_shape(first: Tensor, *others: Tensor) -> None:  # silent broadcasting would train, and train wrongly
+    assert all(other.shape == first.shape for other in others), [first.shape, *(other.shape for other in others)]

@@ -10,36 +10,73 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
+from cql.config import Config
 from cql.files import whole_file
-from cql.population import Member
+from cql.members import Member
 from cql.runs import RunError
 
 METRICS = {  # name -> (algorithms, meaning); means over the interval for losses, the moment's value for the rest
-    "losses/td": ("cql", "mean over updates and batch of the TD error, (Q(s,a) - y)^2 by default"),
-    "losses/conservative_gap": ("cql", "mean over updates and batch of logsumexp_a' Q(s,a') - Q(s,a)"),
-    "losses/total": ("cql", "losses/td + alpha * losses/conservative_gap: what is minimised"),
+    "losses/td": ("cql", "mean over updates and batch of the TD loss, (Q(s,a) - y)^2 by default"),
+    "losses/penalty": ("cql", "mean over updates and batch of the conservative penalty, logsumexp_a' Q(s,a') - Q(s,a)"),
+    "losses/total": ("cql", "losses/td + alpha * losses/penalty: what is minimised"),
     "losses/cross_entropy": ("bc", "mean over updates and batch of -log softmax(logits)[a]: what BC minimises"),
     "q/data_mean": ("cql", "mean over the data of Q(s,a)"),
     "q/max_mean": ("cql", "mean over the data of max_a Q(s,a)"),
     "q/max": ("cql", "largest max_a Q(s,a) at a logged state"),
     "q/start": ("cql", "mean over first observations of episodes of max_a Q(s,a): the value it promises"),
-    "policy/unlogged_mass": ("cql bc", "mean over the data of the softmax mass on actions never logged in that state"),
+    "policy/ood_mass": ("cql bc", "mean over the data of the softmax mass on out-of-distribution actions, those never logged in the state"),
     "policy/action_mismatch_rate": ("cql bc", "share of transitions whose logged action is not the greedy one"),
     "exact/return": ("cql bc", "exact undiscounted return of the greedy policy over the episode"),
     "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
     "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
     "health/diverged": ("cql bc", "1: q/max is above what the exact solution can reach; 2: outputs are not finite; 0: neither"),
-    "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or what was learned of it by --gap-threshold"),
+    "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or what was learned of it by --penalty-threshold"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
 }
+LOSS_TERMS = {"cql": ("losses/td", "losses/penalty", "losses/total"), "bc": ("losses/cross_entropy",)}  # as trainers yield them
 TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab
 HEADER = "step,member,metric,value\n"
 EVENT_FILE = "events.out.tfevents.0.glassbox-cql"  # one file a member, its name fixed, so that a resume finds it
+
+
+class LossSums:
+    """The loss terms of the updates since the last log entry."""
+
+    def __init__(self, algorithm: str, members: int, device: torch.device):
+        self.names = LOSS_TERMS[algorithm]
+        self.sums = [torch.zeros(members, device=device) for _ in self.names]
+        self.updates = 0
+
+    def add(self, terms: tuple[Tensor, ...], updates: int) -> None:
+        """``terms``: sums over so many updates, each ``[M]``."""
+        torch._foreach_add_(self.sums, terms)
+        self.updates += updates
+
+    def take_means(self) -> dict[str, list[float]]:
+        """The mean of every term over the updates, ``name -> [M]``; afterwards there are none."""
+        means = {name: (total.double() / max(self.updates, 1)).tolist() for name, total in zip(self.names, self.sums)}
+        torch._foreach_zero_(self.sums)
+        self.updates = 0
+        return means
+
+    def contents(self) -> list:
+        """For a checkpoint."""
+        return [*(total.cpu() for total in self.sums), self.updates]
+
+    def restore(self, contents: list) -> None:
+        """Takes over ``contents``. Raises ValueError if they are of other sums."""
+        *sums, updates = contents
+        if type(updates) is not int or not 0 <= updates < 2**53 or [total.shape for total in sums] != [total.shape for total in self.sums]:
+            raise ValueError("these are the contents of other sums")
+        torch._foreach_copy_(self.sums, sums)
+        self.updates = updates
 
 
 class MetricsLog:
@@ -77,8 +114,11 @@ class MetricsLog:
         with open(self.csv, "a") as file:
             file.write(text.getvalue())
 
-    def start(self, members: list[Member], settings: dict) -> None:
+    def start(self, members: list[Member], config: Config) -> None:
         """The first records of each member: file version, and its settings as one trial of the hyperparameters tab."""
+        names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon", "episodes")
+        settings = {name: getattr(config, name) for name in names} | {
+            "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
         for member in members:
             trial = {**settings, "algorithm": member.algorithm, "seed": member.seed, "data_seed": member.data_seed}
             if member.alpha is not None:

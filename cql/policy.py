@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cql.files import write_whole
-from cql.networks import Layer, PopulationMLP
+from cql.network import PopulationMLP
 from cql.runs import RunError, archive_bytes, load_archive
 
-FORMAT = 2
+FORMAT = 3
 AT_ONCE = 2**16  # states that the network reads at once
 MAX_PARAMETERS, MAX_TABLE = 2**31, 2**28  # numbers
 
@@ -20,12 +20,12 @@ class Policy:
 
     Attributes:
         algorithm: ``cql`` or ``bc``; alpha, seed, data_seed: which member it is (alpha None for BC).
-        network: shapes; layers: its parameters with a member axis of length 1.
+        network: shapes; parameters: in the order of its ``shapes``, with a member axis of length 1.
     """
 
-    def __init__(self, network: PopulationMLP, layers: list[Layer], algorithm: str, alpha: float | None, seed: int,
+    def __init__(self, network: PopulationMLP, parameters: list[Tensor], algorithm: str, alpha: float | None, seed: int,
                  data_seed: int):
-        self.network, self.layers = network, layers
+        self.network, self.parameters = network, parameters
         self.algorithm, self.alpha, self.seed, self.data_seed = algorithm, alpha, seed, data_seed
 
     @classmethod
@@ -33,7 +33,7 @@ class Policy:
         """Raises RunError, one sentence, for a file that is missing, damaged or no policy."""
         try:
             return cls._from_contents(load_archive(path))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{path} is no policy of this project ({type(error).__name__}: {error}).") from None
@@ -42,11 +42,7 @@ class Policy:
         """One ``.pt`` of tensors and plain values, written whole; equal policies give equal bytes."""
         space = ({"type": "Discrete", "n": self.network.inputs} if self.network.discrete
                  else {"type": "Box", "shape": [self.network.inputs]})
-        parameters = {}
-        for n, layer in enumerate(self.layers):
-            parameters[f"layers.{n}.weight"] = layer.weight[0].detach().cpu().clone()
-            if layer.bias is not None:
-                parameters[f"layers.{n}.bias"] = layer.bias[0, 0].detach().cpu().clone()
+        parameters = {name: tensor[0].detach().cpu().clone() for name, tensor in zip(self.network.shapes, self.parameters)}
         write_whole(path, archive_bytes({
             "format": FORMAT, "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed,
             "data_seed": self.data_seed, "observation_space": space, "num_actions": self.network.outputs,
@@ -58,6 +54,10 @@ class Policy:
             raise ValueError(f"format {contents['format']!r} is not known")
         if contents["algorithm"] not in ("cql", "bc"):
             raise ValueError(f"algorithm {contents['algorithm']!r} is not known")
+        alpha, seeds = contents["alpha"], (contents["seed"], contents["data_seed"])
+        if not all(type(seed) is int for seed in seeds) or (
+                contents["algorithm"] == "cql" and type(alpha) not in (int, float)):
+            raise ValueError("it does not say which member it is")
         space, hidden = contents["observation_space"], contents["hidden"]
         discrete = space["type"] == "Discrete"
         inputs = space["n"] if discrete else space["shape"][0]
@@ -67,23 +67,19 @@ class Policy:
         if discrete and inputs * contents["num_actions"] > MAX_TABLE:
             raise ValueError(f"{inputs} states of {contents['num_actions']} actions are too many")
         network = PopulationMLP(inputs, contents["num_actions"], tuple(hidden), discrete)
-        expected = _shapes(network)
         parameters = contents["parameters"]
-        if parameters.keys() != expected.keys():
+        if parameters.keys() != network.shapes.keys():
             raise ValueError("its parameters do not fit its sizes")
-        for name, shape in expected.items():
+        for name, shape in network.shapes.items():
             tensor = parameters[name]
             if tensor.shape != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} is not {list(shape)} finite float32")
-        layers = [Layer(parameters[f"layers.{n}.weight"][None],
-                        parameters[f"layers.{n}.bias"][None, None] if f"layers.{n}.bias" in expected else None)
-                  for n in range(len(network.sizes))]
-        return cls(network, layers, contents["algorithm"], contents["alpha"], contents["seed"], contents["data_seed"])
+        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], contents["alpha"], contents["seed"], contents["data_seed"])
 
     @property
     def finite(self) -> bool:
         """Whether every parameter is a finite number; what is not is never saved."""
-        return all(bool(torch.isfinite(tensor).all()) for layer in self.layers for tensor in layer if tensor is not None)
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.parameters)
 
     def act(self, observation):
         """The greedy action, ties to the lowest: an int, or ``[B]`` int64 for a batch."""
@@ -124,15 +120,15 @@ class Policy:
     def _table(self) -> Tensor:
         """Outputs at every state, ``[S, A]``."""
         states = torch.arange(self.network.inputs)[None]
-        return torch.cat([self.network.q_values(self.layers, part)[0] for part in states.split(AT_ONCE, -1)])
+        return torch.cat([self.network.q_values(self.parameters, part)[0] for part in states.split(AT_ONCE, -1)])
 
     @torch.no_grad()
     def _read_in_float64(self, observations: Tensor) -> Tensor:
-        return self.network.q_values(self._layers_in_float64, observations[None].double())[0].float()
+        return self.network.q_values(self._parameters_in_float64, observations[None].double())[0].float()
 
     @cached_property
-    def _layers_in_float64(self) -> list[Layer]:
-        return [Layer(*(None if tensor is None else tensor.double() for tensor in layer)) for layer in self.layers]
+    def _parameters_in_float64(self) -> list[Tensor]:
+        return [tensor.double() for tensor in self.parameters]
 
     def _batched(self, array: np.ndarray) -> tuple[Tensor, bool]:
         if self.network.discrete:
@@ -150,12 +146,3 @@ class Policy:
         if not np.isfinite(vectors).all():
             raise ValueError("an observation holds NaN or infinite numbers.")
         return torch.from_numpy(vectors), array.ndim == 1
-
-
-def _shapes(network: PopulationMLP) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for n, (_, o) in enumerate(network.sizes):
-        shapes[f"layers.{n}.weight"] = network.weight_shape(n)
-        if n or not network.discrete:
-            shapes[f"layers.{n}.bias"] = (o,)
-    return shapes

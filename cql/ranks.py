@@ -11,6 +11,7 @@ timeout would bound how unequal ranks may be, and ``broadcast_object_list`` unpi
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -111,6 +112,21 @@ class Ranks:
     def reason(self) -> str:
         """Why the job ends; empty if it does not, or by a signal."""
         return self._ending[0] if self._ending else ""
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Within it, SIGINT and SIGTERM only stop the job, which the loop that trains notices."""
+        previous = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, lambda *_: self.stop())
+        except ValueError:  # not the main thread: leave signals to it
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     # --------------------------------------------------------------------------------------------- signs of life
 

@@ -27,7 +27,7 @@ import torch
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
 from cql.files import write_whole
-from cql.population import Member
+from cql.members import Member
 
 MANIFEST = "manifest.json"
 DERIVED = ("evaluation.json", "results.csv", "audit.json", "statistics.json", "selection.json", "report.html", "figures/",

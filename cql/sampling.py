@@ -1,7 +1,7 @@
 """Transitions on the device, and the minibatches drawn from them.
 
 The draw is a pure function of (training seed, update, position in the batch): no generator state, so a run resumes at
-any update, members that share a seed see the same uniform numbers whatever stands beside them, and every device draws
+any update, members that share a seed see the same uniform numbers whoever is trained beside them, and every device draws
 the same. The mixing function is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
 generators"), used as a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
@@ -16,23 +16,24 @@ from cql.dataset import OfflineDataset, number_rows
 
 
 class Batch(NamedTuple):
-    """One batch of every member; ``observations`` and ``next_observations`` are row numbers of ``Transitions.observations``."""
+    """The same number of transitions for each member."""
 
-    observations: Tensor  # [M, B] int64
-    actions: Tensor | None  # [M, B] int64; None: every action of every row of the network's input (``cql.losses``)
+    observations: Tensor  # [M, B] int64 state indices or [M, B, n] float32; row numbers where a method says so
+    actions: Tensor  # [M, B] int64
     rewards: Tensor  # [M, B] float32
-    next_observations: Tensor  # [M, B] int64
+    next_observations: Tensor  # as observations
     terminations: Tensor  # [M, B] bool
-    weights: Tensor | None = None  # [M, B] float32 summing to one over B, of pairs [M, A, R]; None is the plain mean
-    rows: Tensor | None = None  # [M, B] int64, where in the network's input each observation stands; None: at its own place
+    weights: Tensor | None = None  # [M, B] float32, summing to one over B; the plain mean without
 
 
 class Transitions:
-    """The transitions of one or more data draws, stored once, shared by all members.
+    """The transitions of one or more data sets, stored once, shared by all members.
 
     ``observations`` is the table of distinct observations ``[U]`` (Discrete: the states themselves) or ``[U, n]``; the
-    draws' transitions stand one draw after the other and name observations by their row. ``logged [R]`` are the rows that
-    were acted in: what the network reads of a full batch.
+    data sets stand one after the other and name observations by their row.
+
+    Args:
+        compress: keep every distinct transition once with its share of the data set, as ``full_batch`` needs it.
     """
 
     def __init__(self, datasets: list[OfflineDataset], device: torch.device, compress: bool):
@@ -48,35 +49,51 @@ class Transitions:
         self.observations = torch.from_numpy(table).to(device)
         self.rows = torch.from_numpy(rows.astype(np.int32)).to(device)
         self.next_rows = torch.from_numpy(next_rows.astype(np.int32)).to(device)
-        self.logged = torch.from_numpy(np.unique(rows)).to(device)
         self.actions = column("actions", torch.int32)
         self.rewards = column("rewards", torch.float32)
         self.terminations = column("terminations", torch.bool)
         self.weights = None
         if compress:
             self.weights = torch.from_numpy(np.concatenate([part.weights for part in parts])).to(device, torch.float32)
-        self.lengths = torch.tensor(lengths, device=device)  # [draws]
-        self.offsets = self.lengths.cumsum(0) - self.lengths  # [draws]
+        self.lengths = torch.tensor(lengths, device=device)  # [data sets]
+        self.offsets = self.lengths.cumsum(0) - self.lengths  # [data sets]
 
-    def gather(self, index: Tensor) -> Batch:
-        """The transitions at ``index [..., M, B]``."""
+    def minibatch(self, draws: Tensor, seeds: Tensor, update: int, batch_size: int) -> Batch:
+        """The transitions that each member trains on in one update, drawn with replacement from its own data set.
+
+        Args:
+            draws: ``[M]``, the number of the data set of each member. seeds: ``[M]``, the training seed of each member.
+        """
+        uniforms = uniform_bits(seeds, torch.tensor([update], device=seeds.device), batch_size)[0]  # [M, B]
+        return self._read(self.at(self.minibatch_indices(draws, uniforms)))
+
+    def full_batch(self, draws: Tensor) -> Batch:
+        """All distinct transitions of each member's data set with their shares."""
+        return self._read(self.every(draws))
+
+    def at(self, index: Tensor) -> Batch:
+        """The transitions at ``index [..., M, B]``, observations as row numbers of the table."""
         return Batch(self.rows[index].long(), self.actions[index].long(), self.rewards[index],
                      self.next_rows[index].long(), self.terminations[index])
 
-    def minibatch_indices(self, draws: Tensor, uniforms: Tensor) -> Tensor:
-        """``offset + floor(u D)`` of each member's own draw: ``[M], [..., M, B] -> [..., M, B]``; u in units of 2^-32."""
-        return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
-
-    def full_batch(self, draws: Tensor) -> Batch:
-        """All distinct transitions of each member's draw ``[M, N]``, ``rows`` being places among ``logged``; shorter draws
-        are padded with weight 0."""
+    def every(self, draws: Tensor) -> Batch:
+        """``full_batch`` with observations as row numbers of the table. Shorter data sets are filled up with weight
+        0."""
         length = int(self.lengths[draws].max())
         position = torch.arange(length, device=draws.device)  # [N]
         inside = position < self.lengths[draws][:, None]  # [M, N]
         index = self.offsets[draws][:, None] + torch.where(inside, position, 0)
-        batch = self.gather(index)
-        return batch._replace(weights=torch.where(inside, self.weights[index], 0.0),
-                              rows=torch.searchsorted(self.logged, batch.observations))
+        return self.at(index)._replace(weights=torch.where(inside, self.weights[index], 0.0))
+
+    def minibatch_indices(self, draws: Tensor, uniforms: Tensor) -> Tensor:
+        """``offset + floor(u D)`` in each member's own data set: ``[M], [..., M, B] -> [..., M, B]``; u in units of
+        2^-32."""
+        return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
+
+    def _read(self, batch: Batch) -> Batch:
+        """The observations themselves in place of their row numbers."""
+        return batch._replace(observations=self.observations[batch.observations],
+                              next_observations=self.observations[batch.next_observations])
 
 
 def uniform_bits(seeds: Tensor, steps: Tensor, batch_size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -11,13 +12,19 @@ import evaluate
 import train
 from cql import runs
 from cql.analysis import audit, logged
-from cql.collect import environment_spec, exact_model, generate_offline_episodes, make_environment
+from cql.collect import (
+    environment_spec,
+    exact_model,
+    generate_offline_episodes,
+    make_environment,
+)
 from cql.config import Config
 from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import state_inputs
 from cql.exact import phase
-from cql.exact.oracle import certificate
+from cql.exact.oracle import certificate, cql_fixed_point
 from cql.exact.tabular import policy_evaluation
+from cql.losses import Objective
 from cql.policy import Policy
 from cql.runs import RunFolder
 
@@ -59,7 +66,7 @@ def exact_of(run, draw=0):
     config = run.config()
     dataset = run.datasets(config)[draw]
     environment = make_environment(dataset.metadata["environment"])
-    return audit.Exact(dataset, environment, exact_model(environment), config.gamma, config.td_loss, config.alpha)
+    return audit.Exact(dataset, environment, exact_model(environment), config.objective, config.alpha)
 
 
 # --------------------------------------------------------------------------------------------------- against the oracle
@@ -71,7 +78,7 @@ def test_the_linear_network_reaches_the_oracle(linear, linear_audit):
     for entry in linear_audit["members"][1:]:
         assert entry["distance"]["max_share"] < 0.01, entry["alpha"]
         assert entry["greedy_as_oracle_where_clear"] == 1 and entry["clear_states"] > 0.7 * exact.seen.sum()
-        assert entry["oracle"]["certified"] and entry["unlogged_mass"]["max"] < 0.05
+        assert entry["oracle"]["certified"] and entry["ood_mass"]["max"] < 0.05
         assert entry["start"]["value_estimate"] == pytest.approx(entry["start"]["oracle_value"], abs=0.1)
     assert [entry["alpha"] for entry in linear_audit["members"]] == [None, *ALPHAS]
 
@@ -155,7 +162,7 @@ def crossing(hazard_logs, safe_logs):
 def test_the_hazard_certificate_where_the_formula_is_exact(alpha):
     """Safe share 1 %: the hazard is preferred from alpha_half = 2 * 148.5 / (100 - 1 / 0.99) = 3.0003 on."""
     dataset, environment = crossing(99, 1)
-    exact = audit.Exact(dataset, environment, exact_model(environment), 0.99, "mse", [alpha])
+    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [alpha])
     down_everywhere = np.tile([0.0, 1.0, 0.0, 0.0], (4, 1))
     found = audit.audit_cql(exact, down_everywhere, alpha)[0]["hazard"]
     assert found["states_with_logged_hazard_action"] == 1 and found["states_by_network"] == 0
@@ -166,15 +173,15 @@ def test_the_hazard_certificate_where_the_formula_is_exact(alpha):
     if chosen:
         assert found["states"] == [{"state": 0, "hazard_action": 3, "by_oracle": True, "by_network": False, "safe_action": 1,
                                     "safe_share": pytest.approx(0.01), "needed_share": pytest.approx(needed)}]
-    flip = phase.flip_points(exact.empirical, exact.counts, phase.curve(
-        exact.mdp, exact.empirical, exact.counts, [1.0, 100.0], 0.99, 10), 0.99)
+    solve = partial(cql_fixed_point, exact.empirical, exact.counts, gamma=0.99)
+    flip = phase.flip_points(phase.curve(exact.mdp, exact.counts, solve, [1.0, 100.0], 0.99, 10), solve)
     assert [(f.state, f.before, f.after) for f in flip] == [(0, 1, 3)]
     assert flip[0].alpha == pytest.approx(4 * 148.5 / (100 - 1 / 0.99), rel=1e-4)
 
 
 def test_a_network_that_walks_into_a_hazard_is_certified_too():
     dataset, environment = crossing(1, 99)
-    exact = audit.Exact(dataset, environment, exact_model(environment), 0.99, "mse", [1.0])
+    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [1.0])
     summary, _ = audit.audit_cql(exact, np.tile([0.0, 1.0, 0.0, 5.0], (4, 1)), 1.0)
     assert [(s["state"], s["by_oracle"], s["by_network"]) for s in summary["hazard"]["states"]] == [(0, False, True)]
     assert summary["network"] == {"return": -100, "hazard_probability": 1}
@@ -188,14 +195,14 @@ def test_a_network_that_walks_into_a_hazard_is_certified_too():
 
 def test_cloning_is_measured_against_the_counts():
     dataset, environment = crossing(1, 3)
-    exact = audit.Exact(dataset, environment, exact_model(environment), 0.99, "mse", [])
+    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [])
     p = np.array([[0, 0.75, 0, 0.25], [0.25] * 4, [0, 0, 0, 1.0], [0.25] * 4])
     found = audit.audit_bc(exact, p)
     assert found["kl_mean"] == 0 and found["total_variation_max"] == 0 and found["greedy_as_counts"] == 1
     p[0] = [0.25, 0.25, 0.25, 0.25]
     found = audit.audit_bc(exact, p)
     assert found["kl_mean"] == pytest.approx(4 / 9 * (0.75 * np.log(3) + 0.25 * np.log(1)))
-    assert found["total_variation_max"] == pytest.approx(0.5) and found["unlogged_mass"] == pytest.approx(4 / 9 * 0.5)
+    assert found["total_variation_max"] == pytest.approx(0.5) and found["ood_mass"] == pytest.approx(4 / 9 * 0.5)
 
 
 # ------------------------------------------------------------------------------------------------- the command, wrong use

@@ -6,7 +6,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import MAPS, SafetyCriticalGridWorld, generate_random_map, safe_behavior_policy
+from envs import (
+    MAPS,
+    SafetyCriticalGridWorld,
+    generate_random_map,
+    safe_behavior_policy,
+)
 
 STEPS = {0: (-1, 0), 1: (1, 0), 2: (0, -1), 3: (0, 1)}  # up, down, left, right
 

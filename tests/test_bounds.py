@@ -17,11 +17,18 @@ from cql.exact.bounds import (
     trained_estimates,
 )
 from cql.exact.oracle import alpha_zero_limit, cql_fixed_point
-from cql.exact.tabular import TabularMDP, bellman_backup, evaluate_policies, greedy_policy, policy_evaluation, state_value
+from cql.exact.tabular import (
+    TabularMDP,
+    bellman_backup,
+    evaluate_policies,
+    greedy_policy,
+    policy_evaluation,
+    state_value,
+)
 from cql.exact.theorems import covered, models_of, penalty, true_model_of
-from cql.networks import Layer, PopulationMLP
+from cql.members import all_members
+from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.population import all_members
 from cql.runs import RunFolder
 
 
@@ -183,8 +190,8 @@ def test_a_run_gives_rows_for_its_networks(tmp_path, capsys):
     run = RunFolder.create(str(tmp_path / "run"), config, datasets)
     tables = torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 1, 225, 4)
     for member in all_members(config):
-        layers = [Layer(tables[member.seed - config.seed].clone(), None)]
-        Policy(PopulationMLP(225, 4, (), True), layers, **vars(member)).save(run.policy_path(member.name))
+        parameters = [tables[member.seed - config.seed].clone()]
+        Policy(PopulationMLP(225, 4, (), True), parameters, **vars(member)).save(run.policy_path(member.name))
     assert bounds.main([str(run.path), "--alpha", "6"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("trained")]
     true = policy_evaluation(true_model_of(datasets[0]), np.eye(4)[np.zeros(225, int)], 0.99)[0][0]   # always up

@@ -137,8 +137,8 @@ BAD_COMMANDS = [
     (["--resume", "nothing"], "nothing is no run folder"), (["--map", "random:25"], "needs --max-episode-steps"),
     (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
     (["--resume", ".", "--alpha", "1"], "give no others"), (["--batch-size", "1000000"], "is larger than the data set"),
-    (["--gap-threshold", "0.1"], "--gap-threshold 0.1 must be above 0.66"), (["--gap-threshold", "nan"], "finite number"),
-    (["--gap-threshold", "2", "--alpha", "0", "1"], "give --alpha of at least 1e-18 to start from"),
+    (["--penalty-threshold", "0.1"], "--penalty-threshold 0.1 must be above 0.66"), (["--penalty-threshold", "nan"], "finite number"),
+    (["--penalty-threshold", "2", "--alpha", "0", "1"], "give --alpha of at least 1e-18 to start from"),
     (["--hidden", "10000000", "10000000"], "this population needs"), (["--map", "random:60000"], "at most 1000 cells"),
     (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "at most 1e+18"),
     (["--env", "this:Foo-v0", "--dataset", "PLAIN"], "names a module"),
@@ -239,4 +239,4 @@ def test_help_reads_well(capsys):
         train.main(["--help"])
     printed = capsys.readouterr().out
     assert stop.value.code == 0 and "(default 0.22)" in printed and "weight(s) of the conservative penalty" in printed
-    assert "--gap-threshold TAU" in printed and "constant Q has log A" in " ".join(printed.split())
+    assert "--penalty-threshold TAU" in printed and "constant Q has log A" in " ".join(printed.split())

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cql.config import Config, ConfigError, add_arguments, from_arguments, given
-from cql.population import Member, all_members, members, slices
+from cql.members import Member, all_members, members, slices
 
 
 def parsed(*argv):
@@ -20,8 +20,8 @@ def test_every_flag_of_the_contract_is_there_and_documented():
     add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings if action.help}
     for flag in ("--env --map --slip --observation --episodes --epsilon --data-seed --dataset --alpha --seed --num-seeds "
-                 "--num-datasets --bc-steps --steps --batch-size --lr --precision --gamma --hidden --target-interval --td-loss "
-                 "--double-q --gap-threshold --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
+                 "--num-datasets --bc-steps --steps --batch-size --lr --trainer --gamma --hidden --target-interval --td-loss "
+                 "--double-q --penalty-threshold --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
         assert flag in flags
 
 
@@ -41,7 +41,7 @@ def test_arguments_become_settings():
 
 def test_config_reads_back():
     config = Config(alpha=(0.1, 6.0), hidden=(), batch_size="full", map="blocks", double_q=True, max_episode_steps=90,
-                    gap_threshold=1.2)
+                    penalty_threshold=1.2)
     assert Config.from_json(config.to_json()) == config
 
 
@@ -51,8 +51,8 @@ def test_config_reads_back():
     (dict(alpha=(float("inf"),)), "--alpha must be finite"),
     (dict(alpha=()), "--alpha needs at least one value"),
     (dict(alpha=(1.0, 1.0)), "--alpha names a value twice"),
-    (dict(gap_threshold=float("inf")), "--gap-threshold must be a finite number"),
-    (dict(gap_threshold=1.0, alpha=(0.0, 6.0)), "give --alpha of at least 1e-18"),
+    (dict(penalty_threshold=float("inf")), "--penalty-threshold must be a finite number"),
+    (dict(penalty_threshold=1.0, alpha=(0.0, 6.0)), "give --alpha of at least 1e-18"),
     (dict(slip=1.5), r"--slip must lie in \[0, 1\]"),
     (dict(slip=float("nan")), "--slip must be a finite number"),
     (dict(epsilon=-0.1), "--epsilon must lie in"),
@@ -65,6 +65,7 @@ def test_config_reads_back():
     (dict(steps=0, bc_steps=0), "leave nothing to train"),
     (dict(steps=-1), "--steps must not be negative"),
     (dict(hidden=(8, 0)), "--hidden takes widths of at least 1"),
+    (dict(trainer="slow"), "--trainer must be one of fast, plain"),
     (dict(td_loss="mae"), "--td-loss must be one of"),
     (dict(observation="pixels"), "--observation must be index or coordinates"),
     (dict(seed=-1), "--seed must lie between 0"),
@@ -81,7 +82,7 @@ def test_settings_that_cannot_be_used(setting, sentence):
     (lambda c: json.dumps({k: v for k, v in c.items() if k != "lr"}), "lacks"),
     (lambda c: json.dumps(c | {"lr": "fast"}), "lr is 'fast'"), (lambda c: json.dumps(c | {"steps": 1.5}), "steps is 1.5"),
     (lambda c: json.dumps(c | {"steps": True}), "steps is True"), (lambda c: json.dumps(c | {"alpha": 6}), "alpha is 6"),
-    (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"), (lambda c: json.dumps(c | {"gap_threshold": "1"}), "gap_threshold is '1'"),
+    (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"), (lambda c: json.dumps(c | {"penalty_threshold": "1"}), "penalty_threshold is '1'"),
     (lambda c: json.dumps(c | {"double_q": 0}), "double_q is 0"),
     (lambda c: json.dumps(c | {"dataset": 3}), "dataset is 3"), (lambda c: json.dumps(c | {"lr": -1}), "--lr must be positive"),
 ])

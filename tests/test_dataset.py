@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import envs
-from cql.collect import datasets_for, environment_of, environment_spec, generate_offline_episodes, make_environment, summary
+from cql.collect import (
+    datasets_for,
+    environment_of,
+    environment_spec,
+    generate_offline_episodes,
+    make_environment,
+    summary,
+)
 from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset, number_rows, state_action_counts
 from cql.exact.tabular import TabularMDP, evaluate_policies

@@ -10,7 +10,7 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.diagnostics import greedy_policies
 from cql.exact.tabular import TabularMDP, evaluate_policies
-from cql.networks import PopulationMLP
+from cql.network import PopulationMLP
 from cql.policy import Policy
 from tests.test_training import run_of
 
@@ -18,8 +18,8 @@ from tests.test_training import run_of
 def policy_of(actions, num_actions=4, algorithm="bc") -> Policy:
     """A table policy that takes these actions, ``[S]``."""
     network = PopulationMLP(len(actions), num_actions, (), discrete=True)
-    flat = torch.nn.functional.one_hot(torch.as_tensor(actions), num_actions).float().flatten()
-    return Policy(network, network.layers(flat), algorithm, None, 0, 0)
+    table = torch.nn.functional.one_hot(torch.as_tensor(actions), num_actions).float()[None]
+    return Policy(network, [table], algorithm, None, 0, 0)
 
 
 def test_rollouts_agree_with_the_exact_values_within_their_error():

@@ -20,9 +20,9 @@ from cql.deploy.model import Model
 from cql.deploy.reasons import UNSAFE, Explainer
 from cql.deploy.words import number, odds, percent, times
 from cql.exact.oracle import cql_fixed_point
-from cql.networks import Layer, PopulationMLP
+from cql.members import Member
+from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.population import Member
 from cql.runs import RunError
 
 
@@ -34,7 +34,7 @@ def model(deployable):
 def table_policy(q, algorithm="cql", alpha=6.0):
     """A network that is the table q [S, A]."""
     q = torch.tensor(q, dtype=torch.float32)
-    return Policy(PopulationMLP(*q.shape, (), True), [Layer(q[None], None)], algorithm, alpha, 42, 42)
+    return Policy(PopulationMLP(*q.shape, (), True), [q[None]], algorithm, alpha, 42, 42)
 
 
 def small_model(q, td_loss="mse", algorithm="cql", alpha=4.0, gamma=0.5):

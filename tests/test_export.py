@@ -16,12 +16,18 @@ import torch
 
 from cql.dataset import OfflineDataset
 from cql.deploy import export as exporting
-from cql.deploy.export import FORMATS, TOLERANCE, export, largest_difference, observations_of, program
+from cql.deploy.export import (
+    FORMATS,
+    TOLERANCE,
+    export,
+    largest_difference,
+    observations_of,
+    program,
+)
 from cql.deploy.model import Model
 from cql.deploy.store import Registry
-from cql.networks import PopulationMLP
+from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.population import Member
 from cql.runs import RunError, sha256
 
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
@@ -32,7 +38,7 @@ SHAPES = {  # inputs, outputs, hidden, discrete
 
 def policy_of(shape, algorithm="cql"):
     network = PopulationMLP(*SHAPES[shape])
-    return Policy(network, network.layers(network.initial([3])), algorithm, 6.0 if algorithm == "cql" else None, 42, 43)
+    return Policy(network, network.initial([3]), algorithm, 6.0 if algorithm == "cql" else None, 42, 43)
 
 
 @lru_cache
@@ -76,7 +82,7 @@ class TestOnePolicy:
     def test_ties_go_to_the_lowest(self, form):
         _, make, runner_of = form
         network = PopulationMLP(2, 3, (), discrete=True)
-        policy = Policy(network, network.layers(torch.tensor([1.0, 2.0, 2.0, 5.0, 5.0, 5.0])), "bc", None, 42, 43)
+        policy = Policy(network, [torch.tensor([[[1.0, 2.0, 2.0], [5.0, 5.0, 5.0]]])], "bc", None, 42, 43)
         assert runner_of(make(program(policy), "{}"))(np.array([0, 1]))[1].tolist() == [1, 0]
 
     @pytest.mark.parametrize("shape", ["table", "index"])

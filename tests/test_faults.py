@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from matplotlib.figure import Figure
 
 import train
@@ -24,8 +23,10 @@ from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import largest_rewards, value_bound
 from cql.exact.oracle import cql_fixed_point
 from cql.exact.tabular import empirical_mdp
+from cql.losses import Objective
 from cql.metrics import read_metrics
 from tests.test_dataset import arrays, collected
+from tests.test_training import after_each_yield
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "400", "--log-every", "10", "--device", "cpu"]
@@ -90,17 +91,14 @@ def test_a_vanished_data_file_is_named(tmp_path):
 def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys):
     """One member turns NaN; its neighbour must end where it ends alone, and nothing averages over the two in silence."""
     from cql.policy import Policy
-    from cql.slice import Slice
     monkeypatch.setattr(plots, "draw_all", lambda run: [])
     assert train.main([*TINY, "--alpha", "6", "--out", str(tmp_path / "alone")]) == 0
-    original = Slice.block_of_updates
 
-    def poisoned(self, start, end):
-        original(self, start, end)
-        if self.algorithm == "cql" and end >= 20:
-            self.network.layers(self.tiles[-1].state.parameters)[1].weight[-1] = torch.nan
+    def poison(name, step, state):
+        if name == "cql" and step >= 20:
+            state.parameters[1][-1] = torch.nan
 
-    monkeypatch.setattr(Slice, "block_of_updates", poisoned)
+    after_each_yield(monkeypatch, poison)
     assert train.main([*TINY, "--alpha", "6", "20", "--out", str(tmp_path / "both")]) == 0
     printed = capsys.readouterr()
     assert "cql-a20-s42-d42 diverged by update 20: its outputs are not finite" in printed.err
@@ -112,16 +110,13 @@ def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys
     assert np.isfinite(logged["cql-a6-s42-d42", "exact/return"][1]).all()
     assert members[2]["exact"] is None and members[1]["exact"]["return"] is not None
     assert not (tmp_path / "both/policies/cql-a20-s42-d42.pt").exists()
-    for a, b in zip(*(Policy.load(tmp_path / name / "policies/cql-a6-s42-d42.pt").layers for name in ("both", "alone"))):
-        torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-4)
+    a, b = (Policy.load(tmp_path / name / "policies/cql-a6-s42-d42.pt").parameters for name in ("both", "alone"))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
     """A value above what any exact solution reaches: the run goes on, the member is flagged as run away."""
-    from cql.slice import Slice
-    monkeypatch.setattr(Slice, "loss_means", lambda self, original=Slice.loss_means: (
-        [self.network.layers(tile.state.parameters)[-1].bias.add_(1000 * (self.algorithm == "cql")) for tile in self.tiles],
-        original(self))[1])
+    after_each_yield(monkeypatch, lambda name, step, state: state.parameters[-1].add_(1000 * (name == "cql")))
     said = []
     monkeypatch.setattr("cql.analysis.look.Figure.text", lambda self, *args, original=Figure.text, **kw: (
         said.append(args[2]), original(self, *args, **kw))[1])
@@ -134,17 +129,17 @@ def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
 
 def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
     data = OfflineDataset.from_arrays(**arrays())  # rewards -1 on the way, 50 at the end; alpha 6 is 3 before a half square
-    assert value_bound(largest_rewards(data), 6.0, 0.99, "mse") == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
-    assert value_bound(largest_rewards(data), 0.0, 0.99, "mse") == pytest.approx(50 * 1.05 + 1)
-    assert value_bound(largest_rewards(data), 6.0, 0.99, "huber") == np.inf
+    assert value_bound(largest_rewards(data), 6.0, Objective()) == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
+    assert value_bound(largest_rewards(data), 0.0, Objective()) == pytest.approx(50 * 1.05 + 1)
+    assert value_bound(largest_rewards(data), 6.0, Objective(td_loss="huber")) == np.inf
     only_steps = OfflineDataset.from_arrays([0], [0], [-1.2], [1], [False])  # to a state without data: its Q is the reward
-    assert value_bound(largest_rewards(only_steps), 0.0, 0.99, "mse") == 1.0
+    assert value_bound(largest_rewards(only_steps), 0.0, Objective()) == 1.0
     drawn = collected(100)
     model, counts = empirical_mdp(drawn, 225, 4)
     alphas = [0.0, 0.5, 6.0, 50.0, 500.0]
     best = cql_fixed_point(model, counts, alphas, 0.99).q.max((1, 2))
     for alpha, value in zip(alphas, best):
-        assert value <= value_bound(largest_rewards(drawn), alpha, 0.99, "mse")
+        assert value <= value_bound(largest_rewards(drawn), alpha, Objective())
 
 
 def test_a_run_whose_members_all_diverge_is_finished_and_says_so(tmp_path, capsys):

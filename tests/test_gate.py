@@ -8,14 +8,23 @@ import pytest
 import torch
 from scipy import stats
 
-from cql.collect import environment_spec, exact_model, make_environment
+from cql.collect import exact_model, make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy.gate import TEST_SEED, Limits, binomial_cdf, clopper_pearson, cluster_rate, hoeffding, judge, table
+from cql.deploy.gate import (
+    TEST_SEED,
+    Limits,
+    binomial_cdf,
+    clopper_pearson,
+    cluster_rate,
+    hoeffding,
+    judge,
+    table,
+)
 from cql.deploy.model import Model
-from cql.networks import PopulationMLP
+from cql.members import Member
+from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.population import Member
 from cql.runs import RunError, RunFolder
 from tests.test_evaluation import policy_of
 
@@ -141,9 +150,8 @@ def cart_pole() -> Model:
         seen = following
     data = OfflineDataset.from_arrays(*map(np.array, zip(*rows)))
     network = PopulationMLP(4, 2, (), discrete=False)
-    weights = torch.tensor([[[0.0, 0, -1, -1], [0, 0, 1, 1]]]).reshape(network.weight_shape(0))
-    layers = network.layers(torch.cat([weights.flatten(), torch.zeros(2)]))
-    policy = Policy(network, layers, "bc", None, 0, 0)
+    parameters = [torch.tensor([[[0.0, 0, -1, -1], [0, 0, 1, 1]]]), torch.zeros(1, 1, 2)]
+    policy = Policy(network, parameters, "bc", None, 0, 0)
     return Model(Member("bc", None, 0, 0), policy, data, Config(), None, environment, exact_model(environment))
 
 

@@ -8,7 +8,7 @@ import torch
 
 import train
 from cql.analysis import audit
-from cql.analysis.alpha_maps import conservative_gap
+from cql.analysis.alpha_maps import mean_penalty
 from cql.analysis.logged import logged_model
 from cql.collect import datasets_for, environment_of, exact_model
 from cql.config import Config
@@ -20,7 +20,7 @@ from tests.test_training import LEARNED, parameters, run_of
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A map of nine cells and its data, as settings; the gap of its oracle at alpha = 6."""
+    """A map of nine cells and its data, as settings; the penalty of its exact solution at alpha = 6."""
     path = tmp_path_factory.mktemp("learned") / "map.txt"
     path.write_text("S..\n.H.\n..G")
     settings = dict(map=str(path), episodes=60)
@@ -28,20 +28,20 @@ def small(tmp_path_factory):
     environment = environment_of(dataset)
     model, counts = logged_model(dataset, environment, exact_model(environment))
     q = cql_fixed_point(model, counts, [6.0], 0.99).q
-    return settings, float(conservative_gap(q, counts, counts.any(-1))[0])
+    return settings, float(mean_penalty(q, counts, counts.any(-1))[0])
 
 
 @pytest.fixture(scope="module")
 def learned(small, tmp_path_factory):
     """A table on the full batch from three starts."""
-    (settings, gap), out = small, tmp_path_factory.mktemp("learned") / "run"
+    (settings, penalty), out = small, tmp_path_factory.mktemp("learned") / "run"
     assert train.main(["--map", settings["map"], "--episodes", "60", "--hidden", "0", "--lr", "0.15", "--target-interval", "25",
-                       "--steps", "3000", "--bc-steps", "10", "--log-every", "500", "--device", "cpu", "--alpha", "0.5", "6", "50", "--gap-threshold", repr(gap),
+                       "--steps", "3000", "--bc-steps", "10", "--log-every", "500", "--device", "cpu", "--alpha", "0.5", "6", "50", "--penalty-threshold", repr(penalty),
                        "--out", str(out)]) == 0
     return RunFolder.open(out)
 
 
-def test_it_ends_at_the_alpha_whose_oracle_has_this_gap(learned, small):
+def test_it_ends_at_the_alpha_whose_exact_solution_has_this_penalty(learned, small):
     entries = [entry for entry in audit.audit(learned)["members"] if entry["algorithm"] == "cql"]
     series = read_metrics(learned.path / "metrics.csv")
     assert [entry["alpha"] for entry in entries] == [0.5, 6.0, 50.0]
@@ -49,7 +49,7 @@ def test_it_ends_at_the_alpha_whose_oracle_has_this_gap(learned, small):
         assert entry["final_alpha"] == pytest.approx(6, rel=1e-3) and entry["oracle"]["certified"]
         assert entry["distance"]["max_share"] < 1e-3  # of the oracle's range: Q is the oracle at the learned alpha
         name = f"cql-a{entry['alpha']:g}-s42-d42"
-        assert series[name, "losses/conservative_gap"][1][-1] == pytest.approx(small[1], abs=1e-4)
+        assert series[name, "losses/penalty"][1][-1] == pytest.approx(small[1], abs=1e-4)
         assert not np.any(series[name, "health/diverged"][1])
 
 
@@ -65,9 +65,9 @@ def test_the_learned_alpha_is_what_results_hold(learned):
 
 
 def test_a_slack_threshold_lets_alpha_fall_and_a_tight_one_makes_it_rise(tmp_path):
-    """Constant Q, where networks start, has a gap of log 4 = 1.386."""
+    """Constant Q, where networks start, has a penalty of log 4 = 1.386."""
     for threshold, falls in ((1.5, True), (1.2, False)):
-        run = run_of(tmp_path / str(threshold), gap_threshold=threshold, steps=5, bc_steps=0, log_every=1, alpha=(0.5, 50.0))
+        run = run_of(tmp_path / str(threshold), penalty_threshold=threshold, steps=5, bc_steps=0, log_every=1, alpha=(0.5, 50.0))
         series = read_metrics(run.path / "metrics.csv")
         for start in (0.5, 50.0):
             path = [start, *series[f"cql-a{start:g}-s42-d42", "optimiser/alpha"][1]]
@@ -76,12 +76,12 @@ def test_a_slack_threshold_lets_alpha_fall_and_a_tight_one_makes_it_rise(tmp_pat
 
 def test_logged_losses_are_at_the_alpha_of_each_update(tmp_path):
     run = run_of(tmp_path / "r", **LEARNED, steps=40, bc_steps=0, log_every=1)
-    td, gap, total, alpha = (np.array(read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", name][1]) for name in (
-        "losses/td", "losses/conservative_gap", "losses/total", "optimiser/alpha"))
+    td, penalty, total, alpha = (np.array(read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", name][1]) for name in (
+        "losses/td", "losses/penalty", "losses/total", "optimiser/alpha"))
     before = np.array([6.0, *alpha[:-1]])
-    np.testing.assert_allclose(total, td + before * gap, rtol=1e-5)
+    np.testing.assert_allclose(total, td + before * penalty, rtol=1e-5)
     rate = 0.05 * (1 + np.cos(np.pi * np.arange(40) / 40)) / 2
-    np.testing.assert_allclose(alpha, before * np.exp(rate * np.clip(gap - 1.2, -1, 1)), rtol=1e-5)
+    np.testing.assert_allclose(alpha, before * np.exp(rate * np.clip(penalty - 1.2, -1, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [16, "full"])
@@ -101,7 +101,7 @@ def test_the_runaway_bound_follows_alpha(tmp_path, monkeypatch):
     from cql.diagnostics import Diagnostics
     monkeypatch.setattr(Diagnostics, "measure", lambda self, *arguments, original=Diagnostics.measure: (
         seen.append(arguments[-1].tolist()), original(self, *arguments))[1])
-    run = run_of(tmp_path / "r", gap_threshold=1.2, bc_steps=0)
+    run = run_of(tmp_path / "r", penalty_threshold=1.2, bc_steps=0)
     alphas = read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", "optimiser/alpha"][1]
     step = run.datasets(run.config())[0].rewards.max(where=~run.datasets(run.config())[0].terminations, initial=-np.inf)
     assert [bound for bound, in seen] == pytest.approx([1.05 * (alpha / 2 + step) / 0.01 + 1 for alpha in alphas], rel=1e-5)

@@ -22,7 +22,13 @@ from cql.exact.oracle import (
     half_square_alpha,
     level_residual,
 )
-from cql.exact.tabular import TabularMDP, empirical_mdp, policy_evaluation, state_value, value_iteration
+from cql.exact.tabular import (
+    TabularMDP,
+    empirical_mdp,
+    policy_evaluation,
+    state_value,
+    value_iteration,
+)
 
 ALPHAS = np.array([0.0, 0.01, 0.1, 1.0, 6.0, 20.0, 100.0, 1000.0])
 

@@ -2,18 +2,26 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 import train
 from cql.analysis import logged, phase_command, phase_plot
-from cql.collect import environment_spec, exact_model, generate_offline_episodes, make_environment
+from cql.collect import (
+    environment_spec,
+    exact_model,
+    generate_offline_episodes,
+    make_environment,
+)
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.exact import phase
 from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
 from cql.exact.tabular import TabularMDP, greedy_policy, state_value
+from cql.losses import Objective
+from cql.world import exact_curve_solution
 
 GAMMA = 0.9
 
@@ -40,12 +48,13 @@ def islands():
 def test_a_flip_known_in_closed_form(td_loss, factor):
     """Action 1 leads by (-1 + 0.9 * 10) - 2 = 6; it is greedy while 6 > (alpha_half / 2) (1 / share - 1 / (1 - share))."""
     mdp, counts = two_ways(0.1)
-    found = phase.curve(mdp, mdp, counts, phase.default_alphas(11), GAMMA, 5, td_loss)
-    flips = phase.flip_points(mdp, counts, found, GAMMA, td_loss)
+    solve = partial(cql_fixed_point, mdp, counts, gamma=GAMMA, td_loss=td_loss)
+    found = phase.curve(mdp, counts, solve, phase.default_alphas(11), GAMMA, 5)
+    flips = phase.flip_points(found, solve)
     assert [(flip.state, flip.before, flip.after) for flip in flips] == [(0, 1, 0)]
     expected = factor * 2 * 6 / (1 / 0.1 - 1 / 0.9)
     assert flips[0].alpha == pytest.approx(expected, rel=phase.FLIP_TOLERANCE)
-    coarse = phase.flip_points(mdp, counts, found, GAMMA, td_loss, math.inf)  # the middle of two points
+    coarse = phase.flip_points(found, solve, math.inf)  # the middle of two points
     assert len(coarse) == 1 and coarse[0].alpha == pytest.approx(expected, rel=1)
     for row in found.rows():  # -1 + 10 in two steps, or 2 in one
         early = row["alpha"] < expected
@@ -56,8 +65,9 @@ def test_a_flip_known_in_closed_form(td_loss, factor):
 
 def test_every_flip_is_seen_from_both_sides(islands):
     mdp, empirical, counts = islands
-    found = phase.curve(mdp, empirical, counts, np.logspace(-1, 2, 5), 0.99, 80)
-    flips = phase.flip_points(empirical, counts, found, 0.99)
+    solve = partial(cql_fixed_point, empirical, counts, gamma=0.99)
+    found = phase.curve(mdp, counts, solve, np.logspace(-1, 2, 5), 0.99, 80)
+    flips = phase.flip_points(found, solve)
     alphas = np.array([flip.alpha for flip in flips])
     assert len(flips) > 20 and (np.diff(alphas) >= 0).all()
     below, above = (phase.settled_actions(cql_fixed_point(empirical, counts, alphas * (1 + side * phase.FLIP_TOLERANCE), 0.99).q)
@@ -74,8 +84,9 @@ def test_every_flip_is_seen_from_both_sides(islands):
 
 def test_the_ends_of_the_curve_are_the_limits(islands):
     mdp, empirical, counts = islands
-    found = phase.curve(mdp, empirical, counts, [1e-6, 1e6], 0.99, 80)
-    held = phase.references(mdp, empirical, counts, 0.99, 80)
+    solve = partial(cql_fixed_point, empirical, counts, gamma=0.99)
+    found = phase.curve(mdp, counts, solve, [1e-6, 1e6], 0.99, 80)
+    held = phase.references(mdp, empirical, counts, solve, 0.99, 80)
     for n, (name, limit) in enumerate((("alpha_zero", alpha_zero_limit), ("alpha_infinity", alpha_infinity_limit))):
         q, logged = limit(empirical, counts, 0.99), counts > 0
         np.testing.assert_allclose(found.q[n][logged], q[logged], atol=1e-3)
@@ -105,8 +116,9 @@ def test_ties_up_to_rounding_go_to_the_lowest_index():
 @pytest.mark.parametrize("alphas, td_loss, sentence", [([0.0, 1.0], "mse", "alpha > 0"), ([1.0], "huber", "squared error")])
 def test_no_curve_where_there_is_none(alphas, td_loss, sentence):
     mdp, counts = two_ways(0.1)
+    solve = partial(exact_curve_solution, Objective(td_loss=td_loss, gamma=GAMMA), mdp, counts)
     with pytest.raises(ValueError, match=sentence):
-        phase.curve(mdp, mdp, counts, alphas, GAMMA, 5, td_loss)
+        phase.curve(mdp, counts, solve, alphas, GAMMA, 5)
 
 
 # ------------------------------------------------------------------------------------------------------------ the command
@@ -154,8 +166,9 @@ def test_without_out_a_fresh_folder_is_made(run, monkeypatch):
 def test_equal_results_give_equal_pictures(run):
     result = json.loads((run / "run/evaluation.json").read_text())  # any entries: two of them are enough
     mdp, counts = two_ways(0.1)
-    found = phase.curve(mdp, mdp, counts, [1.0, 10.0], GAMMA, 5)
-    page = {"curve": found.rows(), "references": phase.references(mdp, mdp, counts, GAMMA, 5), "flips": [], "flip_tolerance": None, "horizon": 5,
+    solve = partial(cql_fixed_point, mdp, counts, gamma=GAMMA)
+    found = phase.curve(mdp, counts, solve, [1.0, 10.0], GAMMA, 5)
+    page = {"curve": found.rows(), "references": phase.references(mdp, mdp, counts, solve, GAMMA, 5), "flips": [], "flip_tolerance": None, "horizon": 5,
             "gamma": GAMMA, "td_loss": "mse", "transitions": 10, "states_with_data": 2, "flip_states": 0,
             "trained": [entry for entry in result["members"] if entry["alpha"] == 0]}
     first, second = (phase_plot.png(phase_plot.phase_figure(page)) for _ in range(2))

@@ -15,8 +15,8 @@ from cql.analysis import figure_data, plots
 from cql.analysis.figure_data import Pictured
 from cql.dataset import OfflineDataset
 from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.members import Member
 from cql.metrics import MetricsLog
-from cql.population import Member
 from cql.runs import RunFolder
 
 TINY = ["--hidden", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--device", "cpu"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cql.networks import PopulationMLP
+from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.runs import RunError, contents_digest, load_archive
 
@@ -12,13 +12,13 @@ from cql.runs import RunError, contents_digest, load_archive
 def table_policy(algorithm="cql"):
     # Q = [[1, 2, 2], [5, 0, 0]]: in state 0 a tie between actions 1 and 2
     network = PopulationMLP(2, 3, (), discrete=True)
-    flat = torch.tensor([1.0, 2.0, 2.0, 5.0, 0.0, 0.0])
-    return Policy(network, network.layers(flat), algorithm, 6.0 if algorithm == "cql" else None, 42, 43)
+    table = torch.tensor([[[1.0, 2.0, 2.0], [5.0, 0.0, 0.0]]])
+    return Policy(network, [table], algorithm, 6.0 if algorithm == "cql" else None, 42, 43)
 
 
 def vector_policy():
     network = PopulationMLP(2, 3, (8,), discrete=False)
-    return Policy(network, network.layers(network.initial([0])), "bc", None, 1, 2)
+    return Policy(network, network.initial([0]), "bc", None, 1, 2)
 
 
 def test_acts_alone_and_in_batches_ties_to_the_lowest():
@@ -42,13 +42,14 @@ def test_vectors_alone_and_in_batches():
 def test_no_action_depends_on_what_else_is_asked(discrete):
     """Two actions whose outputs are equal but for the order of their sums: rounding alone would decide between them."""
     network = PopulationMLP(300 if discrete else 2, 2, (64, 64), discrete)
-    layers = network.layers(network.initial([0]))
-    half = layers[-1].weight[0, :, :32]  # [A, 32], a view; hidden units 32 to 63 repeat units 0 to 31
-    for tensor in (layers[-2].weight[0], layers[-2].bias[0, 0]):
+    parameters = network.initial([0])
+    *_, below, below_bias, last, last_bias = (tensor[0] for tensor in parameters)
+    half = last[:, :32]  # [A, 32], a view; hidden units 32 to 63 repeat units 0 to 31
+    for tensor in (below, below_bias[0]):
         tensor[32:] = tensor[:32]
-    layers[-1].weight[0, 0, 32:], layers[-1].weight[0, 1, :32], layers[-1].weight[0, 1, 32:] = half[1].clone(), half[1].clone(), half[0]
-    layers[-1].bias.zero_()
-    policy = Policy(network, layers, "bc", None, 1, 2)
+    last[0, 32:], last[1, :32], last[1, 32:] = half[1].clone(), half[1].clone(), half[0]
+    last_bias.zero_()
+    policy = Policy(network, parameters, "bc", None, 1, 2)
     observations = np.arange(300) if discrete else np.random.default_rng(0).normal(size=(300, 2))
     together = policy.act(observations)
     assert [policy.act(observation) for observation in observations] == together.tolist()
@@ -82,7 +83,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, make):
     np.testing.assert_array_equal(again.probabilities(observations), make().probabilities(observations))
     assert (again.algorithm, again.alpha, again.seed, again.data_seed) == (
         make().algorithm, make().alpha, make().seed, make().data_seed)
-    assert torch.load(tmp_path / "p.pt", weights_only=True)["contents"]["format"] == 2
+    assert torch.load(tmp_path / "p.pt", weights_only=True)["contents"]["format"] == 3
 
 
 def change(name, value):
@@ -93,12 +94,14 @@ def change(name, value):
     (change("format", 9), "format 9"), (change("algorithm", "ppo"), "algorithm 'ppo'"), (change("num_actions", 4), "is not"),
     (change("num_actions", 10**12), "a size is"), (change("hidden", [3]), "do not fit"), (change("hidden", ["x"]), "a size is"),
     (change("observation_space", {"type": "Discrete", "n": -1}), "a size is"), (change("observation_space", 3), "is no policy"),
-    (change("parameters", {}), "do not fit"), (change("parameters", {"layers.0.weight": torch.zeros(2, 4)}), "is not"),
-    (change("parameters", {"layers.0.weight": torch.full((2, 3), torch.nan)}), "finite"),
-    (change("parameters", {"layers.0.weight": torch.zeros(2, 3).double()}), "finite float32"),
-    (change("parameters", {"layers.0.weight": "weights"}), "is no policy"),
+    (change("parameters", {}), "do not fit"), (change("parameters", {"table": torch.zeros(2, 4)}), "is not"),
+    (change("parameters", {"table": torch.full((2, 3), torch.nan)}), "finite"),
+    (change("parameters", {"table": torch.zeros(2, 3).double()}), "finite float32"),
+    (change("parameters", {"table": "weights"}), "is no policy"),
     (lambda contents: {}, "is no policy"), (lambda contents: [1], "is no archive of this project"),
-    (change("alpha", b"bytes"), "of another kind"),
+    (change("alpha", b"bytes"), "of another kind"), (change("alpha", torch.zeros(2)), "does not say which member"),
+    (change("seed", "42"), "does not say which member"), (change("format", torch.zeros(2)), "is no policy"),
+    (change("observation_space", {"type": "Box", "shape": []}), "is no policy"),
 ])
 def test_files_that_are_no_policy(tmp_path, edit, sentence):
     table_policy().save(tmp_path / "p.pt")

@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from benchmarks.faults import one_process, outcome, process_of, torchrun, without_pictures
+from benchmarks.faults import (
+    one_process,
+    outcome,
+    process_of,
+    torchrun,
+    without_pictures,
+)
 from cql import ranks as ranks_module
 from cql import runs
+from cql.device import resolve_device
 from cql.ranks import Ranks, Stopped, joined
-from cql.training import Interrupted, resolve_device
+from cql.training import Interrupted
 from cql.training import train as train_run
+from tests.test_training import after_each_yield
 
 SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "3000", "--batch-size", "8", "--alpha", "1", "6",
          "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "200", "--device", "cpu"]
@@ -170,18 +178,16 @@ def test_each_rank_takes_the_device_of_its_number(monkeypatch):
 
 
 def test_a_run_begun_by_one_process_is_not_split(tmp_path, monkeypatch):
-    def stopped(self, start, end):
-        raise Interrupted
     from cql.collect import datasets_for, environment_of
     from cql.config import Config
-    from cql.slice import Slice
     config = Config(episodes=20, hidden=(8,), bc_steps=10, steps=20, batch_size=8, log_every=10, device="cpu")
     data = datasets_for(config, {})
     run = runs.RunFolder.create(str(tmp_path / "r"), config, data)
     with monkeypatch.context() as patch:
-        original = Slice.block_of_updates
-        patch.setattr(Slice, "block_of_updates", lambda self, *steps: (
-            stopped if self.algorithm == "cql" else original)(self, *steps))
+        def stop(name, step, state):
+            if name == "cql":
+                raise Interrupted
+        after_each_yield(patch, stop)
         with pytest.raises(Interrupted):
             train_run(run, config, data, environment_of(data[0]))
     with pytest.raises(runs.RunError, match="begun by one process"):

@@ -11,14 +11,16 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name, path, line", re.findall(r"\[`([\w.]+)`\]\(([\w/.]+)#L(\d+)\)", README))
-def test_links_into_the_code_hit_their_definition(name, path, line):
-    text = (ROOT / path).read_text().splitlines()[int(line) - 1]
-    assert f"def {name.rpartition('.')[2]}(" in text
+NAMES = re.findall(r"\[`(\w+)`\]\((cql/[\w/]+\.py)\)", README)
+
+
+@pytest.mark.parametrize("name, path", NAMES)
+def test_links_into_the_code_name_what_is_there(name, path):
+    assert re.search(rf"^ *(def|class) {name}\b", (ROOT / path).read_text(), re.MULTILINE)
 
 
 def test_there_are_such_links_and_the_other_links_exist():
-    assert len(re.findall(r"#L\d+\)", README)) >= 8
+    assert len(NAMES) >= 10
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
 
@@ -30,7 +32,7 @@ def test_the_two_commands_stand_as_they_are_run():
 
 
 def test_the_house_in_the_readme_is_the_house():
-    for folder in ("cql", "cql/exact", "cql/analysis", "cql/deploy", "envs"):
+    for folder in ("cql", "cql/engine", "cql/exact", "cql/analysis", "cql/deploy", "envs"):
         for path in (ROOT / folder).glob("*.py"):
             if path.name != "__init__.py":
                 assert path.name in README, f"{folder}/{path.name} is not in the README's picture of the house"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from cql.analysis.results import Population
 from cql.config import Config
 from cql.exact import phase
 from cql.exact.tabular import TabularMDP, evaluate_policies, hitting_probability
+from cql.members import Member
 from cql.policy import Policy
-from cql.population import Member
 from cql.runs import RunFolder
+from cql.world import exact_solution
 from tests import browser
 from tests.mdps import random_policies, random_table
 
@@ -117,20 +119,21 @@ def test_the_exact_side_is_the_exact_curve(study):
     pictured, mdp = study.pictured, known_model(study.pictured.environment)
     for seed, oracle in study.oracles.items():
         empirical, counts = logged_model(pictured.datasets[seed], pictured.environment, mdp)
-        curve = phase.curve(mdp, empirical, counts, [5.0], pictured.config.gamma, 80)
+        solve = partial(exact_solution, pictured.config.objective, empirical, counts)
+        curve = phase.curve(mdp, counts, solve, [5.0], pictured.config.gamma, 80)
         n = oracle.at(5.0)
         assert oracle.metrics["return"][n] == pytest.approx(curve.worth["return"][0], abs=1e-9)
         assert oracle.metrics["value_error"][n] == pytest.approx(curve.value_estimate[0] - curve.worth["discounted_value"][0])
-        limit = phase.references(mdp, empirical, counts, pictured.config.gamma, 80)["alpha_zero"]
+        limit = phase.references(mdp, empirical, counts, solve, pictured.config.gamma, 80)["alpha_zero"]
         assert oracle.at(0.0) == 0 and oracle.metrics["return"][0] == pytest.approx(limit["return"], abs=1e-9)
         assert oracle.metrics["value_estimate"][0] == pytest.approx(limit["value_estimate"], abs=1e-4)
 
 
-def test_gap_of_the_exact_solution_by_hand():
+def test_penalty_of_the_exact_solution_by_hand():
     """Two logged actions with Q 1 and 0, seen 3 and 1 times: log(e + 1) - 3/4; a third action never logged."""
     q = np.array([[[1.0, 0.0, -np.inf], [0.0, 0.0, 0.0]]])
     counts = np.array([[3, 1, 0], [0, 0, 0]])
-    found = alpha_maps.conservative_gap(q, counts, counts.any(-1))
+    found = alpha_maps.mean_penalty(q, counts, counts.any(-1))
     np.testing.assert_allclose(found, [np.log(np.e + 1) - 0.75], atol=1e-15)
 
 
@@ -198,13 +201,13 @@ def test_rounding_keeps_four_digits_and_no_nan():
 
 def test_the_curves_show_the_statistics_and_the_exact_means(study):
     figure = report_figures.alpha_curves(study)
-    panel = next(ax for ax in figure.axes if ax.get_title() == "Conservative gap (nats)")
-    oracle = np.mean([oracle.metrics["conservative_gap"] for oracle in study.oracles.values()], axis=0)
+    panel = next(ax for ax in figure.axes if ax.get_title() == "Conservative penalty (nats)")
+    oracle = np.mean([oracle.metrics["penalty"] for oracle in study.oracles.values()], axis=0)
     alphas = next(iter(study.oracles.values())).alphas
     shown = alphas == 5.0  # the only positive alpha that was trained
     line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == shown.sum() == 1)
     np.testing.assert_allclose(line.get_ydata(), oracle[shown])
-    mean = study.mean(("cql", 5.0), "conservative_gap")[0]
+    mean = study.mean(("cql", 5.0), "penalty")[0]
     low, high = panel.get_ylim()
     drawn = [line.get_ydata()[0] for line in panel.lines if line.get_marker() in "ov^" and line.get_xdata()[0] == 5.0]
     assert drawn == [pytest.approx(mean)] if low <= mean <= high else [low < drawn[0] < high]
@@ -305,7 +308,7 @@ def test_the_page_names_what_reproduces_it(run, study, text):
 
 
 @pytest.mark.parametrize("changed", [{}, {"alpha": (0.01, 3.0, 1e-5), "hidden": (), "gamma": 1.0, "double_q": True},
-                                     {"batch_size": 64, "max_episode_steps": 9, "gap_threshold": 1.25, "hidden": (32,), "lr": 1e-4}])
+                                     {"batch_size": 64, "max_episode_steps": 9, "penalty_threshold": 1.25, "hidden": (32,), "lr": 1e-4}])
 def test_a_command_line_gives_its_config_back(changed):
     config, parser = Config(**changed), argparse.ArgumentParser()
     settings.add_arguments(parser)
@@ -348,7 +351,7 @@ def test_a_loss_without_one_solution_leaves_the_trained_side(tmp_path, undrawn):
 
 
 def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path, undrawn):
-    assert train.main([*TINY, "--gap-threshold", "1.2", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*TINY, "--penalty-threshold", "1.2", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
     text = bare_page(tmp_path / "run")
     assert numbers_of(text)["draws"][0]["exact"] is None and "members learned alpha" in text
 

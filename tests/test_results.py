@@ -33,10 +33,10 @@ def test_one_line_per_member_with_the_numbers_of_the_evaluation(run):
         assert row["algorithm"] == entry["algorithm"] and int(row["data_seed"]) == entry["data_seed"]
         assert float(row["return"]) == entry["exact"]["return"]
         if entry["algorithm"] == "bc":
-            assert row["alpha"] == row["final_alpha"] == row["value_estimate"] == row["value_error"] == row["td_error"] == ""
+            assert row["alpha"] == row["final_alpha"] == row["value_estimate"] == row["value_error"] == row["td"] == ""
         else:
             assert float(row["value_error"]) == entry["value_estimate"] - entry["exact"]["discounted_value"]
-            assert float(row["conservative_gap"]) > 0 and row["final_alpha"] == row["alpha"] and row["gap_threshold"] == ""
+            assert float(row["penalty"]) > 0 and row["final_alpha"] == row["alpha"] and row["penalty_threshold"] == ""
 
 
 def test_arrays_are_draws_by_seeds(run):

@@ -62,12 +62,26 @@ def test_batches_are_the_data():
     for vectors in (False, True):
         data = dataset(40, vectors=vectors)
         transitions = Transitions([data], CPU, compress=False)
-        batch = transitions.gather(torch.arange(40)[None])
+        batch = transitions.at(torch.arange(40)[None])
         np.testing.assert_array_equal(transitions.observations[batch.observations[0]].numpy(), data.observations)
         np.testing.assert_array_equal(transitions.observations[batch.next_observations[0]].numpy(), data.next_observations)
         np.testing.assert_array_equal(batch.actions[0].numpy(), data.actions)
         np.testing.assert_array_equal(batch.rewards[0].numpy(), data.rewards)
         np.testing.assert_array_equal(batch.terminations[0].numpy(), data.terminations)
+
+
+def test_a_minibatch_is_the_drawn_transitions_with_their_observations():
+    data = [dataset(40, vectors=True), dataset(30, 1, vectors=True)]
+    transitions = Transitions(data, CPU, compress=False)
+    draws, seeds = torch.tensor([0, 1, 1]), torch.tensor([5, 5, 6])
+    batch = transitions.minibatch(draws, seeds, 7, 12)
+    index = transitions.minibatch_indices(draws, uniform_bits(seeds, torch.tensor([7]), 12)[0])
+    for m, draw in enumerate(draws.tolist()):
+        at = (index[m] - 40 * draw).numpy()
+        np.testing.assert_array_equal(batch.observations[m].numpy(), data[draw].observations[at])
+        np.testing.assert_array_equal(batch.next_observations[m].numpy(), data[draw].next_observations[at])
+        np.testing.assert_array_equal(batch.rewards[m].numpy(), data[draw].rewards[at])
+    assert batch.weights is None and not torch.equal(batch.actions[1], batch.actions[2])
 
 
 def test_full_batch_weights_sum_to_one_and_padding_counts_nothing():
@@ -79,5 +93,3 @@ def test_full_batch_weights_sum_to_one_and_padding_counts_nothing():
     for m, draw in enumerate((1, 0, 1)):
         mean = (batch.weights[m] * batch.rewards[m]).sum().item()
         assert abs(mean - sets[draw].rewards.mean()) < 1e-5
-        logged = transitions.logged[batch.rows[m]]
-        assert torch.equal(logged, batch.observations[m]) and len(transitions.logged) <= 7

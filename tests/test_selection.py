@@ -16,7 +16,7 @@ from cql.analysis.figure_data import states_of
 from cql.analysis.selection import Found, judge, picks, ranks, referee, regret, spearman
 from cql.collect import environment_of, generate_offline_episodes
 from cql.diagnostics import state_inputs
-from cql.population import Member
+from cql.members import Member
 from cql.runs import RunError, RunFolder
 
 ALPHAS = (0.1, 1.0, 20.0)
@@ -57,8 +57,8 @@ def test_curves_that_rise_and_fall():
 
 def test_underfitting_needs_both():
     floor, ceiling = 0.8, 1.2
-    td, gap = np.array([10, 25, 25, np.nan]), np.array([1.1, 1.1, 0.9, 1.1])
-    assert selection.underfits(td, gap, 10, floor, ceiling).tolist() == [False, True, False, False]
+    td, penalty = np.array([10, 25, 25, np.nan]), np.array([1.1, 1.1, 0.9, 1.1])
+    assert selection.underfits(td, penalty, 10, floor, ceiling).tolist() == [False, True, False, False]
 
 
 def test_the_training_curve_takes_the_smallest_alpha_with_the_fewest_signs():
@@ -259,4 +259,4 @@ def test_beyond_so_many_observations_there_are_no_estimates_but_other_rules(run,
     monkeypatch.setattr(selection, "MAX_WORK", 10)
     result = checked(referee(run, resamples=5))
     assert entry(result, "dr_return")["available"] == 0 and entry(result, "support")["regret"]["return"] is None
-    assert entry(result, "gap")["available"] == 8 and entry(result, "gap")["regret"]["return"] is not None
+    assert entry(result, "penalty")["available"] == 8 and entry(result, "penalty")["regret"]["return"] is not None

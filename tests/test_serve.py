@@ -29,7 +29,13 @@ pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
 from benchmarks.serve_client import Load
-from benchmarks.serve_load import ANYTHING, KINDS, malformed, malformed_statuses, service
+from benchmarks.serve_load import (
+    ANYTHING,
+    KINDS,
+    malformed,
+    malformed_statuses,
+    service,
+)
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.deploy import door, in_service, serve
@@ -41,9 +47,9 @@ from cql.deploy.model import Model
 from cql.deploy.page import PAGE
 from cql.deploy.reasons import Explainer
 from cql.deploy.store import Registry
-from cql.networks import Layer, PopulationMLP
+from cql.members import Member
+from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.population import Member
 from cql.runs import sha256
 from tests import browser
 
@@ -435,8 +441,8 @@ def vector_model(weight=((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))) -> Model:
     observations = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
     dataset = OfflineDataset.from_arrays(observations, np.array([0, 0, 0]), np.ones(3), observations,
                                          np.array([False, False, True]), metadata={"num_actions": 3})
-    layer = Layer(torch.tensor(weight)[None], torch.zeros(1, 1, 3))
-    policy = Policy(PopulationMLP(2, 3, (), False), [layer], "cql", 6.0, 42, 42)
+    parameters = [torch.tensor(weight)[None], torch.zeros(1, 1, 3)]
+    policy = Policy(PopulationMLP(2, 3, (), False), parameters, "cql", 6.0, 42, 42)
     return Model(Member("cql", 6.0, 42, 42), policy, dataset, Config(), 6.0, None, None)
 
 

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.backend.event_processing.plugin_event_multiplexer import (
+    EventMultiplexer,
+)
 from tensorboard.context import RequestContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from cql.members import all_members
 from cql.metrics import TRIAL_METRICS, read_metrics
-from cql.population import all_members
 from tests.test_training import run_of
 
 

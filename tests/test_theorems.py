@@ -9,7 +9,14 @@ from scipy.optimize import minimize
 import envs
 from cql.exact import theorems
 from cql.exact.oracle import cql_fixed_point, empirical_policy
-from cql.exact.tabular import TabularMDP, bellman_backup, empirical_mdp, greedy_policy, policy_evaluation, state_value
+from cql.exact.tabular import (
+    TabularMDP,
+    bellman_backup,
+    empirical_mdp,
+    greedy_policy,
+    policy_evaluation,
+    state_value,
+)
 from cql.exact.theorems import (
     covered,
     hoeffding_c,

@@ -3,28 +3,33 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cql import slice as slice_module
-from cql import training
-from cql import tile as tile_module
+from cql import device, losses, training
 from cql.collect import datasets_for, environment_of
 from cql.config import Config
-from cql.metrics import METRICS, read_metrics
-from cql.policy import Policy
-from cql.population import all_members
+from cql.dataset import OfflineDataset
+from cql.device import resolve_device
+from cql.diagnostics import Diagnostics
+from cql.engine import cohort, trainer
 from cql.files import write_whole
+from cql.members import all_members
+from cql.metrics import METRICS, read_metrics
+from cql.network import PopulationMLP
+from cql.policy import Policy
 from cql.runs import RunError, RunFolder, archive_bytes, load_archive
-from cql.training import Interrupted, resolve_device, train
+from cql.sampling import Transitions
+from cql.training import Interrupted, train
 
 SMALL = dict(episodes=30, hidden=(16,), bc_steps=60, steps=90, batch_size=16, target_interval=25, log_every=30,
              checkpoint_every=40, lr=1e-2, device="cpu")
 
-LEARNED = dict(gap_threshold=1.2)
+LEARNED = dict(penalty_threshold=1.2)
 
 
 def run_of(path, **changes) -> RunFolder:
@@ -36,7 +41,7 @@ def run_of(path, **changes) -> RunFolder:
 
 
 def parameters(run: RunFolder, name: str) -> list[torch.Tensor]:
-    return [t for layer in Policy.load(run.policy_path(name)).layers for t in layer if t is not None]
+    return Policy.load(run.policy_path(name)).parameters
 
 
 def policy_bytes(run: RunFolder) -> dict[str, bytes]:
@@ -61,12 +66,12 @@ def test_slices_change_nothing_beyond_rounding(tmp_path):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_threads_and_tiles_change_nothing(tmp_path, monkeypatch):
-    """Tiles of one member or of all, one thread or three: bit for bit in threads, within rounding in tiles."""
+def test_threads_and_cohorts_change_nothing(tmp_path, monkeypatch):
+    """Cohorts of one member or of several, one thread or three: bit for bit in threads, within rounding in cohorts."""
     settings = dict(alpha=(0.1, 1.0, 6.0), num_seeds=3, batch_size="full", num_datasets=2, bc_steps=0, **LEARNED)
     runs = []
     for threads, size in ((3, 2**22), (1, 2**22), (3, 1)):
-        monkeypatch.setattr(slice_module, "TILE_BYTES", size)
+        monkeypatch.setattr(trainer, "COHORT_BYTES", size)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         runs.append(run_of(tmp_path / f"{threads}-{size}", **settings))
     assert policy_bytes(runs[0]) == policy_bytes(runs[1])
@@ -79,49 +84,14 @@ def test_threads_and_tiles_change_nothing(tmp_path, monkeypatch):
 def test_members_that_do_not_fit_the_memory_are_trained_in_smaller_slices(monkeypatch):
     config = Config(**SMALL, alpha=(1.0, 6.0), num_seeds=20)
     data, cpu = datasets_for(config, {})[0], torch.device("cpu")
-    assert training.fitted(config, data, cpu) == config  # 40 members need a few MB
-    needed = slice_module.memory_needed(config, data)
-    monkeypatch.setattr(training, "_memory", lambda device: needed // 3)
-    smaller = training.fitted(config, data, cpu)
-    assert smaller.slice_size == 10 and slice_module.memory_needed(smaller, data) <= needed // 3
-    monkeypatch.setattr(training, "_memory", lambda device: 1000)
+    assert device.with_slices_that_fit(config, data, cpu) == config  # 40 members need a few MB
+    needed = device.memory_needed(config, data)
+    monkeypatch.setattr(device, "_memory", lambda device: needed // 3)
+    smaller = device.with_slices_that_fit(config, data, cpu)
+    assert smaller.slice_size == 10 and device.memory_needed(smaller, data) <= needed // 3
+    monkeypatch.setattr(device, "_memory", lambda device: 1000)
     with pytest.raises(RunError, match="a member of this population needs"):
-        training.fitted(config, data, cpu)
-
-
-@pytest.mark.parametrize("td_loss", ["mse", "half_mse", "huber"])
-@pytest.mark.parametrize("double_q", [False, True])
-def test_the_full_batch_is_all_transitions_at_once(tmp_path, td_loss, double_q):
-    """Parameters and logged losses against autograd through the loss over every transition of the data, uncompressed."""
-    from cql import losses
-    from cql.networks import PopulationMLP
-
-    run = run_of(tmp_path / "r", batch_size="full", bc_steps=0, steps=30, log_every=1, td_loss=td_loss, double_q=double_q)
-    config, data = run.config(), run.datasets(run.config())[0]
-    network = PopulationMLP(225, 4, config.hidden, True)
-    leaf = network.initial([42]).requires_grad_()
-    adam, target = torch.optim.Adam([leaf], lr=config.lr), leaf.detach().clone()
-    rates = slice_module.cosine_schedule(config.lr, config.steps)
-    observations, following = (torch.from_numpy(x).long()[None] for x in (data.observations, data.next_observations))
-    actions, rewards, ended = (torch.from_numpy(x)[None] for x in (data.actions.astype(int), data.rewards, data.terminations))
-    logged = []
-    for step in range(config.steps):
-        if step % config.target_interval == 0:
-            target = leaf.detach().clone()
-        with torch.no_grad():
-            q = network.q_values(network.layers(target), following)
-            chooser = network.q_values(network.layers(leaf), following) if double_q else q
-            y = losses.td_target(rewards, ended, losses.taken(q, chooser.argmax(-1)), config.gamma)
-        adam.param_groups[0]["lr"] = float(rates[step])
-        adam.zero_grad()
-        terms = losses.cql_loss(network.q_values(network.layers(leaf), observations), actions, y, torch.tensor([6.0]), td_loss)
-        terms.total.sum().backward()
-        adam.step()
-        logged.append([term.item() for term in terms])
-    torch.testing.assert_close(torch.cat([t.flatten() for t in parameters(run, "cql-a6-s42-d42")]), leaf.detach(), rtol=1e-3, atol=1e-4)
-    series = read_metrics(run.path / "metrics.csv")
-    for name, column in zip(("losses/td", "losses/conservative_gap", "losses/total"), zip(*logged)):
-        assert series["cql-a6-s42-d42", name][1] == pytest.approx(column, rel=1e-3)
+        device.with_slices_that_fit(config, data, cpu)
 
 
 def test_members_that_share_a_seed_are_paired(tmp_path):
@@ -148,54 +118,8 @@ def test_cadences_change_no_result(tmp_path, change, settings):
 @pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True), LEARNED, LEARNED | dict(batch_size="full")])
 def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
     whole = policy_bytes(run_of(tmp_path / "a", **change))
-    monkeypatch.setattr(tile_module, "BLOCK", 1)
+    monkeypatch.setattr(cohort, "BLOCK", 1)
     assert policy_bytes(run_of(tmp_path / "b", **change)) == whole
-
-
-def test_bootstrap_table_is_the_values_computed_batch_by_batch(tmp_path, monkeypatch):
-    table = run_of(tmp_path / "a")
-    original = tile_module.Tile.__init__
-
-    def without_table(self, *arguments):
-        original(self, *arguments)
-        self.use_table = False
-
-    monkeypatch.setattr(tile_module.Tile, "__init__", without_table)
-    direct = run_of(tmp_path / "b")
-    for a, b in zip(parameters(table, "cql-a6-s42-d42"), parameters(direct, "cql-a6-s42-d42")):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_double_q_uses_the_online_choice(tmp_path):
-    """Against a loop written out with autograd, torch's Adam and no tables."""
-    from cql import losses
-    from cql.networks import PopulationMLP
-    from cql.sampling import Transitions, uniform_bits
-
-    for double_q in (False, True):
-        run = run_of(tmp_path / str(double_q), double_q=double_q, bc_steps=0)
-        config, data = run.config(), run.datasets(run.config())
-        transitions = Transitions(data, torch.device("cpu"), False)
-        network = PopulationMLP(225, 4, config.hidden, True)
-        leaf = network.initial([42]).requires_grad_()
-        adam, target = torch.optim.Adam([leaf], lr=config.lr), leaf.detach().clone()
-        rates = slice_module.cosine_schedule(config.lr, config.steps)
-        for step in range(config.steps):
-            if step % config.target_interval == 0:
-                target = leaf.detach().clone()
-            index = transitions.minibatch_indices(torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([step]), 16)[0])
-            batch = transitions.gather(index)
-            with torch.no_grad():
-                following = network.q_values(network.layers(target), batch.next_observations)
-                chooser = network.q_values(network.layers(leaf), batch.next_observations) if double_q else following
-                y = losses.td_target(batch.rewards, batch.terminations, losses.taken(following, chooser.argmax(-1)), 0.99)
-            adam.param_groups[0]["lr"] = float(rates[step])
-            adam.zero_grad()
-            q = network.q_values(network.layers(leaf), batch.observations)
-            losses.cql_loss(q, batch.actions, y, torch.tensor([6.0])).total.sum().backward()
-            adam.step()
-        mine = torch.cat([t.flatten() for t in parameters(run, "cql-a6-s42-d42")])
-        torch.testing.assert_close(mine, leaf.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
@@ -216,59 +140,71 @@ def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
             np.testing.assert_allclose([s.value for s in scalars], values, rtol=1e-6)
 
 
-def test_logged_losses_are_those_of_the_updates(tmp_path):
+@pytest.mark.parametrize("who", ["fast", "plain"])
+def test_logged_losses_are_those_of_the_updates(tmp_path, who):
     """With one update a run, the log must hold the loss of the initial network on its first batch."""
-    from cql import losses
-    from cql.networks import PopulationMLP
-    from cql.sampling import Transitions, uniform_bits
-
-    run = run_of(tmp_path / "r", bc_steps=1, steps=1, log_every=1)
+    run = run_of(tmp_path / "r", bc_steps=1, steps=1, log_every=1, trainer=who)
     series = read_metrics(run.path / "metrics.csv")
     transitions = Transitions(run.datasets(run.config()), torch.device("cpu"), False)
-    batch = transitions.gather(transitions.minibatch_indices(
-        torch.tensor([0]), uniform_bits(torch.tensor([42]), torch.tensor([0]), 16)[0]))
+    batch = transitions.minibatch(torch.tensor([0]), torch.tensor([42]), 0, 16)
     network = PopulationMLP(225, 4, (16,), True)
-    layers = network.layers(network.initial([42]))
-    q, following = (network.q_values(layers, rows) for rows in (batch.observations, batch.next_observations))
+    q, following = (network.q_values(network.initial([42]), rows) for rows in (batch.observations, batch.next_observations))
     terms = losses.cql_loss(q, batch.actions, losses.td_target(batch.rewards, batch.terminations, following.amax(-1), 0.99),
                             torch.tensor([6.0]))
-    for name, term in zip(("losses/td", "losses/conservative_gap", "losses/total"), terms):
+    for name, term in zip(("losses/td", "losses/penalty", "losses/total"), terms):
         assert series["cql-a6-s42-d42", name][1] == pytest.approx([term.item()], rel=1e-5)
-    assert series["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([terms.gap.item()], rel=1e-5)
+    assert series["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([terms.penalty.item()], rel=1e-5)
 
 
-def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path):
-    run = run_of(tmp_path / "r", bc_steps=1, steps=0, log_every=1, batch_size="full")
-    data = run.datasets(run.config())[0]
-    from cql.networks import PopulationMLP
-    network = PopulationMLP(225, 4, (16,), True)
-    logits = network.q_values(network.layers(network.initial([42])), torch.from_numpy(data.observations).long()[None])
-    from cql import losses
-    expected = losses.bc_loss(logits.double(), torch.from_numpy(data.actions).long()[None]).item()
-    assert read_metrics(run.path / "metrics.csv")["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([expected], rel=1e-5)
+@pytest.mark.parametrize("who", ["fast", "plain"])
+def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path, who):
+    """Over every transition of the data set, uncompressed."""
+    run = run_of(tmp_path / "r", bc_steps=1, steps=1, log_every=1, batch_size="full", trainer=who)
+    data, network = run.datasets(run.config())[0], PopulationMLP(225, 4, (16,), True)
+    q, following = (network.q_values(network.initial([42]), torch.from_numpy(rows).long()[None]).double()
+                    for rows in (data.observations, data.next_observations))
+    y = losses.td_target(torch.from_numpy(data.rewards).double()[None], torch.from_numpy(data.terminations)[None],
+                         following.amax(-1), 0.99)
+    terms = losses.cql_loss(q, torch.from_numpy(data.actions).long()[None], y, torch.tensor([6.0]))
+    series = read_metrics(run.path / "metrics.csv")
+    for name, term in zip(("losses/td", "losses/penalty", "losses/total"), terms):
+        assert series["cql-a6-s42-d42", name][1] == pytest.approx([term.item()], rel=1e-5)
+    assert series["bc-s42-d42", "losses/cross_entropy"][1] == pytest.approx([terms.penalty.item()], rel=1e-5)
+
+
+def after_each_yield(monkeypatch, action):
+    """Calls ``action(algorithm, step, state)`` whenever a trainer has done some updates."""
+    def trainer_for(config, name, original=training.trainer_for):
+        def updates(*arguments):
+            for step, state, terms in original(config, name)(*arguments):
+                action(name, step, state)
+                yield step, state, terms
+        return updates
+
+    monkeypatch.setattr(training, "trainer_for", trainer_for)
 
 
 def interrupt_after(monkeypatch, blocks: int):
     """A SIGTERM to this very process in the middle of training, after so many blocks."""
-    original, seen = slice_module.Slice.block_of_updates, []
+    seen = []
 
-    def counted(self, start, end):
-        original(self, start, end)
-        seen.append(end)
+    def count(name, step, state):
+        seen.append(step)
         if len(seen) == blocks:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(slice_module.Slice, "block_of_updates", counted)
+    after_each_yield(monkeypatch, count)
 
 
-@pytest.mark.parametrize("changes", [dict(slice_size=1), dict(slice_size=1, batch_size="full"), LEARNED | dict(batch_size="full")])
-@pytest.mark.parametrize("blocks", [1, 4, 9])
+@pytest.mark.parametrize("changes", [dict(slice_size=1), dict(slice_size=1, batch_size="full"), LEARNED | dict(batch_size="full"),
+                                     LEARNED | dict(trainer="plain"), dict(trainer="plain", td_loss="huber", batch_size="full")])
+@pytest.mark.parametrize("blocks", [1, 4, 9, 101])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, blocks):
     settings = dict(alpha=(1.0, 6.0), **changes)
     whole = run_of(tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
         interrupt_after(patch, blocks)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted) if blocks < 10 or "trainer" in changes else nullcontext():
             run_of(tmp_path / "cut", **settings)
     cut = RunFolder.open(tmp_path / "cut")
     config = cut.config()
@@ -289,14 +225,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     whole, cut = run_of(tmp_path / "whole"), run_of(tmp_path / "cut")
     (cut.path / "checkpoint.pt").unlink()
     config = cut.config()
-    train(cut, config, cut.datasets(config), None, resume=True)
+    train(cut, config, data := cut.datasets(config), environment_of(data[0]), resume=True)
     assert policy_bytes(cut) == policy_bytes(whole)
+    assert (cut.path / "metrics.csv").read_bytes() == (whole.path / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("edit, sentence", [
     (lambda c: c | {"format": 1}, "of a format"), (lambda c: c | {"files": {}}, "does not belong to"),
-    (lambda c: c | {"slice": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"files": 3}, "is no"),
-    (lambda c: c | {"slice": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
+    (lambda c: c | {"number": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"files": 3}, "is no"),
+    (lambda c: c | {"number": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
+    (lambda c: c | {"format": torch.zeros(2)}, "is no checkpoint"), (lambda c: c | {"log_sizes": {"metrics.csv": 0, 1: 0}}, "does not fit"),
 ])
 def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
     run = run_of(tmp_path / "r")
@@ -313,14 +251,11 @@ def test_a_checkpoint_of_another_slice_does_not_fit(tmp_path, monkeypatch):
             run_of(tmp_path / "r")
     run = RunFolder.open(tmp_path / "r")
     contents = load_archive(run.path / "checkpoint.pt")
-    for state in (contents["state"] | {"parameters": torch.zeros(3)}, contents["state"] | {"updates": torch.zeros((), dtype=int)}):
+    for state in (contents["state"] | {"parameters": [torch.zeros(3)]}, contents["state"] | {"alpha": torch.zeros((1,), dtype=int)},
+                  contents["state"] | {"target": contents["state"]["target"][:1]}):
         write_whole(run.path / "checkpoint.pt", archive_bytes(contents | {"state": state}))
         with pytest.raises(RunError, match="does not fit"):
             train(run, run.config(), run.datasets(run.config()), None, resume=True)
-
-
-def test_cosine_schedule_by_hand():
-    np.testing.assert_allclose(slice_module.cosine_schedule(1.0, 4), [1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2], atol=1e-7)
 
 
 def test_devices_that_are_not_there():
@@ -330,19 +265,14 @@ def test_devices_that_are_not_there():
             resolve_device(name)
 
 
-def test_unlogged_mass_and_mismatch_by_hand(tmp_path):
+def test_ood_mass_and_mismatch_by_hand(tmp_path):
     """A table of zeros on two states, three actions: softmax is 1/3 everywhere, greedy is action 0."""
-    from cql.dataset import OfflineDataset
-    from cql.diagnostics import Diagnostics
-    from cql.networks import PopulationMLP
-    from cql.sampling import Transitions
-
     data = OfflineDataset.from_arrays([0, 0, 0, 1], [0, 0, 1, 2], [0.0] * 4, [0, 0, 1, 1], [False] * 3 + [True])
     transitions = Transitions([data], torch.device("cpu"), False)
     network = PopulationMLP(2, 3, (), True)
-    q = torch.tensor([3.0, 3.0, 3.0, 7.0, 7.0, 7.0])
-    found = Diagnostics(transitions, [data], None).measure(network, q, torch.tensor([0]), "cql", torch.tensor([5.0]))
-    assert found["policy/unlogged_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
+    q = torch.tensor([[[3.0, 3.0, 3.0], [7.0, 7.0, 7.0]]])
+    found = Diagnostics(transitions, [data], None).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
+    assert found["policy/ood_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
     assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
     assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])
     assert found["q/start"] == pytest.approx([3.0])

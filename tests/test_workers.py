@@ -6,91 +6,98 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from cql import slice as slice_module
-from cql import training, workers
+from cql import engine
+from cql.algorithm import Settings, initial_state
 from cql.collect import datasets_for
 from cql.config import Config
-from cql.population import slices
+from cql.device import torch_settings
+from cql.engine import cohort, trainer, workers
+from cql.losses import Objective
+from cql.network import PopulationMLP
 from cql.runs import RunError
 from cql.sampling import Transitions
-from cql.slice import Slice
 
 FORKS = pytest.mark.skipif(not workers.FORKS, reason="worker processes are forked on Linux only")
-CONFIG = Config(episodes=20, hidden=(8,), batch_size=16, steps=60, bc_steps=60, num_seeds=5, target_interval=20)
 
 
 @pytest.fixture(autouse=True)
-def one_thread_as_in_training():
-    with training._torch_settings(torch.device("cpu")):
-        torch.set_num_threads(1)
+def one_thread_and_a_cohort_per_member(monkeypatch):
+    monkeypatch.setattr(trainer, "cohort_size", lambda *arguments: 1)
+    with torch_settings(torch.device("cpu")):
         yield
 
 
-def part_of(threads, monkeypatch):
-    monkeypatch.setattr(slice_module, "TILE_BYTES", 1)  # a tile per member
-    datasets = datasets_for(CONFIG, {})
-    return Slice(slices(CONFIG)[-1], CONFIG, Transitions(datasets, torch.device("cpu"), compress=False), datasets, threads)
+@pytest.fixture(scope="module")
+def transitions():
+    return Transitions(datasets_for(Config(episodes=20), {}), torch.device("cpu"), compress=False)
 
 
-def trained(part):
-    for start in range(0, 60, 20):
-        part.block_of_updates(start, start + 20)
-    return part.state, part.loss_means()
+def updates_of(transitions, threads):
+    """Sixty updates of five members, a state every twenty."""
+    network, seeds = PopulationMLP(225, 4, (8,), True), [1, 2, 3, 4, 5]
+    return engine.updates(network, transitions, initial_state(network, seeds, [6.0] * 5, torch.device("cpu")),
+                          torch.zeros(5, dtype=torch.int64), torch.tensor(seeds), "cql", Objective(),
+                          Settings(16, 2e-3, 60, 20, threads=threads), 0, 60)
 
 
-def test_workers_change_no_result(monkeypatch):
-    alone, means = trained(part_of(1, monkeypatch))
-    forked = part_of(3, monkeypatch)
-    state, others = trained(forked)
-    assert isinstance(forked._workers, workers.Processes if workers.FORKS else workers.Threads)
+def children_of(work):
+    """What ``work()`` returns, and the processes that it started."""
+    before = set(multiprocessing.active_children())
+    found = work()
+    return found, [child for child in multiprocessing.active_children() if child not in before]
+
+
+def trained(updates):
+    found = [(step, [tensor.clone() for tensor in (*state.parameters, state.alpha, *terms)]) for step, state, terms in updates]
+    assert [step for step, _ in found] == [20, 40, 60]
+    return found
+
+
+def test_workers_change_no_result(transitions, monkeypatch):
+    alone = trained(updates_of(transitions, 1))
+    forked, started = children_of(lambda: trained(updates_of(transitions, 3)))
     monkeypatch.setattr(workers, "FORKS", False)
-    threaded = part_of(2, monkeypatch)
-    assert isinstance(trained(threaded)[0], type(state)) and isinstance(threaded._workers, workers.Threads)
-    for one, two, three in zip(alone, state, threaded.state):
-        assert torch.equal(one, two) and torch.equal(one, three)
-    assert means == others and alone.updates == 60
+    threaded, none = children_of(lambda: trained(updates_of(transitions, 2)))
+    assert (len(started), len(none)) == (3 if sys.platform == "linux" else 0, 0)
+    for other in (forked, threaded):
+        for (_, mine), (_, theirs) in zip(alone, other):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
 
 
 @FORKS
-def test_workers_end_with_their_slice(monkeypatch):
-    part = part_of(2, monkeypatch)
-    before = set(multiprocessing.active_children())
-    part.block_of_updates(0, 20)
-    started = [child for child in multiprocessing.active_children() if child not in before]
+def test_workers_end_with_the_generator(transitions):
+    updates = updates_of(transitions, 2)
+    _, started = children_of(partial(next, updates))
     assert len(started) == 2
-    del part
+    del updates, _
     for child in started:
         child.join(10)
         assert child.exitcode == 0
 
 
 @FORKS
-def test_a_killed_worker_is_reported(monkeypatch):
-    part = part_of(2, monkeypatch)
-    before = set(multiprocessing.active_children())
-    part.block_of_updates(0, 20)
-    victim = next(child for child in multiprocessing.active_children() if child not in before)
+def test_a_killed_worker_is_reported(transitions):
+    updates = updates_of(transitions, 2)
+    _, (victim, _) = children_of(partial(next, updates))
     os.kill(victim.pid, signal.SIGKILL)
     victim.join(10)
     with pytest.raises(RunError, match="ended from outside"):
-        part.block_of_updates(20, 40)
+        next(updates)
 
 
 @FORKS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_are_deaf_to_what_stops_the_group(number, monkeypatch):
-    part = part_of(2, monkeypatch)
-    before = set(multiprocessing.active_children())
-    part.block_of_updates(0, 20)
-    for child in set(multiprocessing.active_children()) - before:
+def test_workers_are_deaf_to_what_stops_the_group(number, transitions):
+    updates = updates_of(transitions, 2)
+    _, started = children_of(partial(next, updates))
+    for child in started:
         os.kill(child.pid, number)
-    part.block_of_updates(20, 40)
-    part.block_of_updates(40, 60)
-    assert part.state.updates == 60
+    assert [step for step, _, _ in updates] == [40, 60]
 
 
 @FORKS
@@ -113,11 +120,10 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint(number, tmp_path):
 
 
 @FORKS
-def test_a_failure_in_a_worker_is_reported(monkeypatch):
-    part = part_of(2, monkeypatch)
-    monkeypatch.setattr(type(part.tiles[0]), "block_of_updates", lambda *_: 1 / 0)
+def test_a_failure_in_a_worker_is_reported(transitions, monkeypatch):
+    monkeypatch.setattr(cohort.Cohort, "block_of_updates", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match="(?s)Traceback.*ZeroDivisionError: division by zero"):
-        part.block_of_updates(0, 20)
+        next(updates_of(transitions, 2))
 
 
 def test_shared_memory_is_a_copy():

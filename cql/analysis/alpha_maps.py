@@ -4,11 +4,14 @@ Axes: N policy, S state, A action, T target cell. float64. Everything is judged 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from cql.exact import phase
 from cql.exact.tabular import TabularMDP, expected_visits, policy_evaluation, start_distribution
+from cql.losses import Objective
+from cql.world import exact_curve_solution
 
 BUDGET = 4_000_000  # bytes of JSON that the page's maps may take
 CELL_BYTES = 17  # of one state of one policy, about: an action and three numbers
@@ -53,27 +56,28 @@ def grid(trained, num_states: int) -> np.ndarray:
     return np.union1d(trained, points[far])
 
 
-def solve(mdp: TabularMDP, empirical: TabularMDP, counts, alphas, gamma, horizon, td_loss="mse") -> Oracle:
+def solve(objective: Objective, mdp: TabularMDP, empirical: TabularMDP, counts, alphas, horizon) -> Oracle:
     """The exact side of one draw at `alphas` [N] >= 0.
 
     At 0 the solution at `phase.VANISHING` stands for the limit: there ties of the limit's Q are settled as on the curve.
 
     Raises:
-        ValueError, CertificateError: as `phase.curve`.
+        ValueError, CertificateError: as `phase.curve` and `cql.world.exact_curve_solution`.
     """
     alphas = np.sort(np.asarray(alphas, dtype=np.float64))
-    found = phase.curve(mdp, empirical, counts, np.where(alphas == 0, phase.VANISHING, alphas), gamma, horizon, td_loss)
+    found = phase.curve(mdp, counts, partial(exact_curve_solution, objective, empirical, counts),
+                        np.where(alphas == 0, phase.VANISHING, alphas), objective.gamma, horizon)
     policies = phase.settled_policy(found.q)
-    true, _ = policy_evaluation(mdp, policies, gamma)
+    true, _ = policy_evaluation(mdp, policies, objective.gamma)
     seen = counts.any(-1) & ~mdp.terminal
     metrics = {**found.worth, "value_estimate": found.value_estimate,
                "value_error": found.value_estimate - found.worth["discounted_value"],
-               "conservative_gap": conservative_gap(found.q, counts, seen),
+               "penalty": mean_penalty(found.q, counts, seen),
                "unsupported_action_rate": unsupported_share(mdp, policies, counts, horizon)}
     return Oracle(alphas, counts, found.q, policies, np.where(seen, found.value, np.nan), true, metrics)
 
 
-def conservative_gap(q, counts, seen):
+def mean_penalty(q, counts, seen):
     """Mean over the data of logsumexp Q - Q(s, a) over logged actions, Q [N, S, A], seen [S] bool -> [N].
 
     It is the cross-entropy of softmax Q, so never below the entropy of the logged actions.

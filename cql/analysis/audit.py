@@ -29,7 +29,7 @@ from cql.analysis.logged import grid_words, known_model, logged_model
 from cql.collect import environment_of
 from cql.config import Config
 from cql.diagnostics import greedy_policies, state_inputs
-from cql.exact.oracle import CertificateError, alpha_zero_limit, cql_fixed_point, empirical_policy, half_square_alpha
+from cql.exact.oracle import CertificateError, alpha_zero_limit, empirical_policy, half_square_alpha
 from cql.exact.phase import ROUNDING, settled_actions, settled_policy
 from cql.exact.tabular import (
     TabularMDP,
@@ -42,9 +42,11 @@ from cql.exact.tabular import (
     state_value,
     value_iteration,
 )
+from cql.losses import Objective
+from cql.members import Member, all_members
 from cql.policy import Policy
-from cql.population import Member, all_members
 from cql.runs import RunError, RunFolder
+from cql.world import exact_solution
 
 TERMS = ("optimisation", "conservatism", "sampling", "policy")
 MAX_DETAILED, MAX_DETAILED_STATES = 6, 20_000  # members with per-state arrays, and states of all of them together
@@ -96,7 +98,8 @@ def softmax(outputs) -> np.ndarray:
 class Exact:
     """The exact tables of one data draw, shared by all members trained on it."""
 
-    def __init__(self, dataset, environment, mdp: TabularMDP, gamma: float, td_loss: str, alphas):
+    def __init__(self, dataset, environment, mdp: TabularMDP, objective: Objective, alphas):
+        gamma, td_loss = objective.gamma, objective.td_loss
         self.environment, self.mdp, self.gamma, self.td_loss = environment, mdp, gamma, td_loss
         self.empirical, self.counts = logged_model(dataset, environment, mdp)
         self.logged = (self.counts > 0) & ~mdp.terminal[:, None]  # [S, A]
@@ -111,7 +114,7 @@ class Exact:
         alphas = sorted(set(alphas))
         self.oracle, self.residual, self.certified = {}, {}, {}
         if alphas:
-            solution = cql_fixed_point(self.empirical, self.counts, alphas, gamma, td_loss, strict=False)
+            solution = exact_solution(objective, self.empirical, self.counts, alphas, strict=False)
             for n, alpha in enumerate(alphas):
                 # the limit alpha -> 0+ is Q*_support itself, so that nothing is left for conservatism
                 # (the Huber loss has a limit of its own, a location of the targets that is not their mean)
@@ -125,7 +128,7 @@ class Exact:
         if config.gamma == 1:
             raise RunError("the run has gamma 1, where the fixed point of CQL need not exist: an audit needs gamma below 1.")
         try:
-            return cls(dataset, environment, mdp, config.gamma, config.td_loss, alphas)
+            return cls(dataset, environment, mdp, config.objective, alphas)
         except CertificateError as error:
             raise RunError(f"the oracle has no certified solution: {error}") from None
 
@@ -186,12 +189,12 @@ def audit_cql(exact: Exact, q, alpha: float) -> tuple[dict, dict]:
                           "share_of_visits": float(visits[seen] @ (error > 0)), "mean_error": float(visits[seen] @ error),
                           "largest": float(error.max())},
         "p_below_beta": {"states": int(below.sum()), "of": int(seen.sum()), "share_of_visits": float(visits @ below)},
-        "unlogged_mass": {"mean": float(visits @ mass), "max": float(mass.max())},
+        "ood_mass": {"mean": float(visits @ mass), "max": float(mass.max())},
         "hazard": hazard_certificate(exact, alpha, actions, oracle_actions)}
     states = {"value": value, "oracle_value": np.where(seen, oracle_value, np.nan), "true_value": value_true,
               "action": actions,
               "oracle_action": np.where(seen, oracle_actions, -1), "p_greedy": p[top], "beta_greedy": exact.beta[top],
-              "unlogged_mass": np.where(seen, mass, np.nan),
+              "ood_mass": np.where(seen, mass, np.nan),
               "q": q, "q_oracle": np.where(logged, oracle, np.nan), "q_true": q_true}
     return summary, states
 
@@ -253,7 +256,8 @@ def hazard_certificate(exact: Exact, alpha: float, actions, oracle_actions) -> d
             best = int(greedy_actions(np.where(safe, backup[s], -np.inf)))
             share = exact.beta[s, best] / (exact.beta[s, best] + exact.beta[s, taken])
             entry |= {"safe_action": best, "safe_share": float(share),
-                      "needed_share": float(needed_share(backup[s, best] - backup[s, taken], alpha_half))}
+                      "needed_share": None if exact.td_loss == "huber" else float(  # of which there is no such formula
+                          needed_share(backup[s, best] - backup[s, taken], alpha_half))}
         found.append(entry)
     return {"states_with_logged_hazard_action": int(danger.any(-1).sum()), "states_by_oracle": int(by_oracle.sum()),
             "states_by_network": int(by_network.sum()), "states": found}
@@ -272,7 +276,7 @@ def audit_bc(exact: Exact, p) -> dict:
                                               greedy_policy(np.where(logged, beta, -np.inf))]))
     return {"kl_mean": float(visits @ np.where(seen, divergence, 0.0)), "kl_max": float(divergence[seen].max()),
             "total_variation_mean": float(visits[seen] @ variation), "total_variation_max": float(variation.max()),
-            "unlogged_mass": float(visits[seen] @ np.where(logged, 0.0, p).sum(-1)[seen]),
+            "ood_mass": float(visits[seen] @ np.where(logged, 0.0, p).sum(-1)[seen]),
             "greedy_as_counts": float(agree.mean()), "of": int(seen.sum()), "network": network, "by_counts": counts}
 
 
@@ -330,8 +334,8 @@ def audit(run: RunFolder) -> dict:
             if member.algorithm == "cql":
                 entries[member]["states"] = {k: _plain(v) for k, v in states.items()} if member in detailed else None
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
-            "td_loss": config.td_loss, "gap_threshold": config.gap_threshold, "double_q": config.double_q,
-            "hidden": list(config.hidden), "precision": config.precision, "steps": config.steps,
+            "td_loss": config.td_loss, "penalty_threshold": config.penalty_threshold, "double_q": config.double_q,
+            "hidden": list(config.hidden), "steps": config.steps,
             "horizon": environment.spec.max_episode_steps, "draws": draws,
             "cells": grid_words(environment, mdp)[0], "action_names": grid_words(environment, mdp)[1],
             "members": [entries[member] for member in members]}
@@ -373,9 +377,8 @@ def _about(audit) -> str:
     draws = audit["draws"].values()
     first = next(iter(draws))
     network = "linear network" if not audit["hidden"] else "x".join(map(str, audit["hidden"])) + " network"
-    network += "" if audit["precision"] == "float32" else f" in {audit['precision']}"
     more = f" (first of {len(draws)} draws)" if len(draws) > 1 else ""
-    learned = "" if audit["gap_threshold"] is None else ", alpha learned from the one shown (the oracle is that of final_alpha)"
+    learned = "" if audit["penalty_threshold"] is None else ", alpha learned from the one shown (the oracle is that of final_alpha)"
     return (f"AUDIT   gamma {audit['gamma']:g}, loss {audit['td_loss']}{', double Q' if audit['double_q'] else ''}{learned}, {network}, "
             f"{audit['steps']:,} updates; {first['states_with_data']} states with data, {first['logged_pairs']} logged pairs, "
             f"{first['states_without_data']} states without data{more}")
@@ -442,7 +445,7 @@ def _error_page(groups) -> list[str]:
              f"{_over(group, 'overestimates', 'states'):.0f} of {_over(group, 'overestimates', 'of'):.0f}",
              _cell(_over(group, "overestimates", "largest"), "+.1f"),
              f"{_over(group, 'p_below_beta', 'states'):.0f}",
-             _cell(_over(group, "unlogged_mass", "mean"), ".4f"),
+             _cell(_over(group, "ood_mass", "mean"), ".4f"),
              f"{_over(group, 'generalisation', 'states_choosing_unlogged'):.0f}",
              _cell(_over(group, "generalisation", "pairs", "mean"), "+.1f")] for alpha, group in groups.items()]
     return _grid("3. Everywhere: the error of Q on logged pairs and its parts; where V is too high; unlogged actions",
@@ -471,7 +474,8 @@ def _listed(audit, states) -> str:
     parts = []
     for entry in states[:3]:
         who = "o" * entry["by_oracle"] + "n" * entry["by_network"]
-        share = "no safe one" if entry["safe_share"] is None else (f"{entry['safe_share']:.1%} ({entry['needed_share']:.1%})")
+        share = "no safe one" if entry["safe_share"] is None else f"{entry['safe_share']:.1%}"
+        share += "" if entry["needed_share"] is None else f" ({entry['needed_share']:.1%})"
         name = audit["cells"][entry["state"]] if audit["cells"] else f"state {entry['state']}"
         parts.append(f"{name} {who} {share}")
     return "; ".join(parts) + (f"; {len(states) - 3} more" if len(states) > 3 else "") if parts else "–"
@@ -479,7 +483,7 @@ def _listed(audit, states) -> str:
 
 def _bc_page(bc) -> list[str]:
     rows = [[str(entry["seed"]), str(entry["data_seed"]), f"{entry['kl_mean']:.5f}", f"{entry['total_variation_mean']:.4f}",
-             f"{entry['total_variation_max']:.3f}", f"{entry['unlogged_mass']:.4f}", f"{entry['greedy_as_counts']:.1%}",
+             f"{entry['total_variation_max']:.3f}", f"{entry['ood_mass']:.4f}", f"{entry['greedy_as_counts']:.1%}",
              f"{entry['network']['return']:.2f}", f"{entry['by_counts']['return']:.2f}",
              _cell(entry["network"]["hazard_probability"], ".4f"), _cell(entry["by_counts"]["hazard_probability"], ".4f")]
             for entry in bc[:12]]

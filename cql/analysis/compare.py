@@ -16,7 +16,15 @@ import numpy as np
 
 from cql.analysis.results import Population
 from cql.analysis.statistics import (
-    PAIRED, Bootstrap, aligned, difference_lines, group_lines, paired, resample_counts, summary, unpaired_difference,
+    PAIRED,
+    Bootstrap,
+    aligned,
+    difference_lines,
+    group_lines,
+    paired,
+    resample_counts,
+    summary,
+    unpaired_difference,
 )
 from cql.config import Config, ConfigError
 from cql.files import write_whole

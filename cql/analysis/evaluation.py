@@ -18,9 +18,9 @@ from cql.exact.tabular import (
     policy_evaluation,
     start_distribution,
 )
+from cql.members import Member, all_members
 from cql.metrics import read_metrics
 from cql.policy import Policy
-from cql.population import Member, all_members
 from cql.runs import RunError, RunFolder
 
 DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000

@@ -15,9 +15,9 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.diagnostics import greedy_policies, state_inputs
 from cql.exact.tabular import TabularMDP, bellman_backup, policy_evaluation, start_distribution
+from cql.members import Member, all_members
 from cql.metrics import read_metrics
 from cql.policy import Policy
-from cql.population import Member, all_members
 from cql.runs import RunFolder
 
 MEMBER = ("algorithm", "alpha", "seed", "data_seed")

@@ -1,6 +1,7 @@
 """A data set held against the true model of its environment: what both the audit and the exact curve start from."""
 
 import math
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,9 @@ from cql.diagnostics import state_inputs
 from cql.exact import phase
 from cql.exact.oracle import CertificateError
 from cql.exact.tabular import DENSE_STATES, TabularMDP, empirical_mdp
+from cql.losses import Objective
 from cql.runs import RunError
+from cql.world import exact_curve_solution
 
 
 def known_model(environment: gymnasium.Env | None) -> TabularMDP:
@@ -102,24 +105,25 @@ def grid_words(environment, mdp) -> tuple[list[str] | None, list[str] | None]:
     return ["({},{})".format(*divmod(s, board.shape[1])) for s in range(mdp.num_states)], names
 
 
-def exact_curve(environment, mdp, dataset, alphas, gamma, td_loss="mse", behavior=None, flips=True) -> dict:
+def exact_curve(environment, mdp, dataset, alphas, objective: Objective, behavior=None, flips=True) -> dict:
     """The exact curve of one data set, its references and flips, as the content of ``phase.json``.
 
     Raises:
-        ConfigError: the environment or gamma rule a curve out; DatasetError: the data set is of another environment.
+        ConfigError: the environment or the objective rules a curve out; DatasetError: the data set is of another environment.
     """
-    horizon = environment.spec.max_episode_steps
+    horizon, gamma = environment.spec.max_episode_steps, objective.gamma
     empirical, counts = logged_model(dataset, environment, mdp)
+    solve = partial(exact_curve_solution, objective, empirical, counts)
     try:
-        found = phase.curve(mdp, empirical, counts, alphas, gamma, horizon, td_loss)
-        held = phase.references(mdp, empirical, counts, gamma, horizon, behavior)
+        found = phase.curve(mdp, counts, solve, alphas, gamma, horizon)
+        held = phase.references(mdp, empirical, counts, solve, gamma, horizon, behavior)
         # on a large map every solution takes seconds and thousands of actions flip: there, between which points is enough
         tolerance = phase.FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
-        changes = phase.flip_points(empirical, counts, found, gamma, td_loss, tolerance) if flips else []
+        changes = phase.flip_points(found, solve, tolerance) if flips else []
     except (ValueError, CertificateError) as error:
         raise ConfigError(str(error)) from None
     return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
-            "gamma": gamma, "td_loss": td_loss, "horizon": horizon, "transitions": int(counts.sum()),
+            "gamma": gamma, "td_loss": objective.td_loss, "horizon": horizon, "transitions": int(counts.sum()),
             "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(found.residual.max()),
             "references": held, "curve": found.rows(),
             "flip_tolerance": tolerance if tolerance < math.inf else None,

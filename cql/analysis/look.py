@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from cql.analysis.figure_data import Pictured
-from cql.population import Member
+from cql.members import Member
 
 WIDTH, DPI = 11.0, 160  # inches; 1760 pixels, for pages that show about half of that
 STYLE = {"font.size": 11, "axes.titlesize": 11.5, "axes.titlelocation": "left", "axes.spines.top": False,

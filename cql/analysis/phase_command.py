@@ -29,7 +29,7 @@ def parse(argv):
                         help="these values instead of evenly spaced ones")
     parser.add_argument("--gamma", type=float, default=argparse.SUPPRESS, metavar="X",
                         help="discount factor (default 0.99)")
-    parser.add_argument("--td-loss", choices=phase.TD_LOSSES, default=argparse.SUPPRESS,
+    parser.add_argument("--td-loss", choices=("mse", "half_mse"), default=argparse.SUPPRESS,
                         help="the loss whose units alpha has (default mse)")
     settings.add_arguments(parser, groups=("environment and data",))
     return parser.parse_args(argv)
@@ -57,9 +57,6 @@ def _setting(arguments):
     data_seed = given.get("data_seed", theirs.data_seed)
     if data_seed not in theirs.data_seeds:
         raise ConfigError(f"the run {arguments.run} has no data draw {data_seed}.")
-    if theirs.td_loss not in phase.TD_LOSSES:
-        raise ConfigError(f"the run was trained with {theirs.td_loss}, whose fixed point need not be unique: "
-                                   f"the curve needs {' or '.join(phase.TD_LOSSES)}.")
     evaluation = run.read_json("evaluation.json")
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("members"), list):
         raise RunError(f"{run.path / 'evaluation.json'} lists no members.")
@@ -93,8 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         environment = environment_of(dataset)
         mdp = known_model(environment)
         alphas = arguments.alpha if "alpha" in arguments else phase.default_alphas(arguments.points or phase.POINTS)
-        result = exact_curve(environment, mdp, dataset, alphas, config.gamma, config.td_loss,
-                       behavior_policy(environment, config))
+        result = exact_curve(environment, mdp, dataset, alphas, config.objective, behavior_policy(environment, config))
         result["trained"] = trained
         try:
             picture = phase_plot.png(phase_plot.phase_figure(result))

@@ -10,7 +10,19 @@ from matplotlib.lines import Line2D
 from cql.analysis.audit import TERMS
 from cql.analysis.figure_data import Pictured, shown_member
 from cql.analysis.logged import behavior_policy, exact_curve, known_model
-from cql.analysis.look import BLACK, BLUE, DPI, GREY, ORANGE, STYLE, VERMILION, WIDTH, about, heading, warn_of_divergence
+from cql.analysis.look import (
+    BLACK,
+    BLUE,
+    DPI,
+    GREY,
+    ORANGE,
+    STYLE,
+    VERMILION,
+    WIDTH,
+    about,
+    heading,
+    warn_of_divergence,
+)
 from cql.analysis.maps import (
     ERRORS,
     _colour_bar,
@@ -22,7 +34,7 @@ from cql.analysis.maps import (
 )
 from cql.exact import phase
 from cql.files import write_whole
-from cql.population import Member
+from cql.members import Member
 from cql.runs import RunFolder
 
 GREEN = "#009E73"  # Okabe and Ito's
@@ -181,10 +193,10 @@ def audit_phase(pictured: Pictured) -> Figure | None:
     """The exact curve of the first draw with the trained members of that draw over it."""
     config = pictured.config
     members = [e for e in pictured.evaluation["members"] if e["data_seed"] == config.data_seed]
-    if config.td_loss not in phase.TD_LOSSES or not any(e["algorithm"] == "cql" for e in members):
+    if config.td_loss == "huber" or not any(e["algorithm"] == "cql" for e in members):
         return None
     result = exact_curve(pictured.environment, known_model(pictured.environment), pictured.dataset, phase.default_alphas(),
-                         config.gamma, config.td_loss, behavior_policy(pictured.environment, config), flips=False)
+                         config.objective, behavior_policy(pictured.environment, config), flips=False)
     result["trained"] = members
     return phase_figure(result, "The trained members beside the exact curve over α")
 

@@ -112,7 +112,7 @@ LEVELS = {"optimal policy (exact)": {"color": BLACK, "linestyle": "--", "linewid
 def _loss_panels(pictured: Pictured) -> list[tuple]:
     """Of each panel: metric, title, unit, whether a log axis may serve, and (level, its name) to draw across.
 
-    The conservative gap is the cross-entropy of softmax Q: logsumexp Q(s, .) - Q(s, a) = -log softmax Q(s, .)[a]. So it
+    The conservative penalty is the cross-entropy of softmax Q: logsumexp Q(s, .) - Q(s, a) = -log softmax Q(s, .)[a]. So it
     has BC's floor.
     """
     best, behavior, entropy = LEVELS
@@ -127,9 +127,9 @@ def _loss_panels(pictured: Pictured) -> list[tuple]:
 
     steps = pictured.environment.spec.max_episode_steps if pictured.environment is not None else None
     error = {"mse": "mean squared error", "half_mse": "half mean squared error", "huber": "Huber"}
-    return [("losses/td", "CQL: TD error", error.get(pictured.config.td_loss, pictured.config.td_loss), True, []),
-            ("losses/conservative_gap", "CQL: conservative gap", "nats", True, floor),
-            ("losses/total", "CQL: TD error + α · gap", "loss", True, []),
+    return [("losses/td", "CQL: TD loss", error.get(pictured.config.td_loss, pictured.config.td_loss), True, []),
+            ("losses/penalty", "CQL: conservative penalty", "nats", True, floor if pictured.config.objective.is_cql_h else []),
+            ("losses/total", "CQL: TD loss + α · penalty", "loss", True, []),
             ("losses/cross_entropy", "BC: cross-entropy", "nats", False, floor),
             ("exact/return", "Exact return of the greedy policy", f"over {steps} steps, undiscounted", False,
              against("return")),

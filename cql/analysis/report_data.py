@@ -18,7 +18,7 @@ from cql.dataset import DatasetError
 from cql.diagnostics import greedy_policies
 from cql.exact import phase
 from cql.exact.oracle import CertificateError
-from cql.population import Member
+from cql.members import Member
 from cql.runs import RunError, RunFolder
 
 
@@ -91,7 +91,7 @@ class Study:
         if metric == "action_mismatch_rate" and behavior is not None and self.oracles:
             found["behavior"] = float(np.mean([1 - (behavior * oracle.counts).sum() / oracle.counts.sum()
                                                for oracle in self.oracles.values()]))
-        if metric == "conservative_gap" and pictured.inputs is not None:
+        if metric == "penalty" and pictured.inputs is not None and pictured.config.objective.is_cql_h:
             found["floor"] = float(np.mean([cross_entropy_floor(data) for data in pictured.datasets.values()]))
         return found
 
@@ -103,14 +103,14 @@ def solve_draws(pictured: Pictured, alphas) -> dict[int, Oracle]:
         RunError, DatasetError, ConfigError, CertificateError, ValueError: nothing exact can be said; why, in one sentence.
     """
     config, mdp = pictured.config, known_model(pictured.environment)
-    if config.gap_threshold is not None:
+    if config.penalty_threshold is not None:
         raise RunError("its members learned alpha, and each has a solution of its own: evaluate.py --audit holds it against that.")
     grid = alpha_maps.grid(alphas, mdp.num_states)
     found = {}
     for data_seed, dataset in pictured.datasets.items():
         empirical, counts = logged_model(dataset, pictured.environment, mdp)
-        found[data_seed] = alpha_maps.solve(mdp, empirical, counts, grid, config.gamma,
-                                            pictured.environment.spec.max_episode_steps, config.td_loss)
+        found[data_seed] = alpha_maps.solve(config.objective, mdp, empirical, counts, grid,
+                                            pictured.environment.spec.max_episode_steps)
     return found
 
 

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from cql.analysis.figure_data import Board
-from cql.analysis.look import BLACK, BLUE, GREY, ORANGE, STYLE, VERMILION, WIDTH, heading, warn_of_divergence
+from cql.analysis.look import BLACK, BLUE, GREY, ORANGE, STYLE, WIDTH, heading, warn_of_divergence
 from cql.analysis.maps import VALUES, _colour_bar, _draw_arrows, _draw_board, _map_legend, _value_norm
 from cql.analysis.phase_plot import png
 from cql.analysis.plots import _colours, _group_name, _legend_groups, _spread_words
@@ -20,7 +19,7 @@ from cql.files import write_whole
 
 PANELS = {"return": "Return over the episode", "hazard_probability": "Hazard probability per episode",
           "action_mismatch_rate": "Share of logged actions not taken", "unsupported_action_rate": "Share of unsupported steps",
-          "conservative_gap": "Conservative gap (nats)", "value_error": "V̂ − V$^π$ at the start"}
+          "penalty": "Conservative penalty (nats)", "value_error": "V̂ − V$^π$ at the start"}
 LINES = {"optimal": ("optimal policy", {"color": BLACK, "linestyle": "--", "linewidth": 1.3}),
          "behavior": ("behaviour policy", {"color": GREY, "linestyle": "--", "linewidth": 1.6}),
          "floor": ("floor: entropy of the logged actions", {"color": BLACK, "linestyle": ":", "linewidth": 1.6})}
@@ -114,7 +113,7 @@ def alpha_curves(study: Study) -> Figure | None:
             ax.axhline(0, color=BLACK, linewidth=0.8)
         used |= {*levels, *["bc"] * bool(bc)}
         beyond |= _points(ax, axis, trained, [*(oracle[1] if oracle else ()), *levels.values(), *(bc[:1] if bc else ())],
-                          name not in ("return", "conservative_gap", "value_error"))
+                          name not in ("return", "penalty", "value_error"))
         axis.set(ax)
         axis.broken(ax)
         ax.set_title(PANELS[name])
@@ -176,7 +175,7 @@ def departure(study: Study) -> Figure | None:
     """Where the network leaves the exact solution: softmax mass on unlogged actions, and |Q - oracle|, member by member."""
     alphas = study.population.alphas
     panels = [("Mass of softmax Q on unlogged actions",
-               {alpha: study.population.values("unlogged_mass", ("cql", alpha)) for alpha in alphas}),
+               {alpha: study.population.values("ood_mass", ("cql", alpha)) for alpha in alphas}),
               ("Mean |Q − exact Q| over the data", study.distances)]
     panels = [(title, values) for title, values in panels if any(np.isfinite(found).any() for found in values.values())]
     if not panels:

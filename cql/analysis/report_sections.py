@@ -18,8 +18,8 @@ WORTH = [  # metric, statistic, words, form
     ("goal_probability", "mean", "goal probability: mean", ".4f")]
 MEANS = [
     ("action_mismatch_rate", "mean", "logged actions not taken", ".3f"),
-    ("unsupported_action_rate", "mean", "unsupported steps", ".5f"), ("conservative_gap", "mean", "conservative gap", ".3f"),
-    ("td_error", "mean", "TD error", ".3g"), ("value_estimate", "mean", "V̂ at the start", ".2f"),
+    ("unsupported_action_rate", "mean", "unsupported steps", ".5f"), ("penalty", "mean", "penalty", ".3f"),
+    ("td", "mean", "TD loss", ".3g"), ("value_estimate", "mean", "V̂ at the start", ".2f"),
     ("value_error", "mean", "V̂ − V<sup>π</sup> at the start", ".2f")]
 
 
@@ -31,7 +31,7 @@ def title(study: Study) -> str:
     config, alphas = study.population.config, study.population.alphas
     if not alphas:
         what = "Behaviour Cloning"
-    elif config.gap_threshold is not None:
+    elif config.penalty_threshold is not None:
         what = "CQL with a learned α"
     else:
         what = f"CQL at α = {alphas[0]:g}" if len(alphas) == 1 else f"CQL over α from {alphas[0]:g} to {alphas[-1]:g}"
@@ -102,13 +102,13 @@ def introduction(study: Study) -> str:
 
 def _learned(study: Study) -> str:
     """Where α started and ended, if it was learned."""
-    population, threshold = study.population, study.population.config.gap_threshold
+    population, threshold = study.population, study.population.config.penalty_threshold
     if threshold is None or not population.alphas:
         return ""
     ended = {alpha: population.values("final_alpha", ("cql", alpha)) for alpha in population.alphas}
     spans = [f"from {alpha:g} to {number(np.nanmin(found), '.4g')} … {number(np.nanmax(found), '.4g')}"
              for alpha, found in ended.items() if not np.isnan(found).all()]
-    return paragraph(f"<strong>α was learned</strong> (--gap-threshold {threshold:g}): everywhere on this page an α names where members "
+    return paragraph(f"<strong>α was learned</strong> (--penalty-threshold {threshold:g}): everywhere on this page an α names where members "
                      f"<em>started</em>. They ended elsewhere: {'; '.join(spans)}.")
 
 
@@ -213,8 +213,8 @@ def _worth(study: Study) -> str:
 def _relation(study: Study) -> str:
     return table(*_columns(study, MEANS), "How they stand to the data, and what they promise") + paragraph(
         "Logged actions not taken: share of the data’s transitions whose action is not the greedy one. Unsupported steps: share "
-        "of the steps of an episode whose action the data do not hold in that state. Conservative gap (logsumexp Q − Q(s, a) "
-        "over the data) and TD error: at the last log entry. V̂: max Q at the start; V<sup>π</sup>: the true discounted value "
+        "of the steps of an episode whose action the data do not hold in that state. Penalty (logsumexp Q − Q(s, a) "
+        "over the data) and TD loss: at the last log entry. V̂: max Q at the start; V<sup>π</sup>: the true discounted value "
         "of the greedy policy there.", "note")
 
 
@@ -248,7 +248,7 @@ def curves(study: Study, figures: dict[str, Path]) -> str:
 def _departure(study: Study, path: Path) -> str:
     rows = []
     for alpha in study.population.alphas:
-        distances, mass = study.distances[alpha], study.population.values("unlogged_mass", ("cql", alpha))
+        distances, mass = study.distances[alpha], study.population.values("ood_mass", ("cql", alpha))
         sides = [found[np.isfinite(found)] for found in (mass, distances)]
         trained, (alphas, returns) = study.mean(("cql", alpha), "return"), study.oracle_mean("return")
         spread = [f(found) if found.size else None for found in sides for f in (np.median, np.max)]

@@ -13,14 +13,13 @@ import numpy as np
 
 from cql.config import Config, ConfigError
 from cql.files import write_whole
+from cql.members import all_members
 from cql.metrics import read_metrics
-from cql.population import all_members
 from cql.runs import RunError, RunFolder
 
 Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
 
-SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "gap_threshold", "gamma", "batch_size", "lr", "target_interval",
-            "precision")
+SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "penalty_threshold", "gamma", "batch_size", "lr", "target_interval")
 COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact, the rest is measured or logged
     "algorithm": "cql or bc",
     "alpha": "weight of the penalty, or where it started; empty for BC",
@@ -42,15 +41,15 @@ COLUMNS = {  # name -> meaning; the first ones say who, the next ones are exact,
     "rollout_hazard_rate": "share of the rollouts that end in a hazard",
     "rollout_goal_rate": "share that ends in the goal",
     "rollout_unsupported_action_rate": "share of the rollouts' steps whose action the data do not hold in that state",
-    "td_error": "losses/td of the last log entry, a mean over the updates since the one before",
-    "conservative_gap": "losses/conservative_gap of the last log entry, likewise",
+    "td": "losses/td of the last log entry, a mean over the updates since the one before",
+    "penalty": "losses/penalty of the last log entry, likewise",
     "cross_entropy": "losses/cross_entropy of the last log entry, likewise; BC only",
     "data_q": "q/data_mean at the last log entry",
-    "unlogged_mass": "policy/unlogged_mass at the last log entry",
+    "ood_mass": "policy/ood_mass at the last log entry",
 }
-NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size", "precision")]
-_LOGGED = {"td_error": "losses/td", "conservative_gap": "losses/conservative_gap", "cross_entropy": "losses/cross_entropy",
-           "data_q": "q/data_mean", "unlogged_mass": "policy/unlogged_mass"}
+NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size")]
+_LOGGED = {"td": "losses/td", "penalty": "losses/penalty", "cross_entropy": "losses/cross_entropy",
+           "data_q": "q/data_mean", "ood_mass": "policy/ood_mass"}
 _EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")
 _ROLLOUT = {"rollout_return": "return_mean", "rollout_hazard_rate": "hazard_rate", "rollout_goal_rate": "goal_rate",
             "rollout_unsupported_action_rate": "unsupported_action_rate"}

@@ -33,14 +33,14 @@ from cql.analysis.statistics import Bootstrap, aligned
 from cql.collect import environment_of, exact_model
 from cql.dataset import OfflineDataset
 from cql.diagnostics import state_inputs
+from cql.members import Member
 from cql.metrics import read_metrics
-from cql.population import Member
 from cql.runs import RunError, RunFolder
 
 TARGETS = ope.TARGETS
 DEFAULT_ALPHA = 6.0  # the baseline that looks at nothing
 SHARE = 0.1  # of a curve's range: what a rise or a fall has to exceed
-HIGH_TD = 2.0  # times the least TD error among the members compared
+HIGH_TD = 2.0  # times the least TD loss among the members compared
 WITHIN = 1.0  # return points: a pick this close to the best counts as good
 DECIMALS = 10  # scores and exact values that agree so far are equal: the rest is rounding
 MAX_WORK = 2_000_000  # observations, or episodes, times steps of an episode; beyond, estimates would take minutes a member
@@ -98,13 +98,13 @@ def rises_then_falls(values, share: float = SHARE) -> bool:
     return bool(curve[peak] - curve[:peak + 1].min() > least and curve[peak] - curve[-1] > least)
 
 
-def underfits(td, gap, least_td, floor, ceiling):
-    """Whether TD error and regulariser are both high at the end: the sign of underfitting of Kumar et al. 2021.
+def underfits(td, penalty, least_td, floor, ceiling):
+    """Whether TD loss and penalty are both high at the end: the sign of underfitting of Kumar et al. 2021.
 
-    TD error: above ``HIGH_TD`` times the least among the members compared. Conservative gap: less than half of the way
+    TD loss: above ``HIGH_TD`` times the least among the members compared. Penalty: less than half of the way
     down from ``ceiling``, log A (a constant Q), to ``floor``, the entropy of the logged actions. Broadcasts; NaN: no.
     """
-    return (td > HIGH_TD * least_td) & (gap > (floor + ceiling) / 2)
+    return (td > HIGH_TD * least_td) & (penalty > (floor + ceiling) / 2)
 
 
 def workflow_scores(overfitting, underfitting) -> np.ndarray:
@@ -170,13 +170,13 @@ def rules(found: "Found") -> list[Rule]:
              "data", "low", found.unlogged),
         Rule("agreement", "agreement with data", "Smallest share of logged transitions whose action is not the greedy one.",
              "data", "low", found.metric("action_mismatch_rate")),
-        Rule("gap", "conservative gap", "Lowest conservative gap at the last log entry.", "training", "low",
-             found.metric("conservative_gap")),
-        Rule("td_error", "TD error", "Lowest TD error at the last log entry.", "training", "low", found.metric("td_error")),
+        Rule("penalty", "conservative penalty", "Lowest conservative penalty at the last log entry.", "training", "low",
+             found.metric("penalty")),
+        Rule("td", "TD loss", "Lowest TD loss at the last log entry.", "training", "low", found.metric("td")),
         Rule("value", "value estimate", "Highest value that the network itself promises at the start.", "training", "high",
              found.metric("value_estimate")),
         Rule("workflow", "training curve", "Smallest alpha with the fewest signs of overfitting (the mean Q on the data rises "
-             "and then falls) and underfitting (TD error and gap both stay high), Kumar et al. 2021, arXiv 2109.10813.",
+             "and then falls) and underfitting (TD loss and penalty both stay high), Kumar et al. 2021, arXiv 2109.10813.",
              "training", "low",
              np.where(found.has_policy, workflow_scores(found.overfitting, found.underfitting), np.nan)),
         Rule("default", f"always alpha = {found.default:g}", f"The alpha nearest to {DEFAULT_ALPHA:g}, whatever the data.",
@@ -243,9 +243,10 @@ def read(run: RunFolder, resamples: int) -> Found:
               if row["algorithm"] == "cql"}
     flagged = _each(members, lambda m: reason[m.data_seed, m.seed, m.alpha] is not None) > 0
     has_policy = _each(members, lambda m: reason[m.data_seed, m.seed, m.alpha] != "not finite") > 0
-    td, gap = last("losses/td"), last("losses/conservative_gap")
-    sound = np.where(np.isfinite(td) & ~flagged, td, np.inf).min(-1, keepdims=True)  # the least TD error of each draw and seed
-    floor = np.array([cross_entropy_floor(dataset) for dataset in datasets])[:, None, None]
+    td, penalty = last("losses/td"), last("losses/penalty")
+    sound = np.where(np.isfinite(td) & ~flagged, td, np.inf).min(-1, keepdims=True)  # the least TD loss of each draw and seed
+    known = config.objective.is_cql_h  # of another penalty the least value is not known: NaN, so that no member underfits
+    floor = np.array([cross_entropy_floor(dataset) if known else math.nan for dataset in datasets])[:, None, None]
     sizes, unlogged = np.full((2, *td.shape), np.nan)
     estimates = {(estimator, target): np.full((*td.shape, 3), np.nan) for estimator in ope.ESTIMATORS for target in TARGETS}
     for x, dataset in enumerate(datasets):
@@ -265,7 +266,7 @@ def read(run: RunFolder, resamples: int) -> Found:
     behavior = "logged" if all(dataset.behavior_probabilities is not None for dataset in datasets) else "counts"
     return Found(population, horizon, behavior, estimates, sizes, unlogged,
                  _each(members, lambda m: rises_then_falls(series.get((m.name, "q/data_mean"), ([], []))[1])) > 0,
-                 underfits(td, gap, sound, floor, math.log(datasets[0].num_actions)), flagged, has_policy)
+                 underfits(td, penalty, sound, floor, math.log(datasets[0].num_actions)), flagged, has_policy)
 
 
 def episode_log(dataset: OfflineDataset, environment: gymnasium.Env | None) -> tuple[ope.EpisodeLog, np.ndarray]:

@@ -41,7 +41,7 @@ from cql.analysis.results import Group, Population
 
 BC: Group = ("bc", None)
 METRICS = ("return", "hazard_probability", "goal_probability", "action_mismatch_rate", "unsupported_action_rate",
-           "conservative_gap", "td_error", "value_estimate", "value_error", "unlogged_mass")
+           "penalty", "td", "value_estimate", "value_error", "ood_mass")
 PAIRED = ("return", "hazard_probability")
 HIGHER_IS_BETTER = {"return": True, "hazard_probability": False}
 MISMATCH_WITHIN = 0.005  # CQL is taken for BC if it departs from the logged action on so much more of the data at most

@@ -32,7 +32,6 @@ from torch.export import Dim, ExportedProgram
 
 from cql.deploy.model import CARD, POLICY, Model
 from cql.files import write_whole
-from cql.networks import Layer
 from cql.policy import Policy
 from cql.runs import RunError, RunFolder, sha256
 
@@ -57,17 +56,16 @@ class Greedy(torch.nn.Module):
         if self.network.discrete:
             self.register_buffer("table", torch.from_numpy(policy.outputs(np.arange(self.network.inputs))))
             return
-        for n, layer in enumerate(policy.layers):
-            for name, tensor in layer._asdict().items():
-                self.register_buffer(f"{name}{n}", tensor.detach().clone())
+        for n, tensor in enumerate(policy.parameters):
+            self.register_buffer(f"parameter{n}", tensor.detach().clone())
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         if self.network.discrete:  # ONNX counts negative indices from the end: −1 would be the last state
             states = torch.where(observations < 0, self.network.inputs, observations)
             outputs = torch.nn.functional.embedding(states, self.table)
         else:
-            layers = [Layer(*(getattr(self, f"{name}{n}").double() for name in Layer._fields)) for n in range(len(self.network.sizes))]
-            outputs = self.network.q_values(layers, observations[None].double())[0].float()
+            parameters = [getattr(self, f"parameter{n}").double() for n in range(len(self.network.shapes))]
+            outputs = self.network.q_values(parameters, observations[None].double())[0].float()
         return outputs, outputs.argmax(-1)
 
 

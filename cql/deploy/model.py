@@ -19,8 +19,8 @@ from cql.config import Config, ConfigError
 from cql.dataset import DatasetError, OfflineDataset
 from cql.diagnostics import state_inputs
 from cql.exact.tabular import TabularMDP
+from cql.members import Member, all_members
 from cql.policy import Policy
-from cql.population import Member, all_members
 from cql.runs import RunError, RunFolder
 
 POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"  # the files of a registry's entry

@@ -25,6 +25,7 @@ from cql.exact.oracle import empirical_policy, half_square_alpha
 from cql.exact.phase import ROUNDING
 from cql.exact.tabular import evaluate_first_actions
 from cql.runs import RunError
+from cql.world import refuse_unknown
 
 # An action is unsafe if it adds this much to the probability of meeting a hazard. One more step beside a hazard adds
 # 0.05 / 4 = 0.0125 at the default slip: an action that costs such a step is called unsafe, a longer safe way is not.
@@ -35,7 +36,7 @@ class Explainer:
     """A model with the tables that every explanation of it reads: made once.
 
     Raises:
-        RunError: values of the network are not finite.
+        RunError: values of the network are not finite, or nothing exact is known of what it minimised.
     """
 
     def __init__(self, model: Model):
@@ -43,6 +44,8 @@ class Explainer:
         self.cql = model.policy.algorithm == "cql"
         self.targets = mean_targets(model) if self.cql else None  # [U, A]
         self.beta = empirical_policy(model.support.counts)  # [U, A]
+        if self.cql:
+            refuse_unknown(model.config.objective)
         self.alpha_half = None  # of the formula; there is none for the Huber loss, which knows no mean target
         if self.cql and model.config.td_loss != "huber" and model.final_alpha is not None:
             self.alpha_half = float(half_square_alpha(model.final_alpha, model.config.td_loss))

@@ -175,14 +175,18 @@ def read_run(path):
     """(config, datasets, one list of Q functions of its alpha = 0 members per data set) of a run of train.py.
 
     Raises:
-        RunError: no run, a damaged file, or no CQL member at alpha = 0.
+        RunError: no run, a damaged file, no CQL member at alpha = 0, or an objective of which nothing exact is known.
     """
-    from cql.policy import Policy              # here, so that what is exact knows of networks nowhere else
-    from cql.population import all_members
+    from cql.members import all_members
+    from cql.policy import Policy  # here, so that what is exact knows of networks nowhere else
     from cql.runs import RunError, RunFolder
+    from cql.world import refuse_unknown
 
     run = RunFolder.open(path)
     config = run.config()
+    refuse_unknown(config.objective)
+    if config.td_loss == "huber":
+        raise RunError(f"{path} minimised the Huber loss: the other rows of the table are solutions of a squared error.")
     members = [m for m in all_members(config) if m.algorithm == "cql" and m.alpha == 0]
     if not members:
         raise RunError(f"{path} has no CQL member at alpha 0: train one with --alpha 0 --num-seeds N.")

@@ -11,11 +11,12 @@ those of one undiscounted episode with its step limit. alpha is in the units of 
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from cql.exact.oracle import alpha_infinity_limit, alpha_zero_limit, cql_fixed_point
+from cql.exact.oracle import Solution, alpha_infinity_limit, alpha_zero_limit
 from cql.exact.tabular import (
     TabularMDP,
     backward_induction,
@@ -30,10 +31,10 @@ from cql.exact.tabular import (
 )
 
 LOWEST, HIGHEST, POINTS = 1e-2, 1e3, 61
-TD_LOSSES = ("mse", "half_mse")  # Huber's fixed point need not be unique: it has no one curve
 VANISHING = 1e-6  # an alpha so small that only exact ties feel it
 ROUNDING = 1e-10  # differences of Q below this times 1 + max |Q| are none: equal counts and targets shall tie
 FLIP_TOLERANCE = 1e-5  # relative width to which a flip is pinned down
+Solver = Callable[..., Solution]  # alphas [N], initial_value [N, S] -> fixed points, as `cql_fixed_point` gives them
 WORTH = ("discounted_value", "return", "hazard_probability", "goal_probability", "action_mismatch_rate")
 
 
@@ -77,24 +78,22 @@ def default_alphas(points: int = POINTS) -> np.ndarray:
     return np.logspace(np.log10(LOWEST), np.log10(HIGHEST), points)
 
 
-def curve(mdp: TabularMDP, empirical: TabularMDP, counts, alphas, gamma, horizon, td_loss="mse") -> Curve:
+def curve(mdp: TabularMDP, counts, solve: Solver, alphas, gamma, horizon) -> Curve:
     """The curve at `alphas` [N] > 0.
 
     Args:
-        mdp: the true model, with a start; empirical: the data's, with the same terminal states; counts: [S, A].
+        mdp: the true model, with a start; counts: [S, A], of the data.
+        solve: the fixed points at given alphas on the data's own model, with the same terminal states.
         horizon: steps of an episode.
 
     Raises:
-        ValueError: arguments out of range (gamma = 1, alpha <= 0, a loss without a unique fixed point).
+        ValueError: arguments out of range (gamma = 1, alpha <= 0).
         CertificateError: a fixed point could not be certified.
     """
     alphas = np.sort(np.atleast_1d(np.asarray(alphas, dtype=np.float64)))
     if not (alphas > 0).all():
         raise ValueError("The curve needs alpha > 0: 0 is drawn as the limit it has there anyway.")
-    if td_loss not in TD_LOSSES:
-        raise ValueError(f"The curve needs a squared error ({' or '.join(TD_LOSSES)}): the fixed point of {td_loss} "
-                         "need not be unique.")
-    solution = cql_fixed_point(empirical, counts, alphas, gamma, td_loss)
+    solution = solve(alphas)
     return Curve(alphas, solution.q, solution.value, solution.residual, solution.value @ start_distribution(mdp),
                  worth(mdp, counts, settled_policy(solution.q), gamma, horizon))
 
@@ -140,16 +139,16 @@ def cloned_policy(counts):
     return greedy_policy(np.where(counts > 0, counts, -np.inf))
 
 
-def references(mdp: TabularMDP, empirical: TabularMDP, counts, gamma, horizon, behavior=None) -> dict:
+def references(mdp: TabularMDP, empirical: TabularMDP, counts, solve: Solver, gamma, horizon, behavior=None) -> dict:
     """What the curve is held against: name -> {"value_estimate", *WORTH}, None where a number has no meaning.
 
     `optimal` is backward induction over the episode (a policy that depends on the step) with the optimal discounted value
-    beside it. `behavior` [S, A] acts with its own probabilities; None where it is not known.
+    beside it. `solve` is that of the curve. `behavior` [S, A] acts with its own probabilities; None where it is not known.
     """
     limits = {"alpha_zero": alpha_zero_limit(empirical, counts, gamma),
               "alpha_infinity": alpha_infinity_limit(empirical, counts, gamma)}
     # where the Q of a limit ties, the curve near it does not: terms that vanish in Q still choose the action
-    near = cql_fixed_point(empirical, counts, [VANISHING], gamma).q[0]
+    near = solve([VANISHING]).q[0]
     targets = bellman_backup(empirical, state_value(limits["alpha_infinity"]), gamma)
     policies = {"alpha_zero": settled_policy(near), "alpha_infinity": _far_policy(limits["alpha_infinity"], targets),
                 "bc": cloned_policy(counts)}
@@ -172,12 +171,11 @@ def _far_policy(q, targets):
     return greedy_policy(np.where(_best(q), targets, -np.inf))
 
 
-def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse",
-                tolerance=FLIP_TOLERANCE) -> list[Flip]:
+def flip_points(found: Curve, solve: Solver, tolerance=FLIP_TOLERANCE) -> list[Flip]:
     """Every change of a greedy action that the points of a curve show, pinned down by bisection of log alpha.
 
-    All intervals are halved at once until each one with a change is narrower than `tolerance` (infinite: none is halved). A state that changes
-    several times between two points is followed through all of them if its ends differ; a change that is undone between
+    All intervals are halved at once until each one with a change is narrower than `tolerance` (infinite: none is halved).
+    `solve` is that of the curve. A state that changes several times between two points is followed through all of them if its ends differ; a change that is undone between
     two points is not seen.
 
     Returns:
@@ -190,8 +188,7 @@ def flip_points(empirical: TabularMDP, counts, found: Curve, gamma, td_loss="mse
         if not wide.size:
             break
         middle = np.sqrt(alphas[wide] * alphas[wide + 1])
-        solution = cql_fixed_point(empirical, counts, middle, gamma, td_loss,
-                                   initial_value=(values[wide] + values[wide + 1]) / 2)
+        solution = solve(middle, initial_value=(values[wide] + values[wide + 1]) / 2)
         alphas, values, actions = (np.insert(old, wide + 1, new, axis=0) for old, new in (
             (alphas, middle), (values, solution.value), (actions, settled_actions(solution.q))))
     return [Flip(float(np.sqrt(alphas[n] * alphas[n + 1])), int(s), int(actions[n, s]), int(actions[n + 1, s]))

@@ -41,6 +41,11 @@ def slices(config: Config) -> list[list[Member]]:
             for start in range(0, len(group), size)]
 
 
+def updates_of(config: Config, group: list[Member]) -> int:
+    """Updates of each member of a slice."""
+    return config.steps if group[0].algorithm == "cql" else config.bc_steps
+
+
 def largest_slice(config: Config) -> int:
     """Members of the largest slice."""
     return min(config.slice_size, len(config.alpha) * config.num_seeds * config.num_datasets)

@@ -1,0 +1,131 @@
+"""Checkpoints: where the training of a shard stands, written whole, and refused if they do not belong to their run."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cql.algorithm import State
+from cql.config import Config
+from cql.files import write_whole
+from cql.members import updates_of
+from cql.metrics import LossSums, MetricsLog, join_csv
+from cql.runs import SHARDS, RunError, RunFolder, Shard, archive_bytes, load_archive
+
+FORMAT = 3
+
+
+class Position(NamedTuple):
+    """The point to go on from: slice ``number`` after ``step`` updates; at its beginning there is no state."""
+
+    number: int
+    step: int = 0
+    state: State | None = None
+    sums: list | None = None  # ``LossSums.contents``
+
+    def of(self, number: int) -> "Position | None":
+        """The position, if it is in the middle of this slice."""
+        return self if self.number == number and self.state is not None else None
+
+    def restore(self, state: State, sums: LossSums) -> None:
+        """Writes the position into a fresh state and fresh sums. Raises RunError if it is of other shapes."""
+        try:
+            for mine, theirs in zip(_tensors(state), _tensors(self.state), strict=True):
+                if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                    raise ValueError
+                mine.copy_(theirs)
+            sums.restore(self.sums)
+        except (ValueError, TypeError, AttributeError):
+            raise RunError("checkpoint.pt does not fit this run's config.") from None
+
+
+def save(run: RunFolder, config: Config, shard: Shard, log: MetricsLog, position: Position) -> None:
+    """Writes the checkpoint of a shard, with digests of the files that it goes on from."""
+    _write(shard.checkpoint, run.digests(config, _done(run, shard, position.number)), log.sizes(), position)
+
+
+def load(run: RunFolder, config: Config, shard: Shard, log: MetricsLog) -> Position:
+    """The position to go on from, ``log`` being cut back to it; the beginning if the shard was stopped before its
+    first checkpoint.
+
+    Raises:
+        RunError: the checkpoint is damaged, or does not belong to this run, its policies and its log.
+    """
+    path = shard.checkpoint
+    if not path.exists():
+        log.cut_back({})
+        log.create()
+        return Position(shard.first)
+    contents = load_archive(path)
+    try:
+        if contents["format"] != FORMAT:
+            raise RunError(f"{path} is of a format that this version does not know.")
+        state = None if contents["state"] is None else State(**contents["state"])
+        position = Position(contents["number"], contents["step"], state, contents["sums"])
+        digests = run.digests(config, _done(run, shard, position.number))
+        for name, digest in digests.items():
+            if contents["files"].get(name) != digest:
+                raise RunError(f"{path} does not belong to {run.path / name}: one of the two was changed or swapped.")
+        if len(contents["files"]) != len(digests):
+            raise RunError(f"{path} was written when other policies were there: one is missing or was added.")
+        if not _fits(position, config, shard) or not _are_sizes(contents["log_sizes"], shard.metrics, run):
+            raise RunError(f"{path} does not fit this run's config.")
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise RunError(f"{path} is no checkpoint of this project ({error}).") from None
+    log.cut_back(contents["log_sizes"])
+    return position
+
+
+def join(run: RunFolder, shards: list[Shard]) -> None:
+    """Merges the logs and checkpoints of the shards: afterwards the run folder is what one process leaves.
+
+    Raises:
+        RunError: a shard is not finished, or damaged.
+    """
+    if shards[0].folder != run.path:
+        files, sizes = {}, {}
+        for shard in shards:
+            contents = load_archive(shard.checkpoint)
+            if contents["number"] != shard.end:
+                raise RunError(f"{shard.checkpoint} is not that of a finished slice.")
+            files |= contents["files"]
+            sizes |= contents["log_sizes"]
+        join_csv(run.path / "metrics.csv", [shard.metrics for shard in shards])
+        sizes = {"metrics.csv": (run.path / "metrics.csv").stat().st_size, **{
+            name: sizes[name] for name in sorted(sizes, key=Path) if not name.startswith(SHARDS)}}
+        _write(run.path / "checkpoint.pt", files, sizes, Position(shards[-1].end))
+    shutil.rmtree(run.path / SHARDS, ignore_errors=True)
+
+
+def _write(path: Path, files: dict[str, str], log_sizes: dict[str, int], position: Position) -> None:
+    state = None if position.state is None else {
+        name: field.cpu() if isinstance(field, Tensor) else [tensor.cpu() for tensor in field]
+        for name, field in position.state._asdict().items()}
+    contents = {"format": FORMAT, "files": files, "log_sizes": log_sizes, **position._asdict(), "state": state}
+    write_whole(path, archive_bytes(contents))
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [tensor for field in state for tensor in ([field] if isinstance(field, Tensor) else field)]
+
+
+def _fits(position: Position, config: Config, shard: Shard) -> bool:
+    """Whether this config's run writes such a position."""
+    number, step = position.number, position.step
+    if type(number) is not int or type(step) is not int or not shard.first <= number <= shard.end:
+        return False
+    if position.state is None:
+        return step == 0
+    return number < shard.end and 0 < step < updates_of(config, shard.groups[number - shard.first])
+
+
+def _are_sizes(sizes, log: Path, run: RunFolder) -> bool:
+    return (isinstance(sizes, dict) and str(log.relative_to(run.path)) in sizes
+            and all(type(name) is str and type(size) is int and size >= 0 for name, size in sizes.items()))
+
+
+def _done(run: RunFolder, shard: Shard, number: int) -> list[str]:
+    """Members of the shard's slices before ``number`` that have a policy, by name."""
+    names = [member.name for group in shard.groups[: number - shard.first] for member in group]
+    return [name for name in names if run.policy_path(name).exists()]

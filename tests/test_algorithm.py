@@ -1,0 +1,163 @@
+"""The page that is read: how far it is from the command line, that what it minimises is what is logged, and a new objective."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import train
+from cql import algorithm, losses
+from cql.analysis import phase_command, plots
+from cql.config import Config
+from cql.deploy import explain
+from cql.losses import Objective
+from cql.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--episodes", "30", "--hidden", "8", "--bc-steps", "20", "--steps", "40", "--log-every", "10", "--target-interval", "10",
+        "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(plots, "draw_all", lambda run: [])
+
+
+def test_from_the_command_line_to_the_penalty(tmp_path):
+    """Six frames in four files, which have 550 lines."""
+    stacks = []
+
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "conservative_penalty" and frame.f_back.f_code.co_name == "cql_loss":
+            stack = []
+            while frame is not None and frame.f_code.co_name != "test_from_the_command_line_to_the_penalty":
+                stack.append(Path(frame.f_code.co_filename))
+                frame = frame.f_back
+            stacks.append([path for path in stack if path.is_relative_to(ROOT)])
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)]).step()  # its first step imports much
+    sys.setprofile(profile)
+    try:
+        assert train.main([*TINY, "--trainer", "plain", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        sys.setprofile(None)
+    assert len(stacks) == 40
+    for stack in stacks:
+        assert len(stack) <= 6 and len(set(stack)) <= 4
+    assert sum(len(path.read_text().splitlines()) for path in set(stacks[0])) <= 550
+
+
+def test_what_is_minimised_is_what_is_logged(tmp_path, monkeypatch):
+    """The very tensors whose gradient is taken, in the log after every update."""
+    minimised = []
+
+    def recorded(*arguments, original=losses.cql_loss, **named):
+        terms = original(*arguments, **named)
+        terms.total.register_hook(lambda gradient, terms=terms: minimised.append((gradient.item(), *map(torch.Tensor.item, terms))))
+        return terms
+
+    monkeypatch.setattr(algorithm, "cql_loss", recorded)
+    assert train.main([*TINY, "--trainer", "plain", "--log-every", "1", "--out", str(tmp_path / "run")]) == 0
+    gradients, *columns = zip(*minimised)
+    logged = read_metrics(tmp_path / "run/metrics.csv")
+    assert set(gradients) == {1.0} and len(gradients) == 40
+    for name, column in zip(("losses/td", "losses/penalty", "losses/total"), columns):
+        assert logged["cql-a6-s42-d42", name][1] == pytest.approx(column, rel=1e-6)
+
+
+def test_the_trainer_is_recorded_and_changes_nothing_but_rounding(tmp_path):
+    curves = []
+    for trainer in ("plain", "fast"):
+        assert train.main([*TINY, "--trainer", trainer, "--out", str(tmp_path / trainer)]) == 0
+        assert Config.from_json((tmp_path / trainer / "config.json").read_text()).trainer == trainer
+        curves.append(read_metrics(tmp_path / trainer / "metrics.csv"))
+    assert curves[0].keys() == curves[1].keys()
+    for key, (steps, values) in curves[0].items():
+        assert curves[1][key][0] == steps and curves[1][key][1] == pytest.approx(values, rel=1e-4, abs=1e-5), key
+
+
+def test_what_the_engine_does_not_know_is_trained_by_the_page(tmp_path, capsys, monkeypatch):
+    updates = []
+    monkeypatch.setattr(algorithm, "cql_loss", lambda *arguments, original=losses.cql_loss, **named: (
+        updates.append(1) or original(*arguments, **named)))
+    assert train.main([*TINY, "--td-loss", "huber", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("the fast trainer does not know Objective(td_loss='huber'") == 1
+    assert len(updates) == 40
+    assert train.main([*TINY, "--td-loss", "huber", "--trainer", "plain", "--out", str(tmp_path / "other")]) == 0
+    assert "does not know" not in capsys.readouterr().out
+    name = "policies/cql-a6-s42-d42.pt"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------- a new objective
+
+@pytest.fixture(scope="module")
+def tempered():
+    """The code as it is after somebody has put a temperature of 2 into the logsumexp: a penalty of which nothing exact is known."""
+    def penalty(q_values, actions, penalty="logsumexp", original=losses.conservative_penalty):
+        if penalty == "tempered":
+            return 2 * (q_values / 2).logsumexp(-1) - losses.q_taken(q_values, actions)
+        return original(q_values, actions, penalty)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "conservative_penalty", penalty)
+        patch.setattr(Config, "objective", property(lambda self: Objective(self.td_loss, "tempered", self.double_q, self.gamma)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tempered, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tempered") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert train.main([*TINY, "--out", str(folder)]) == 0
+    assert "the fast trainer does not know Objective(td_loss='mse', penalty='tempered'" in printed.getvalue()
+    return folder
+
+
+DECLINES = "no exact solution is known of an objective with penalty 'tempered': only that of CQL(H) is."
+
+
+def test_a_new_objective_trains_and_is_logged(run):
+    logged = read_metrics(run / "metrics.csv")
+    td, penalty, total = (logged["cql-a6-s42-d42", name][1] for name in ("losses/td", "losses/penalty", "losses/total"))
+    # networks start near constant Q, whose penalty is 2 log 4 here and log 4 in the paper
+    assert penalty[0] == pytest.approx(2 * 1.386, abs=0.15)
+    assert total == pytest.approx([a + 6 * b for a, b in zip(td, penalty)], rel=1e-5)
+    assert (run / "policies/cql-a6-s42-d42.pt").exists() and (run / "evaluation.json").exists()
+    assert not any(logged["cql-a6-s42-d42", "health/diverged"][1])
+
+
+def test_the_audit_declines(run, capsys):
+    assert evaluate.main([str(run), "--audit"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1 and not (run / "audit.json").exists()
+
+
+def test_the_report_declines(run):
+    assert evaluate.main([str(run), "--report"]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("There is no exact solution to hold the run against: no exact solution is known of an objective with ") == 1
+    assert "|Q − exact Q|" not in page
+
+
+def test_explain_declines(run, capsys):
+    assert explain.main([str(run), "--state", "31"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1
+
+
+def test_phase_declines(run, tmp_path, capsys):
+    assert phase_command.main(["--run", str(run), "--out", str(tmp_path / "phase")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1 and not (tmp_path / "phase").exists()
+
+
+def test_a_threshold_declines(tempered, tmp_path, capsys):
+    assert train.main([*TINY, "--penalty-threshold", "1.2", "--out", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: --penalty-threshold: the least penalty that there is, is not known for Objective(") and printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
