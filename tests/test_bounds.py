@@ -219,3 +219,10 @@ def test_bad_input_gets_one_sentence(argv, sentence, capsys):
     assert bounds.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_a_run_of_the_huber_loss_is_refused(tmp_path, capsys):
+    config = Config(episodes=20, alpha=(0,), bc_steps=0, hidden=(0,), td_loss="huber")
+    run = RunFolder.create(str(tmp_path / "run"), config, datasets_for(config, {}))
+    assert bounds.main([str(run.path), "--alpha", "6"]) == 2
+    assert "minimised the Huber loss" in capsys.readouterr().err
