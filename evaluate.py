@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from cql.analysis import audit, evaluation, phase_plot, plots, report, selection, statistics
+from cql.analysis import audit, evaluation, report, selection, statistics
+from cql.analysis.figures import curve as audit_figures
+from cql.analysis.figures import plots
 from cql.analysis.results import write_results
-from cql.config import ConfigError
-from cql.dataset import DatasetError
-from cql.runs import RunError, RunFolder
+from cql.errors import ConfigError, reports_errors
+from cql.run_folder import RunFolder
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -18,20 +19,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=evaluation.DEFAULT_SEED, metavar="N",
                         help="environment seed of the first rollout; further ones count up (default %(default)s)")
     parser.add_argument("--audit", action="store_true",
-                        help="hold every network against the exact solution of its own loss, state by state (audit.json)")
+                        help="compare every network with the exact solution of its loss, state by state (audit.json)")
     parser.add_argument("--report", action="store_true",
                         help="write the whole run as one page, report.html, with its statistics and pictures")
     return parser.parse_args(argv)
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    if arguments.episodes < 1 or arguments.seed < 0:
+        raise ConfigError("--episodes must be at least 1 and --seed not negative.")
+    run = RunFolder.open(arguments.run)
     try:
-        if arguments.episodes < 1 or arguments.seed < 0:
-            raise ConfigError("--episodes must be at least 1 and --seed not negative.")
-        run = RunFolder.open(arguments.run)
         with run.lock():
-            run.refuse_changes(derived=False)
+            run.check_manifest(derived=False)
             audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
             result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
             run.write_json("evaluation.json", result)
@@ -39,15 +41,11 @@ def main(argv: list[str] | None = None) -> int:
             plots.draw_all(run)
             if audited is not None:
                 run.write_json("audit.json", audited)
-                phase_plot.draw_audit(run, audited)
+                audit_figures.draw_audit(run, audited)
             page = report.write_report(run) if arguments.report else None
             run.write_manifest()
     except KeyboardInterrupt:
-        print("interrupted: evaluate the run again before it is used.", file=sys.stderr)
-        return 130
-    except (ConfigError, DatasetError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise KeyboardInterrupt("interrupted: evaluate the run again before it is used.") from None
     print(evaluation.table(result))
     if audited is not None:
         print(f"\n{audit.text(audited)}")

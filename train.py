@@ -6,18 +6,18 @@ import time
 
 from cql import algorithm
 from cql import config as settings
-from cql.analysis import evaluation, plots
-from cql.analysis.figure_data import cross_entropy_floor
+from cql.analysis import evaluation
+from cql.analysis.figures import plots
 from cql.analysis.results import write_results
-from cql.collect import datasets_for, environment_of, summary
-from cql.config import ConfigError
-from cql.dataset import DatasetError
+from cql.collect import datasets_for, summary
 from cql.device import resolve_device, with_slices_that_fit
+from cql.errors import ConfigError, GlassboxError
 from cql.ranks import Ranks, Stopped, joined
-from cql.runs import RunError, RunFolder
+from cql.run_folder import RunFolder
 from cql.training import Interrupted, train, trainer_for
+from cql.world import World
 
-ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, ConfigError, DatasetError, RunError, OSError)
+ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, GlassboxError, OSError)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -35,15 +35,15 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         if given or arguments.out:
             raise ConfigError("--resume goes on with the settings of the run: give no others.")
         run = RunFolder.open(arguments.resume)
-        run.refuse_changes(derived=False)
+        run.check_manifest(derived=False)
         config = run.config()
         return run, config, run.datasets(config)
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
-    environment_of(datasets[0])
+    World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
     config.refuse_larger_batch(min(map(len, datasets)))
-    config.refuse_infeasible_penalty(map(cross_entropy_floor, datasets), datasets[0].num_actions)
+    config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
     if config.slice_size != asked:
         print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
@@ -57,22 +57,22 @@ def lead(argv: list[str] | None, ranks: Ranks) -> int:
         arguments = parse(argv)
         run, config, datasets = open_run(arguments, ranks)
         print(f"data {config.data_seed}: {summary(datasets[0])}" + (
-            f"\nand {len(datasets) - 1} further draws of the same kind" if len(datasets) > 1 else ""))
+            f"\nand {len(datasets) - 1} further data sets of the same kind" if len(datasets) > 1 else ""))
         if config.steps and config.trainer == "fast" and trainer_for(config, "cql") is algorithm.updates:
-            print(f"the fast trainer does not know {config.objective}: cql/algorithm.py trains CQL, as with --trainer plain")
+            print(f"the fast trainer does not know {config.objective}: cql/algorithm.py trains CQL (--trainer plain)")
         with run.lock() as held:
             run.remove_partial_files()
             if ranks.world > 1:
                 run.share_lock(held)
             ranks.tell({"run": str(run.path.absolute()), "resume": bool(arguments.resume)})
-            train(run, config, datasets, environment_of(datasets[0]), bool(arguments.resume), ranks)
-            trained = time.perf_counter()
+            train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume), ranks)
+            trained = round(time.perf_counter() - started, 1)
             result = evaluation.evaluate(run)
             run.write_json("evaluation.json", result)
             write_results(run)
             plots.draw_all(run)
-            run.write_manifest(device=str(resolve_device(config.device)), ranks=ranks.world,
-                               training_seconds=round(trained - started, 1), seconds=round(time.perf_counter() - started, 1))
+            run.write_manifest(device=str(resolve_device(config.device)), ranks=ranks.world, training_seconds=trained,
+                               seconds=round(time.perf_counter() - started, 1))
     except ENDINGS as end:
         return ended(end, ranks, run)
     print(evaluation.table(result))
@@ -89,7 +89,7 @@ def follow(ranks: Ranks) -> int:
         with run.lock(shared=True):
             config = run.config()
             datasets = run.datasets(config)
-            train(run, config, datasets, environment_of(datasets[0]), word["resume"], ranks)
+            train(run, config, datasets, World.of(datasets[0]), word["resume"], ranks)
     except ENDINGS as end:
         return ended(end, ranks, run)
     return 0
@@ -109,8 +109,7 @@ def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
         elif ranks.first:
             ranks.say("interrupted")
         return 130
-    name = "" if ranks.first else f"rank {ranks.rank}: "
-    ranks.say(f"error: {name}{end}")
+    ranks.say(f"error: {end}" if ranks.first else f"error: rank {ranks.rank}: {end}")
     ranks.stop(f"rank {ranks.rank}: {end}", 2)
     return 2
 

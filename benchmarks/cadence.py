@@ -1,24 +1,23 @@
-"""What logging, exact curves and checkpoints take beside the updates: python -m benchmarks.cadence [train.py's flags]
+"""Prints what logs, exact curves and checkpoints take beside the updates: python -m benchmarks.cadence
 
-Trains as ``train.py`` does, with its default cadences unless flags say otherwise, into folders that are thrown away,
-and compares the time inside the trainer, which sets itself up and updates, with that of the whole training (log entries
-with their exact curves, TensorBoard, checkpoints, policies).
+Trains as ``train.py`` does and takes its flags, into folders that are thrown away, and compares the time inside the
+trainer, which sets itself up and updates, with that of the whole training (log entries with their exact curves,
+TensorBoard, checkpoints, policies).
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.turns import Spread
+from benchmarks.measuring import spread
 from cql import config as settings
 from cql import training
-from cql.collect import datasets_for, environment_of
-from cql.config import Config, ConfigError
-from cql.dataset import DatasetError
-from cql.runs import RunError, RunFolder
+from cql.collect import datasets_for
+from cql.config import Config
+from cql.run_folder import RunFolder
+from cql.world import World
 
 
 def shares(config: Config, datasets: list) -> tuple[float, float]:
@@ -39,29 +38,21 @@ def shares(config: Config, datasets: list) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder, patch.object(training, "trainer_for", timed_trainer_for):
         run = RunFolder.create(str(Path(folder) / "run"), config, datasets)
         began = time.perf_counter()
-        training.train(run, config, datasets, environment_of(datasets[0]))
+        training.train(run, config, datasets, World.of(datasets[0]))
         whole = time.perf_counter() - began
     return whole, 1 - inside / whole
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cadence", description=__doc__.partition(":")[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cadence", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     settings.add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    try:
-        config = settings.from_arguments(arguments)
-        datasets = datasets_for(config, settings.given(arguments))
-        measured = [shares(config, datasets) for _ in range(arguments.rounds)]
-    except (ConfigError, DatasetError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"training: {Spread.of([whole for whole, _ in measured])} s, outside the trainer: "
-          f"{Spread.of([100 * share for _, share in measured])} %")
-    return 0
+    arguments = parser.parse_args()
+    config = settings.from_arguments(arguments)
+    datasets = datasets_for(config, settings.given(arguments))
+    seconds, outside = zip(*[shares(config, datasets) for _ in range(arguments.rounds)])
+    print(f"training: {spread(seconds)} s, outside the trainer: {spread([100 * share for share in outside])} %")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,19 +1,22 @@
-"""One case of the throughput table, measured in a process of its own: python -m benchmarks.case '{"algorithm": …}'
+"""Measures the updates per second of one training, as a process that ``benchmarks.measuring`` talks to:
 
-Speaks the language of ``benchmarks.session``.
+    python -m benchmarks.case '{"algorithm": "cql", "data": "FILE.npz", "members": 8, "batch": 64, "width": 256}'
 """
 
 import json
 import sys
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import fields, replace
 from functools import partial
-from typing import Callable, Iterator, NamedTuple
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
-from benchmarks.floor import Rates, update_cost
-from benchmarks.session import peak_memory, rate, serve
-from benchmarks.turns import Child
+from benchmarks.measuring import Command, answer_with, rate
+from cql.collect import datasets_for
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.device import resolve_device, torch_settings
@@ -22,66 +25,71 @@ from cql.members import slices
 from cql.sampling import Transitions
 from cql.training import Slice
 
+EPISODES = 270  # about 10^4 transitions of the default environment
 WARM_UP = 0.2  # seconds
 AT_ONCE = 2**19  # observations read, at most, between two looks at the clock: seconds for many members on a CPU
 UPDATES = 100_000  # of the learning rate's schedule; it is gone through again and again
 
 
-class Case(NamedTuple):
-    """What is trained: ``members`` agents of different seeds on the data set ``data``, two hidden layers of ``width``."""
-
-    algorithm: str  # "cql" | "bc"
-    observation: str
-    members: int
-    batch: int | str
-    width: int
-    transitions: int
-    data: str
-    device: str = "cpu"
-    trainer: str = "fast"
+def data_file(folder: str, observation: str, transitions: int = 10**4) -> str:
+    """A data set of about 10^4 transitions of the default environment, or the same repeated until it has so many."""
+    dataset = datasets_for(Config(observation=observation, episodes=EPISODES), {})[0]
+    times = -(-transitions // len(dataset)) if transitions > 10**4 else 1
+    arrays = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
+    arrays = {name: np.concatenate([array] * times) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    arrays["episode_ids"] += np.repeat(np.arange(times, dtype=np.int32) * EPISODES, len(dataset))
+    path = Path(folder) / f"{observation}-{transitions}.npz"
+    replace(dataset, **arrays).save(path)
+    return str(path)
 
 
-def child_of(case: Case) -> Child:
-    return Child(sys.executable, "benchmarks.case", case._asdict())
+def command(data: str, algorithm: str = "cql", members: int = 8, batch: int | str = "full", width: int = 256,
+            **settings) -> Command:
+    """The command that measures a case, for ``benchmarks.measuring.in_turns``."""
+    return Command(sys.executable, "benchmarks.case", settings | {
+        "algorithm": algorithm, "data": data, "members": members, "batch": batch, "width": width})
 
 
-@contextmanager
-def measured(case: Case) -> Iterator[tuple[dict, Callable[[float], dict]]]:
-    """What the case is, once warm, and the function that measures it for so many seconds.
+def main(settings: dict) -> None:
+    """Sets the members up as ``cql.training.train`` does it, warms up, and answers.
 
-    Members are set up and trained as ``cql.training.train`` does it.
+    Args:
+        settings: ``members`` agents of different seeds train on ``data``, two hidden layers of ``width``. With ``bmm``
+            each answer also holds the share of ``torch.bmm``'s rate that the products of the training reach.
     """
-    device, datasets = resolve_device(case.device), [OfflineDataset.load(case.data)]
+    members, batch = settings["members"], settings["batch"]
+    device, datasets = resolve_device(settings.get("device", "cpu")), [OfflineDataset.load(settings["data"])]
     cuda = device.type == "cuda"
     synchronise = partial(torch.cuda.synchronize, device) if cuda else lambda: None
-    transitions = Transitions(datasets, device, compress=case.batch == "full")
-    rows = transitions.rows.unique().numel() if case.batch == "full" else case.batch  # read by the network per update
-    config = Config(dataset=case.data, hidden=(case.width,) * 2, batch_size=case.batch, num_seeds=case.members, lr=1e-4,
-                    steps=UPDATES * (case.algorithm == "cql"), bc_steps=UPDATES * (case.algorithm == "bc"),
-                    slice_size=case.members, target_interval=1000, device=case.device, trainer=case.trainer,
-                    log_every=UPDATES if cuda else max(1, AT_ONCE // (case.members * rows)))
+    transitions = Transitions(datasets, device, compress=batch == "full")
+    rows = transitions.rows.unique().numel() if batch == "full" else batch  # observations that an update reads
+    steps = {"cql": {"steps": UPDATES, "bc_steps": 0}, "bc": {"steps": 0, "bc_steps": UPDATES}}[settings["algorithm"]]
+    config = Config(dataset=settings["data"], hidden=(settings["width"],) * 2, batch_size=batch, num_seeds=members,
+                    lr=1e-4, **steps, slice_size=members, target_interval=1000, device=str(device),
+                    log_every=UPDATES if cuda else max(1, AT_ONCE // (members * rows)))
     with torch_settings(device) as threads:
         part = Slice(config, slices(config)[0], datasets, transitions, None)
-        sizes, discrete = part.network.sizes, part.network.discrete
-        cohort = case.members if cuda else cohort_size(part.network, rows, case.members)
-        cohorts = [min(cohort, case.members - first) for first in range(0, case.members, cohort)]
+        network = part.network
+        cohort = members if cuda else cohort_size(network, rows, members)
+        cohorts = [min(cohort, members - first) for first in range(0, members, cohort)]
+        shapes = product_shapes(network.sizes, network.discrete, rows)
+        bmm_rate = partial(products_per_second, shapes, cohorts, threads, device)
+
+        def measure(seconds: float) -> dict:
+            """Products are timed before and after the updates, since the machine's speed drifts."""
+            before = bmm_rate(seconds / 4) if settings.get("bmm") else None
+            found = {"rate": members * rate(block, seconds, synchronise)}
+            if settings.get("bmm"):
+                found["of bmm"] = found["rate"] / ((before + bmm_rate(seconds / 4)) / 2)
+            return found
+
         with closing(_updates(part, threads)) as blocks:
             block = partial(next, blocks)
             rate(block, WARM_UP, synchronise)
-            memory = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
-            rates = Rates(sizes, discrete, rows, cohorts, threads, device)
-
-            def measure(seconds: float) -> dict:
-                """Products, updates, products again: the machine's speed drifts, so their rate is taken around them."""
-                before = rates.products(seconds / 4)
-                updates = rate(block, seconds, synchronise)
-                bmm = (before + rates.products(seconds / 4)) / 2
-                return {"rate": updates * case.members, "bmm": bmm, "copy": rates.copy(seconds / 10)}
-            cost = update_cost(sizes, discrete, rows)
-            yield {"rows": rows, "threads": threads, "peak_memory": memory, **cost._asdict()}, measure
+            answer_with(measure)
 
 
-def _updates(part: Slice, threads: int) -> Iterator[int]:
+def _updates(part: Slice, threads: int):
     """The number of updates of every block that the trainer yields, again from the first once the last is done."""
     while True:
         done = 0
@@ -90,6 +98,53 @@ def _updates(part: Slice, threads: int) -> Iterator[int]:
             done = step
 
 
+def product_shapes(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> list[tuple[int, int, int]]:
+    """(n, k, m) of the matrix products ``[n, k] @ [k, m]`` that one member's update asks for.
+
+    For each layer these give the output, the gradient of the weights and, above the first layer, that of the inputs.
+    The first layer of a discrete network is a table, whose rows are looked up.
+    """
+    shapes = []
+    for n, (inputs, outputs) in enumerate(sizes):
+        if n or not discrete:
+            shapes += [(rows, inputs, outputs), (inputs, rows, outputs)]
+        if n:
+            shapes.append((rows, outputs, inputs))
+    return shapes
+
+
+def products_per_second(shapes, cohorts: list[int], threads: int, device: torch.device, seconds: float) -> float:
+    """How often per second ``torch.bmm`` makes one member's products.
+
+    Counted is the faster of two ways: cohorts side by side on one thread each, as the engine trains them, or all
+    members in one call on all threads. On a GPU there is one way, replayed as a graph, so that the device is measured
+    and not the launching.
+    """
+    members, found = sum(cohorts), []
+    for split, workers in ([(cohorts, threads)] if device.type == "cpu" else []) + [([members], 1)]:
+        def numbers(*shape):
+            return torch.rand(shape, device=device) - 0.5
+        work = [[(numbers(count, n, k), numbers(count, k, m), numbers(count, n, m)) for n, k, m in shapes]
+                for count in split]
+
+        def multiply(cohort) -> None:
+            for left, right, out in cohort:
+                torch.bmm(left, right, out=out)
+
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            def once(run=pool.map if workers > 1 else map, cohorts=work):
+                return list(run(multiply, cohorts))
+
+            if device.type == "cuda":
+                once()  # what cuBLAS sets up at its first call cannot be captured
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    once()
+                once = graph.replay
+            timer = Timer("once()", globals={"once": once}, num_threads=1 if split is cohorts else threads)
+            found.append(members / timer.blocked_autorange(min_run_time=seconds / 2).median)
+    return max(found)
+
+
 if __name__ == "__main__":
-    with measured(Case(**json.loads(sys.argv[1]))) as session:
-        serve(*session)
+    main(json.loads(sys.argv[1]))

@@ -1,35 +1,28 @@
-"""CQL against BC over the data draws of a run: python -m benchmarks.draws RUN
+"""Prints CQL against BC, and against the exact solution, over the data sets of a run: python -m benchmarks.draws RUN
 
-Reads the run's evaluation, data and policies; exact values, so that all spread shown is between draws. Beside each
-trained CQL member stands the exact CQL solution of its own data (cql.exact.oracle).
+Reads the run's evaluation, data and policies. All values are exact, so that all spread shown is between data sets.
+Each trained CQL member is compared with the exact CQL solution of its own data (cql.exact.fixed_point).
 """
 
 import sys
 
 import numpy as np
 
-from cql.analysis.logged import logged_model
-from cql.collect import environment_of, exact_model
-from cql.config import ConfigError
-from cql.dataset import DatasetError
-from cql.diagnostics import greedy_policies, state_inputs
-from cql.exact.tabular import evaluate_policies
-from cql.policy import Policy
+from cql.exact import deterministic_policies, evaluate_policies
 from cql.members import Member
-from cql.runs import RunError, RunFolder
-from cql.world import exact_solution
+from cql.policy import Policy
+from cql.run_folder import RunFolder
+from cql.world import World, exact_solution
 
 NAMES = ("return", "of BC", "hazard", "of BC", "Δ return", "Δ V(start)", "mean |ΔQ|")
 
 
 def main(path: str) -> None:
     run = RunFolder.open(path)
-    run.refuse_changes()
+    run.check_manifest()
     config = run.config()
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
-    environment = environment_of(datasets[config.data_seed])
-    model, inputs = exact_model(environment), state_inputs(environment).numpy()
-    horizon = environment.spec.max_episode_steps
+    world = World.of(datasets[config.data_seed]).known()
     entries = run.read_json("evaluation.json")["members"]
     bc = {(e["data_seed"], e["seed"]): e["exact"] for e in entries if e["algorithm"] == "bc"}
     print("Δ: trained minus the exact CQL solution of the same data")
@@ -37,15 +30,16 @@ def main(path: str) -> None:
     rows = []
     for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]
-        empirical, counts = logged_model(datasets[entry["data_seed"]], environment, model)
+        empirical, counts = world.empirical(datasets[entry["data_seed"]])
         q = exact_solution(config.objective, empirical, counts, [entry["final_alpha"]]).q[0]  # [S, A]
         greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
-        solved = evaluate_policies(model, greedy_policies(greedy[None], model.num_actions), horizon=horizon)
+        solved = evaluate_policies(world.mdp, deterministic_policies(greedy[None], world.mdp.num_actions),
+                                   horizon=world.horizon)
         member = Member(*(entry[name] for name in ("algorithm", "alpha", "seed", "data_seed")))
-        learned = Policy.load(run.policy_path(member.name)).q_values(inputs)
+        learned = Policy.load(run.policy_path(member.name)).q_values(world.inputs)
         other = bc.get((entry["data_seed"], entry["seed"]), {"return": np.nan, "hazard_probability": np.nan})
         rows.append((exact["return"], other["return"], exact["hazard_probability"], other["hazard_probability"],
-                     exact["return"] - solved.returns[0], entry["value_estimate"] - q[model.start].max(),
+                     exact["return"] - solved.returns[0], entry["value_estimate"] - q[world.mdp.start].max(),
                      np.abs(learned - q)[counts > 0].mean()))
         print(f"{entry['data_seed']:4}  {entry['alpha']:6g}" + _cells(rows[-1]))
     rows = np.array(rows)
@@ -66,7 +60,4 @@ def _cells(row) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    try:
-        main(sys.argv[1])
-    except (ConfigError, DatasetError, RunError) as error:
-        sys.exit(f"error: {error}")
+    main(sys.argv[1])

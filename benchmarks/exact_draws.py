@@ -1,41 +1,33 @@
-"""CQL against BC, both solved exactly, over many data draws: python -m benchmarks.exact_draws [--num-datasets 64] [--alpha 6]
+"""Prints CQL against BC, both solved exactly, over many data sets: python -m benchmarks.exact_draws [--num-datasets 64]
 
-No training: CQL is the fixed point of its objective on each draw's data (cql.exact.oracle), BC the most frequent logged
-action. Prints the comparison and draws the distribution into --out FILE.png.
+Nothing is trained: CQL is the fixed point of its objective on each data set (cql.exact.fixed_point), BC the most
+frequent logged action. With --out FILE.png the distributions of return and hazard probability are drawn too.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from cql import config as settings
-from cql.analysis.look import BLACK, BLUE, DPI, ORANGE, STYLE, WIDTH, heading
-from cql.analysis.logged import known_model, logged_model
-from cql.collect import datasets_for, environment_of
-from cql.config import ConfigError
-from cql.diagnostics import greedy_policies
-from cql.dataset import DatasetError
-from cql.exact.oracle import CertificateError, cql_fixed_point
-from cql.exact.tabular import evaluate_policies
-from cql.runs import RunError
+from cql.analysis.figures.style import BLACK, BLUE, DPI, ORANGE, STYLE, WIDTH, heading
+from cql.collect import datasets_for
+from cql.config import Config
+from cql.exact import cql_fixed_point, deterministic_policies, evaluate_policies
+from cql.world import World
 
 
-def outcomes(config, given: dict, alphas: list[float], gamma: float):
-    """(return, hazard probability) for every draw: two arrays ``[draws, alphas + 1]``, CQL by ``alphas``, then BC."""
-    datasets = datasets_for(config, given)
-    environment = environment_of(datasets[0])
-    model, actions = known_model(environment), []
+def outcomes(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """(return, hazard probability) for every data set: arrays ``[D, alphas + 1]``, CQL by alphas, then BC."""
+    datasets = datasets_for(config, {})
+    world, actions = World.of(datasets[0]).known(), []
     for dataset in datasets:
-        empirical, counts = logged_model(dataset, environment, model)
-        q = cql_fixed_point(empirical, counts, alphas, gamma).q                                       # [N, S, A]
+        empirical, counts = world.empirical(dataset)
+        q = cql_fixed_point(empirical, counts, config.alpha, config.gamma).q  # [alphas, S, A]
         actions += [*np.where(np.isfinite(q), q, -1e300).argmax(-1), counts.argmax(-1)]
-    result = evaluate_policies(model, greedy_policies(np.array(actions), model.num_actions),
-                               horizon=environment.spec.max_episode_steps)
-    shape = (len(datasets), len(alphas) + 1)
+    result = evaluate_policies(world.mdp, deterministic_policies(np.array(actions), world.mdp.num_actions),
+                               horizon=world.horizon)
+    shape = (len(datasets), len(config.alpha) + 1)
     return result.returns.reshape(shape), result.hazard_probability.reshape(shape)
 
 
@@ -57,38 +49,26 @@ def draw(returns: np.ndarray, hazards: np.ndarray, about: str, path: str) -> Non
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.exact_draws", description=__doc__.partition(":")[0])
-    settings.add_arguments(parser, groups=("environment and data",))
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.exact_draws", description=__doc__.splitlines()[0])
+    parser.add_argument("--num-datasets", type=int, default=64, metavar="N")
     parser.add_argument("--alpha", type=float, default=6.0, metavar="X")
-    parser.add_argument("--gamma", type=float, default=0.99, metavar="X")
-    parser.add_argument("--out", metavar="FILE.png", help="draw the distribution")
-    arguments = parser.parse_args(argv)
-    given = {name: value for name, value in settings.given(arguments).items() if name not in ("alpha", "gamma")}
-    try:
-        if arguments.out and not (arguments.out.endswith(".png") and Path(arguments.out).parent.is_dir()):
-            raise ConfigError(f"--out {arguments.out} must be a .png in a folder that exists.")
-        if "dataset" in given:
-            raise ConfigError("many draws are generated, so --dataset has no part here.")
-        config = settings.Config(**{"num_datasets": 64} | given, alpha=(arguments.alpha,), gamma=arguments.gamma)
-        returns, hazards = outcomes(config, given, [arguments.alpha], arguments.gamma)
-        if len(returns) < 2:
-            raise ConfigError("one draw has no distribution: --num-datasets must be at least 2.")
-    except (ConfigError, DatasetError, RunError, CertificateError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--out", metavar="FILE.png", help="draw the distributions")
+    arguments = parser.parse_args()
+    config = Config(num_datasets=arguments.num_datasets, alpha=(arguments.alpha,))
+    returns, hazards = outcomes(config)
     count = len(returns)
     for name, column in (("CQL", 0), ("BC", 1)):
         print(f"{name:3}  return {returns[:, column].mean():7.2f} ± {returns[:, column].std(ddof=1):5.2f}   "
               f"hazard probability {hazards[:, column].mean():.4f} ± {hazards[:, column].std(ddof=1):.4f}")
     better = int((returns[:, 0] > returns[:, 1]).sum())
-    print(f"CQL better on {better} of {count} draws ({better / count:.0%}); hazard {hazards[:, 0].mean() / hazards[:, 1].mean():.2f} "
-          f"of BC's; return {(returns[:, 0] - returns[:, 1]).mean():+.2f}")
+    print(f"CQL better on {better} of {count} data sets ({better / count:.0%}); hazard "
+          f"{hazards[:, 0].mean() / hazards[:, 1].mean():.2f} of BC's; return "
+          f"{(returns[:, 0] - returns[:, 1]).mean():+.2f}")
     if arguments.out:
-        draw(returns, hazards, f"α = {arguments.alpha:g}, {count} draws from data seed {config.data_seed} on, map {config.map}; "
-             "nothing trained, both solved on each draw's data", arguments.out)
-    return 0
+        draw(returns, hazards, f"α = {arguments.alpha:g}, {count} draws from data seed {config.data_seed} on, map "
+             f"{config.map}; nothing trained, both solved on each draw's data", arguments.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,7 @@
-"""d3rlpy's DiscreteCQL and DiscreteBC as a measured session, run by an interpreter that has d3rlpy (2.8):
+"""Measures d3rlpy's DiscreteCQL and DiscreteBC for ``benchmarks.throughput``, under a Python that has d3rlpy (2.8):
 
-    python -m benchmarks.peer_d3rlpy '{"algorithm": "cql", "data": "FILE.npz", "batch": 64, "width": 256, "device": "cpu", "threads": 1}'
+    python -m benchmarks.peer_d3rlpy '{"algorithm": "cql", "data": "FILE.npz", "batch": 64, "width": 256,
+                                       "device": "cpu", "threads": 1}'
 
 ``threads``: null leaves PyTorch's own choice, which is what d3rlpy's users get.
 """
@@ -13,23 +14,25 @@ import numpy as np
 import torch
 from d3rlpy.logging import NoopAdapterFactory
 
-from benchmarks.session import peak_memory, rate, serve
+from benchmarks.measuring import answer_with, rate
 
 
 def main(settings: dict) -> None:
     with np.load(settings["data"]) as data:
         columns = {name: data[name] for name in ("observations", "actions", "rewards", "terminations", "truncations")}
     replay = d3rlpy.dataset.MDPDataset(
-        observations=columns["observations"], actions=columns["actions"].reshape(-1, 1), rewards=columns["rewards"].reshape(-1, 1),
+        observations=columns["observations"], actions=columns["actions"].reshape(-1, 1),
+        rewards=columns["rewards"].reshape(-1, 1),
         terminals=columns["terminations"].astype(np.float32), timeouts=columns["truncations"].astype(np.float32))
     encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[settings["width"]] * 2)
     shared = {"batch_size": settings["batch"], "learning_rate": 1e-4, "encoder_factory": encoder}
-    config = (d3rlpy.algos.DiscreteCQLConfig(alpha=6.0, target_update_interval=1000, **shared) if settings["algorithm"] == "cql"
-              else d3rlpy.algos.DiscreteBCConfig(**shared))
+    cql = d3rlpy.algos.DiscreteCQLConfig(alpha=6.0, target_update_interval=1000, **shared)
+    config = cql if settings["algorithm"] == "cql" else d3rlpy.algos.DiscreteBCConfig(**shared)
     learner = config.create(device="cuda:0" if settings["device"] == "cuda" else "cpu:0")
 
     def updates(count: int) -> int:
-        learner.fit(replay, n_steps=count, n_steps_per_epoch=count, logger_adapter=NoopAdapterFactory(), show_progress=False)
+        learner.fit(replay, n_steps=count, n_steps_per_epoch=count, logger_adapter=NoopAdapterFactory(),
+                    show_progress=False)
         return count
 
     if settings["threads"] is not None:
@@ -40,7 +43,7 @@ def main(settings: dict) -> None:
     def measure(seconds: float) -> dict:
         return {"rate": rate(lambda: updates(max(20, int(speed * seconds / 4))), seconds)}
 
-    serve({"peak_memory": peak_memory(), "threads": torch.get_num_threads(), "version": d3rlpy.__version__}, measure)
+    answer_with(measure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same CQL and BC updates in plain JAX as a measured session, run by an interpreter that has jax:
+"""Measures the same CQL and BC updates in plain JAX for ``benchmarks.throughput``, under a Python that has jax:
 
     python -m benchmarks.peer_jax '{"algorithm": "cql", "data": "FILE.npz", "members": 1, "batch": 64, "width": 256}'
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.session import peak_memory, rate, serve
+from benchmarks.measuring import answer_with, rate
 
 GAMMA, LEARNING_RATE, ALPHA, COPY_EVERY, SCAN = 0.99, 1e-4, 6.0, 1000, 250
 
@@ -49,7 +49,8 @@ def main(settings: dict) -> None:
     table, rows = np.unique(np.concatenate([s, s2]), axis=0, return_inverse=True)
     count, members, cql = len(s), settings["members"], settings["algorithm"] == "cql"
     row, next_row = jnp.asarray(rows[:count]), jnp.asarray(rows[count:])
-    table, actions, rewards, going_on = (jnp.asarray(x) for x in (table, actions, rewards, 1.0 - ended.astype(np.float32)))
+    going_on = 1.0 - ended.astype(np.float32)
+    table, actions, rewards, going_on = (jnp.asarray(x) for x in (table, actions, rewards, going_on))
 
     def over_members(function):
         return function if members == 1 else jax.vmap(function, in_axes=(0, None))
@@ -63,7 +64,8 @@ def main(settings: dict) -> None:
         first = each(lambda m, g: m + 0.1 * (g - m), first, gradient)
         second = each(lambda v, g: v + 0.001 * (g * g - v), second, gradient)
         rate_1, rate_2 = 1 - 0.9 ** (t + 1.0), 1 - 0.999 ** (t + 1.0)
-        parameters = each(lambda p, m, v: p - LEARNING_RATE / rate_1 * m / (jnp.sqrt(v / rate_2) + 1e-8), parameters, first, second)
+        parameters = each(lambda p, m, v: p - LEARNING_RATE / rate_1 * m / (jnp.sqrt(v / rate_2) + 1e-8),
+                          parameters, first, second)
         return parameters, first, second, values, key
 
     def copy_target(member, t):
@@ -92,7 +94,7 @@ def main(settings: dict) -> None:
         return members * SCAN
 
     updates()
-    serve({"peak_memory": peak_memory(), "version": jax.__version__}, lambda seconds: {"rate": rate(updates, seconds)})
+    answer_with(lambda seconds: {"rate": rate(updates, seconds)})
 
 
 if __name__ == "__main__":

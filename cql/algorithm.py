@@ -1,7 +1,7 @@
 """Algorithm 1: Conservative Q-Learning and Behaviour Cloning, in the order in which things happen.
 
 This page is what the algorithm *is*, in plain PyTorch: ``python train.py --trainer plain`` runs it. ``cql.engine``
-computes the same numbers sooner; ``tests/test_engine.py`` holds the two together. Axes: ``M`` members (agents that are
+makes the same updates faster; ``tests/test_engine.py`` compares the two. Axes: ``M`` members (agents that are
 trained at once and never touch each other), ``B`` transitions of a batch, ``A`` actions.
 """
 
@@ -50,13 +50,13 @@ def initial_state(network: PopulationMLP, seeds: list[int], alpha: list[float], 
     return State(parameters, target, first_moment, second_moment, torch.tensor(alpha, device=device))
 
 
-def updates(network: PopulationMLP, transitions: Transitions, state: State, draws: Tensor, seeds: Tensor,
+def updates(network: PopulationMLP, transitions: Transitions, state: State, data_index: Tensor, seeds: Tensor,
             algorithm: str, objective: Objective, settings: Settings, start: int,
             stop: int) -> Iterator[tuple[int, State, tuple[Tensor, ...]]]:
     """Generator of updates ``start … stop − 1`` of M members, which changes ``state`` in place.
 
     Args:
-        draws: ``[M]``, the number of each member's data set. seeds: ``[M]``, each member's training seed.
+        data_index: ``[M]``, the number of each member's data set. seeds: ``[M]``, each member's training seed.
         algorithm: ``cql`` or ``bc``, that of all members.
 
     Yields:
@@ -68,14 +68,14 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, draw
     for tensor, first, second in zip(parameters, state.first_moment, state.second_moment):
         adam.state[tensor] = {"step": torch.tensor(float(start)), "exp_avg": first, "exp_avg_sq": second}
     if settings.batch_size == "full":
-        batch = transitions.full_batch(draws)
+        batch = transitions.full_batch(data_index)
 
     for step in range(start, stop):
         if step % settings.target_interval == 0 and algorithm == "cql":
             for target, tensor in zip(state.target, state.parameters):
                 target.copy_(tensor)
         if settings.batch_size != "full":
-            batch = transitions.minibatch(draws, seeds, step, settings.batch_size)
+            batch = transitions.minibatch(data_index, seeds, step, settings.batch_size)
 
         outputs = network.q_values(parameters, batch.observations)  # [M, B, A]: Q, or the logits of BC
         if algorithm == "cql":

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from cql.algorithm import State
 from cql.config import Config
-from cql.files import write_whole
+from cql.errors import RunError
+from cql.files import archive_bytes, atomic_write, load_archive
 from cql.members import updates_of
 from cql.metrics import LossSums, MetricsLog, join_csv
-from cql.runs import SHARDS, RunError, RunFolder, Shard, archive_bytes, load_archive
+from cql.run_folder import SHARDS, RunFolder, Shard
 
 FORMAT = 3
 
@@ -84,7 +85,8 @@ def join(run: RunFolder, shards: list[Shard]) -> None:
         RunError: a shard is not finished, or damaged.
     """
     if shards[0].folder != run.path:
-        files, sizes = {}, {}
+        files: dict[str, str] = {}
+        sizes: dict[str, int] = {}
         for shard in shards:
             contents = load_archive(shard.checkpoint)
             if contents["number"] != shard.end:
@@ -103,7 +105,7 @@ def _write(path: Path, files: dict[str, str], log_sizes: dict[str, int], positio
         name: field.cpu() if isinstance(field, Tensor) else [tensor.cpu() for tensor in field]
         for name, field in position.state._asdict().items()}
     contents = {"format": FORMAT, "files": files, "log_sizes": log_sizes, **position._asdict(), "state": state}
-    write_whole(path, archive_bytes(contents))
+    atomic_write(path, archive_bytes(contents))
 
 
 def _tensors(state: State) -> list[Tensor]:

@@ -3,17 +3,18 @@
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 import envs
-from cql.config import Config, ConfigError
-from cql.dataset import DatasetError, OfflineDataset
-from cql.exact.tabular import TabularMDP
+from cql.config import Config
+from cql.dataset import ARRAYS, OfflineDataset
+from cql.errors import ConfigError, DatasetError
 
 DEFAULT_MAX_EPISODE_STEPS = 80
-WIDEST_DEFAULT_MAP = 20  # columns that 80 steps are meant for
+WIDEST_DEFAULT_MAP = 20  # cells a side, for 80 steps
 MAX_MAP_FILE = 1_000_000  # bytes
 MAX_RANDOM_MAP = 1000  # cells a side
 GRID_WORLD = (envs.ENV_ID, f"envs:{envs.ENV_ID}")
@@ -31,7 +32,8 @@ def environment_spec(config: Config) -> dict:
     desc = _map_rows(config.map)
     longest = max(len(desc), max(map(len, desc), default=0))
     if longest > WIDEST_DEFAULT_MAP and config.max_episode_steps is None:
-        raise ConfigError(f"a map {longest} cells long needs --max-episode-steps: {DEFAULT_MAX_EPISODE_STEPS} may not cross it.")
+        raise ConfigError(f"a map {longest} cells long needs --max-episode-steps: {DEFAULT_MAX_EPISODE_STEPS} may not "
+                          "cross it.")
     arguments = {"desc": list(desc), "slip_probability": config.slip, "observation": config.observation}
     if config.map in envs.MAPS:
         arguments["map_name"] = config.map
@@ -46,52 +48,21 @@ def make_environment(spec: dict) -> gymnasium.Env:
     """
     name, arguments, steps = spec["id"], spec["arguments"], spec["max_episode_steps"]
     if ":" in name:
-        raise ConfigError(f"the environment {name} names a module: only environments registered with Gymnasium are made.")
+        raise ConfigError(f"the environment {name} names a module: only those registered with Gymnasium are made.")
     if "render_mode" in arguments or (name == envs.ENV_ID and not arguments.keys() <= GRID_ARGUMENTS):
-        raise ConfigError(f"the environment {name} is given arguments that are not allowed here: {', '.join(arguments)}.")
+        raise ConfigError(f"arguments that are not allowed for the environment {name}: {', '.join(arguments)}.")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise ConfigError(f"max_episode_steps must be a positive number, not {steps!r}.")
     try:
-        environment = gymnasium.make(name, disable_env_checker=True, **({} if steps is None else {"max_episode_steps": steps}),
-                                     **arguments)
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError, OverflowError, gymnasium.error.Error) as error:
+        limit = {} if steps is None else {"max_episode_steps": steps}
+        environment = gymnasium.make(name, disable_env_checker=True, **limit, **arguments)
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError, OverflowError,
+            gymnasium.error.Error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"the environment {name} cannot be made: {reason}") from None
     if not environment.spec.max_episode_steps:
         raise ConfigError(f"the environment {name} has no step limit: give --max-episode-steps.")
     return environment
-
-
-def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
-    """The environment that a data set names in its metadata; None if it names none.
-
-    Raises:
-        ConfigError: it names one that cannot be made, or whose spaces are not the data set's.
-    """
-    spec = dataset.metadata.get("environment")
-    if spec is None:
-        return None
-    if not isinstance(spec, dict) or not {"id", "arguments", "max_episode_steps"} <= spec.keys() or not isinstance(
-            spec["arguments"], dict) or not isinstance(spec["id"], str):
-        raise ConfigError("the data set's metadata name an environment in no known form.")
-    environment = make_environment(spec)
-    space = environment.observation_space
-    if isinstance(space, gymnasium.spaces.Discrete):
-        fits = dataset.discrete and dataset.num_states == space.n
-    else:
-        fits = not dataset.discrete and space.shape == dataset.observations.shape[1:]
-    if not fits or not isinstance(environment.action_space, gymnasium.spaces.Discrete) or (
-            environment.action_space.n != dataset.num_actions):
-        raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: {space} and "
-                          f"{environment.action_space} there.")
-    return environment
-
-
-def exact_model(environment: gymnasium.Env | None) -> TabularMDP | None:
-    """The environment's transition table, where it has one."""
-    if environment is None or not hasattr(environment.unwrapped, "P"):
-        return None
-    return TabularMDP.from_env(environment)
 
 
 def _map_rows(name: str) -> tuple[str, ...]:
@@ -107,7 +78,8 @@ def _map_rows(name: str) -> tuple[str, ...]:
             raise ConfigError(f"--map {name} is not random:SIZE[:SEED] ({error}).") from None
     path = Path(name)
     if not path.is_file():
-        raise ConfigError(f"--map {name} is neither a known map ({', '.join(envs.MAPS)}), random:SIZE[:SEED], nor a file.")
+        raise ConfigError(f"--map {name} is neither a known map ({', '.join(envs.MAPS)}), random:SIZE[:SEED], nor a "
+                          "file.")
     try:
         if path.stat().st_size > MAX_MAP_FILE:
             raise ConfigError(f"--map {name} is larger than {MAX_MAP_FILE} bytes.")
@@ -120,11 +92,12 @@ def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
     """The data sets of a run: generated, one per data seed, or the one of ``--dataset``.
 
     Args:
-        given: the settings the user named (``cql.config.given``): they must not contradict what a data set says of itself.
+        given: the settings that the user named (``cql.config.given``): they must not contradict the data set.
     """
     if config.dataset is None:
         environment = make_environment(environment_spec(config))
-        return [generate_offline_episodes(environment, config.episodes, config.epsilon, seed) for seed in config.data_seeds]
+        return [generate_offline_episodes(environment, config.episodes, config.epsilon, seed)
+                for seed in config.data_seeds]
     for name in ("episodes", "epsilon"):
         if name in given:
             raise ConfigError(f"--{name} says how to generate data: it does not go with --dataset.")
@@ -194,7 +167,7 @@ def generate_offline_episodes(env: gymnasium.Env, n_episodes: int = 500, epsilon
     random = np.random.default_rng([seed, 1])
     rows = []
     for episode in range(n_episodes):
-        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        observation, _ = env.reset(seed=int(seed) if episode == 0 else None)
         done = False
         while not done:
             state = grid.state
@@ -204,9 +177,8 @@ def generate_offline_episodes(env: gymnasium.Env, n_episodes: int = 500, epsilon
             rows.append((observation, action, reward, following, terminated, truncated and not terminated, episode,
                          policy[state, action]))
             observation, done = following, terminated or truncated
-    observations, actions, rewards, next_observations, *rest = (np.array(column) for column in zip(*rows))
-    return OfflineDataset.from_arrays(observations, actions, rewards, next_observations, *rest,
-                                      metadata=_metadata(env, n_episodes, epsilon, seed))
+    columns = dict(zip(ARRAYS, map(np.array, zip(*rows))))
+    return OfflineDataset.from_arrays(**columns, metadata=_metadata(env, n_episodes, epsilon, seed))
 
 
 def _draw(probabilities: np.ndarray, cumulative: np.ndarray, uniform: float) -> int:
@@ -215,11 +187,13 @@ def _draw(probabilities: np.ndarray, cumulative: np.ndarray, uniform: float) -> 
 
 
 def _metadata(env: gymnasium.Env, episodes: int, epsilon: float, seed: int) -> dict:
-    grid, spec = env.unwrapped, env.spec
+    grid: Any = env.unwrapped
+    spec = env.spec
     metadata = {"environment": {"id": spec.id, "arguments": _jsonable(spec.kwargs),
                                 "max_episode_steps": spec.max_episode_steps},
                 "observation_space": str(env.observation_space), "action_space": str(env.action_space),
-                "num_actions": grid.num_actions, "episodes": episodes, "epsilon": epsilon, "seed": seed,
+                "num_actions": grid.num_actions, "episodes": int(episodes), "epsilon": float(epsilon),
+                "seed": int(seed),
                 "versions": {name: version(name) for name in ("gymnasium", "numpy")}}
     if isinstance(env.observation_space, gymnasium.spaces.Discrete):
         metadata["num_states"] = grid.num_states
@@ -249,6 +223,6 @@ def summary(dataset: OfflineDataset) -> str:
     pairs = len(np.unique(np.column_stack([compressed.observations.reshape(len(compressed), -1).astype(np.float64),
                                            compressed.actions]), axis=0))
     states = len(np.unique(compressed.observations, axis=0))
-    lines.append(f"visited states {states:,}   visited state-action pairs {pairs:,} of {states * dataset.num_actions:,}   "
-                 f"distinct transitions {len(compressed):,}")
+    lines.append(f"visited states {states:,}   visited state-action pairs {pairs:,} of "
+                 f"{states * dataset.num_actions:,}   distinct transitions {len(compressed):,}")
     return "\n".join(lines)

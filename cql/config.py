@@ -6,24 +6,26 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+from cql.errors import ConfigError
 from cql.losses import LARGEST_ALPHA, TD_LOSSES, Objective
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
 MOST_MEMBERS = 10_000_000
 TRAINERS = ("fast", "plain")
-METAVARS = {int: "N", float: "X", str: "NAME"}
+LARGEST_INTEGER = 2**31 - 1
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}
+DATA, ALGORITHM, OPTIMISATION, RUN = ("environment and data", "algorithm", "optimisation", "run")
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence."""
+def _option(default, text, group, parse=None, low=None, high=None, **extra) -> Any:
+    """A setting: its flag is the field's name. low, high: the numbers between which its value must lie."""
+    return field(default=default, metadata={"help": text, "group": group, "parse": parse or type(default), "low": low,
+                                            "high": high, **extra})
 
 
-def _option(default, text, group, parse=None, **extra):
-    return field(default=default, metadata={"help": text, "group": group, "parse": parse or type(default), **extra})
-
-
-def batch_size(text: str) -> int | str:
+def batch_size(text: str) -> Any:
     return text if text == "full" else int(text)
 
 
@@ -32,53 +34,58 @@ class Config:
     """The settings of a run. Raises ConfigError, one sentence, for values that cannot be used."""
 
     # --- environment and data
-    env: str = _option(ENVIRONMENT, "Gymnasium id of the environment", "environment and data")
-    map: str = _option("islands", "islands, blocks, random:SIZE[:SEED], or a text file", "environment and data")
-    slip: float = _option(0.05, "probability that the executed move is drawn uniformly", "environment and data")
-    observation: str = _option("index", "what the agent sees: index or coordinates", "environment and data",
+    env: str = _option(ENVIRONMENT, "Gymnasium id of the environment", DATA)
+    map: str = _option("islands", "islands, blocks, random:SIZE[:SEED], or a text file", DATA)
+    slip: float = _option(0.05, "probability that the executed move is drawn uniformly", DATA, low=0, high=1)
+    observation: str = _option("index", "what the agent sees: index or coordinates", DATA,
                                choices=("index", "coordinates"))
-    max_episode_steps: int | None = _option(None, "steps after which an episode is truncated (default 80; must be given for "
-                                            "maps wider than 20)", "environment and data", parse=int, metavar="N")
-    episodes: int = _option(500, "episodes of the behaviour policy in each data set", "environment and data")
-    epsilon: float = _option(0.22, "the behaviour policy's share of random safe moves", "environment and data")
-    data_seed: int = _option(42, "seed of the first data set; further draws count up", "environment and data")
-    num_datasets: int = _option(1, "number of data draws", "environment and data")
-    dataset: str | None = _option(None, "train on this .npz of plain arrays instead of generating data",
-                                  "environment and data", parse=str, metavar="FILE")
+    max_episode_steps: int | None = _option(
+        None, "steps after which an episode is truncated (default 80; give it for maps longer than 20)", DATA,
+        parse=int, low=1, metavar="N")
+    episodes: int = _option(500, "episodes of the behaviour policy in each data set", DATA, low=1)
+    epsilon: float = _option(0.22, "the behaviour policy's share of random safe moves", DATA, low=0, high=1)
+    data_seed: int = _option(42, "seed of the first data set; further ones count up", DATA, low=0,
+                             high=LARGEST_INTEGER)
+    num_datasets: int = _option(1, "number of data sets", DATA, low=1)
+    dataset: str | None = _option(None, "train on this .npz of plain arrays instead of generating data", DATA,
+                                  parse=str, metavar="FILE")
     # --- algorithm
-    alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; each is a member of the population",
-                                       "algorithm", parse=float, nargs="+", metavar="A")
+    alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; a member is trained for each",
+                                       ALGORITHM, parse=float, nargs="+", metavar="A")
     penalty_threshold: float | None = _option(
-        None, "learn alpha, each member from its --alpha: it rises while the conservative penalty is above TAU and falls while it is "
-        "below; the least penalty there is, is the entropy of the logged actions, and constant Q has log A", "algorithm", parse=float,
-        metavar="TAU")
+        None, "learn alpha, each member from its --alpha: it rises while the conservative penalty is above TAU and "
+        "falls while it is below; no penalty is below the entropy of the logged actions, and constant Q has log A",
+        ALGORITHM, parse=float, metavar="TAU")
     td_loss: str = _option("mse", "loss of one TD error; half_mse is the paper's and doubles the meaning of alpha",
-                           "algorithm", choices=TD_LOSSES)
-    double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", "algorithm")
-    gamma: float = _option(0.99, "discount factor", "algorithm")
-    hidden: tuple[int, ...] = _option((64, 64), "widths of the hidden layers; 0 is the linear network (the table Q[s, a])",
-                                      "algorithm", parse=int, nargs="+", metavar="N")
+                           ALGORITHM, choices=TD_LOSSES)
+    double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", ALGORITHM)
+    gamma: float = _option(0.99, "discount factor", ALGORITHM, low=0, high=1)
+    hidden: tuple[int, ...] = _option(
+        (64, 64), "widths of the hidden layers; 0 is the linear network (the table Q[s, a])", ALGORITHM, parse=int,
+        nargs="+", metavar="N")
     # --- optimisation
-    seed: int = _option(42, "first training seed: initial weights and minibatches", "optimisation")
-    num_seeds: int = _option(1, "number of training seeds", "optimisation")
-    bc_steps: int = _option(25_000, "updates of Behaviour Cloning; 0 leaves it out", "optimisation")
-    steps: int = _option(80_000, "updates of CQL; 0 leaves it out", "optimisation")
-    batch_size: int | str = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
-                                    "optimisation", parse=batch_size, metavar="N|full")
-    lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", "optimisation")
-    target_interval: int = _option(100, "updates between copies to the target network", "optimisation")
-    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; part of what makes a run "
-                              "repeatable", "optimisation")
+    seed: int = _option(42, "first training seed: initial weights and minibatches", OPTIMISATION, low=0,
+                        high=LARGEST_INTEGER)
+    num_seeds: int = _option(1, "number of training seeds", OPTIMISATION, low=1)
+    bc_steps: int = _option(25_000, "updates of Behaviour Cloning; 0 leaves it out", OPTIMISATION, low=0)
+    steps: int = _option(80_000, "updates of CQL; 0 leaves it out", OPTIMISATION, low=0)
+    batch_size: Any = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
+                                    OPTIMISATION, parse=batch_size, metavar="N|full")
+    lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", OPTIMISATION)
+    target_interval: int = _option(100, "updates between copies to the target network", OPTIMISATION, low=1)
+    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; another size rounds "
+                              "differently", OPTIMISATION, low=1)
     # --- run
-    trainer: str = _option("fast", "fast: the engine, and the plain trainer for what the engine does not know; plain: the algorithm "
-                           "as cql/algorithm.py writes it", "run", choices=TRAINERS)
-    device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", "run")
-    log_every: int = _option(1000, "updates between log entries (the only device synchronisation)", "run")
-    checkpoint_every: int = _option(10_000, "updates between checkpoints", "run")
+    trainer: str = _option("fast", "fast: the engine, or the plain trainer for an objective that the engine does not "
+                           "know; plain: the algorithm as cql/algorithm.py writes it", RUN, choices=TRAINERS)
+    device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", RUN)
+    log_every: int = _option(1000, "updates between log entries (each waits for the device)", RUN, low=1)
+    checkpoint_every: int = _option(10_000, "updates between checkpoints", RUN, low=1)
 
     def __post_init__(self):
         for name in ("alpha", "hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
         if self.hidden == (0,):
             object.__setattr__(self, "hidden", ())
         _check(self)
@@ -90,26 +97,28 @@ class Config:
     def refuse_larger_batch(self, transitions: int) -> None:
         """Raises ConfigError if a minibatch would hold more than the data set."""
         if not self.full_batch and self.batch_size > transitions:
-            raise ConfigError(f"--batch-size {self.batch_size} is larger than the data set of {transitions} transitions.")
+            raise ConfigError(f"--batch-size {self.batch_size} is larger than the data set of {transitions} "
+                              "transitions.")
 
     @property
     def objective(self) -> Objective:
-        """What its CQL members minimise: every field of ``Objective`` that is a setting, the others at their defaults."""
+        """The objective of the CQL members: every field of ``Objective`` that is a setting, and the other defaults."""
         return Objective(**{name: getattr(self, name) for name in Objective._fields if hasattr(self, name)})
 
     def refuse_infeasible_penalty(self, entropies: Iterable[float], num_actions: int) -> None:
         """Raises ConfigError if on some data set no Q has a penalty as small as --penalty-threshold.
 
         Args:
-            entropies: ``cross_entropy_floor`` of the data sets, asked for only if there is a threshold.
+            entropies: ``OfflineDataset.action_entropy`` of the data sets, asked for only if there is a threshold.
         """
         if self.penalty_threshold is None:
             return
         if not self.objective.is_cql_h:
-            raise ConfigError(f"--penalty-threshold: the least penalty that there is, is not known for {self.objective}.")
+            raise ConfigError(f"--penalty-threshold: the least penalty is not known for {self.objective}.")
         if self.penalty_threshold <= (entropy := max(entropies)):
-            raise ConfigError(f"--penalty-threshold {self.penalty_threshold:g} must be above {entropy:.6g}, the entropy of the logged "
-                              f"actions and the least penalty there is; constant Q has log {num_actions} = {math.log(num_actions):.4g}.")
+            raise ConfigError(
+                f"--penalty-threshold {self.penalty_threshold:g} must be above {entropy:.6g}, the entropy of the "
+                f"logged actions and the least penalty; constant Q has log {num_actions}, {math.log(num_actions):.4g}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -152,11 +161,11 @@ def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | Non
             sections[group] = parser.add_argument_group(group)
         shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         text = f.metadata["help"] + ("" if f.default is None or f.default is False else f" (default {shown})")
-        kind = {"action": "store_true"} if f.default is False else {
-            "type": f.metadata["parse"], **{k: f.metadata[k] for k in ("nargs", "choices", "metavar") if k in f.metadata}}
+        extra = {key: f.metadata[key] for key in ("nargs", "choices", "metavar") if key in f.metadata}
+        kind = {"action": "store_true"} if f.default is False else {"type": f.metadata["parse"], **extra}
         if kind.get("type") in METAVARS and "choices" not in kind:
             kind.setdefault("metavar", METAVARS[kind["type"]])
-        sections[group].add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
+        sections[group].add_argument(_flag(f.name), default=argparse.SUPPRESS, help=text, **kind)
 
 
 def given(arguments: argparse.Namespace) -> dict:
@@ -176,7 +185,7 @@ def command_line(config: Config) -> list[str]:
         value = getattr(config, f.name)
         if value != f.default:
             values = (value or (0,)) if isinstance(value, tuple) else () if value is True else (value,)
-            words += ["--" + f.name.replace("_", "-"), *(str(x).removesuffix(".0") for x in values)]
+            words += [_flag(f.name), *(str(x).removesuffix(".0") for x in values)]
     return words
 
 
@@ -186,7 +195,8 @@ def _has_type_of(value, default, name: str) -> bool:
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")
     if isinstance(default, tuple):
-        return isinstance(value, list) and all(_has_type_of(v, 0.0 if name == "alpha" else 0, "") for v in value)
+        kind = 0.0 if name == "alpha" else 0
+        return isinstance(value, (list, tuple)) and all(_has_type_of(number, kind, "") for number in value)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))
@@ -197,40 +207,36 @@ def _check(c: Config) -> None:
         if not condition:
             raise ConfigError(sentence)
 
-    def flag(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
-    for name, value in vars(c).items():
+    for f in dataclasses.fields(c):
+        require(_has_type_of(value := getattr(c, f.name), f.default, f.name), f"{_flag(f.name)} cannot be {value!r}.")
+    for f in dataclasses.fields(c):
+        value, low, high, flag = getattr(c, f.name), f.metadata["low"], f.metadata["high"], _flag(f.name)
         for number in value if isinstance(value, tuple) else (value,):
-            require(not isinstance(number, int) or abs(number) < 2**31, f"{flag(name)} is out of any range.")
-    for name in ("slip", "epsilon", "gamma", "lr"):
-        require(math.isfinite(getattr(c, name)), f"{flag(name)} must be a finite number, not {getattr(c, name)}.")
+            require(not isinstance(number, int) or abs(number) <= LARGEST_INTEGER, f"{flag} is out of any range.")
+            require(not isinstance(number, float) or math.isfinite(number),
+                    f"{flag} must be a finite number, not {number}.")
+        if high is not None:
+            require(low <= value <= high, f"{flag} must lie in [{low}, {high}], not {value}.")
+        elif low is not None and value is not None:
+            require(value >= low, f"{flag} must be at least {low}, not {value}.")
+        if choices := f.metadata.get("choices"):
+            require(value in choices, f"{flag} must be one of {', '.join(choices)}, not {value!r}.")
     require(len(c.alpha) > 0, "--alpha needs at least one value.")
-    for alpha in c.alpha:
-        require(math.isfinite(alpha) and alpha >= 0, f"--alpha must be finite and not negative, not {alpha}.")
-        require(alpha <= LARGEST_ALPHA, f"--alpha must be at most {LARGEST_ALPHA:g}, not {alpha}.")
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
-    if c.penalty_threshold is not None:
-        require(math.isfinite(c.penalty_threshold), f"--penalty-threshold must be a finite number, not {c.penalty_threshold}.")
-        require(min(c.alpha) >= 1 / LARGEST_ALPHA, f"--penalty-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} "
-                "to start from.")
-    require(c.td_loss in TD_LOSSES, f"--td-loss must be one of {', '.join(TD_LOSSES)}, not {c.td_loss!r}.")
-    require(c.observation in ("index", "coordinates"), f"--observation must be index or coordinates, not {c.observation!r}.")
-    require(0 <= c.slip <= 1, f"--slip must lie in [0, 1], not {c.slip}.")
-    require(0 <= c.epsilon <= 1, f"--epsilon must lie in [0, 1], not {c.epsilon}.")
-    require(0 <= c.gamma <= 1, f"--gamma must lie in [0, 1], not {c.gamma}.")
+    for alpha in c.alpha:
+        require(0 <= alpha <= LARGEST_ALPHA, f"--alpha must lie in [0, {LARGEST_ALPHA:g}], not {alpha}.")
+    require(c.penalty_threshold is None or min(c.alpha) >= 1 / LARGEST_ALPHA,
+            f"--penalty-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} to start from.")
     require(c.lr > 0, f"--lr must be positive, not {c.lr}.")
-    for name in ("episodes", "num_datasets", "num_seeds", "target_interval", "slice_size", "log_every", "checkpoint_every",
-                 "max_episode_steps"):
-        require(getattr(c, name) is None or getattr(c, name) >= 1, f"{flag(name)} must be at least 1, not {getattr(c, name)}.")
-    require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS, f"more than {MOST_MEMBERS:,} members are too many for one run.")
-    for name in ("bc_steps", "steps"):
-        require(getattr(c, name) >= 0, f"{flag(name)} must not be negative, but is {getattr(c, name)}.")
+    require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS,
+            f"more than {MOST_MEMBERS:,} members are too many for one run.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")
-    for name in ("seed", "data_seed"):
-        require(0 <= getattr(c, name) < 2**31, f"{flag(name)} must lie between 0 and {2**31 - 1}.")
-    require(all(width >= 1 for width in c.hidden), "--hidden takes widths of at least 1, or a single 0 for the linear network.")
+    require(all(width >= 1 for width in c.hidden),
+            "--hidden takes widths of at least 1, or a single 0 for the linear network.")
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
-    require(c.trainer in TRAINERS, f"--trainer must be one of {', '.join(TRAINERS)}, not {c.trainer!r}.")
-    if c.dataset is not None:
-        require(c.num_datasets == 1, "--dataset is one data set: it does not go with --num-datasets above 1.")
+    require(c.dataset is None or c.num_datasets == 1,
+            "--dataset is one data set: it does not go with --num-datasets above 1.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

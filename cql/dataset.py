@@ -1,7 +1,6 @@
 """The fixed data set: plain arrays, validated once, one ``.npz`` file, no pickle.
 
-Axes: ``D`` transitions. ``terminations`` and ``truncations`` never hold at once: a step that ends an episode on its last
-allowed step is a termination.
+Axes: ``D`` transitions. A step that ends its episode on the last allowed step is a termination and no truncation.
 """
 
 import hashlib
@@ -13,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cql.files import write_whole
+from cql.errors import DatasetError
+from cql.files import atomic_write
 
 FORMAT = 1
 MAX_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a small archive can unpack to any size
@@ -28,10 +28,6 @@ ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box o
     "behavior_probabilities": np.float64,
 }
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +114,24 @@ class OfflineDataset:
             raise DatasetError("this data set has vector observations, so its states cannot be counted.")
         return self.metadata["num_states"]
 
+    def action_entropy(self) -> float:
+        """Entropy of the logged action given the observation, in nats: the least cross-entropy of any policy."""
+        _, rows = np.unique(self.observations, axis=0, return_inverse=True)
+        rows = rows.reshape(-1).astype(np.int64)
+        _, count = np.unique(rows * self.num_actions + self.actions, return_counts=True)
+        per_state = np.bincount(rows)
+        return float((per_state * np.log(per_state)).sum() - (count * np.log(count)).sum()) / len(self)
+
     # ------------------------------------------------------------------------------------------------ disk
 
     def save(self, path) -> None:
         """Writes one ``.npz``, whole or not at all; equal data sets give equal bytes."""
-        write_whole(path, self.to_bytes())
+        atomic_write(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
         arrays["metadata"] = np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
-        # the digest stands first and the metadata that ask for it last: no single hole takes both
+        # digest first, metadata (which require it) last: no single hole removes both
         arrays = {"sha256": np.array(_digest(arrays)), **arrays}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -140,7 +144,7 @@ class OfflineDataset:
 
     @classmethod
     def load(cls, path) -> "OfflineDataset":
-        """Reads an ``.npz`` (a path, or its contents as a file) with arrays under the names above; ``metadata`` may be missing.
+        """The data set in an ``.npz`` (a path, or its contents as a file); optional arrays and metadata may be missing.
 
         Raises:
             DatasetError: the file is missing, cut short, of another kind, or its contents are not valid.
@@ -186,7 +190,8 @@ class OfflineDataset:
         first, counts = _distinct(*_combined([self.observations, self.actions, self.rewards, self.next_observations,
                                               self.terminations, self.truncations]))
         return CompressedDataset(self.observations[first], self.actions[first], self.rewards[first],
-                                 self.next_observations[first], self.terminations[first], self.truncations[first], counts)
+                                 self.next_observations[first], self.terminations[first], self.truncations[first],
+                                 counts)
 
     def episode_returns(self) -> np.ndarray:
         """Undiscounted return of every episode ``[E]``, float64."""
@@ -215,30 +220,23 @@ class CompressedDataset:
         return self.counts / self.counts.sum()
 
 
-def state_action_counts(dataset: OfflineDataset) -> np.ndarray:
-    """How often each (state, action) occurs, ``[S, A]`` int64 (Discrete observations only)."""
-    pairs = dataset.observations.astype(np.int64) * dataset.num_actions + dataset.actions
-    counts = np.bincount(pairs, minlength=dataset.num_states * dataset.num_actions)
-    return counts.reshape(dataset.num_states, dataset.num_actions)
-
-
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def number_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows in lexicographic order, and which of them each row is: ``[D] or [D, n] -> [U] or [U, n], [D]``."""
+    """The distinct rows in lexicographic order, and the number of each row: ``[D] or [D, n] -> [U] or [U, n], [D]``."""
     key, size = _combined([rows])
     first, _ = _distinct(key, size)
     return rows[first], _ranks(key, size)[0]
 
 
 def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
-    """One number per distinct combination of entries ``[D]`` int64, ordered by the columns, and what they are below.
+    """A key ``[D]`` int64 per row, equal for equal rows and sorted as they are; and a bound above all keys.
 
     Args:
         arrays: each ``[D]`` or ``[D, n]``, not empty, without NaN.
@@ -246,7 +244,7 @@ def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
     key, size = np.zeros(len(arrays[0]), np.int64), 1
     for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
         ids, cardinality = _ids(column)
-        if size * cardinality > _counted(key) >= size or size * cardinality >= 2**62:  # close the gaps: cheap, or needed
+        if size * cardinality > _counted(key) >= size or size * cardinality >= 2**62:  # renumber: cheap, or needed
             key, size = _ranks(key, size)
             if size == len(key):
                 break  # all differ already
@@ -257,7 +255,7 @@ def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
 
 
 def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
-    """The values of a column as numbers ``[D]`` int64 in the same order, and what they are below."""
+    """Order-preserving codes ``[D]`` int64 of a column's values, and a bound above them."""
     if column.dtype == np.bool_:
         return column.astype(np.int64), 2
     if np.issubdtype(column.dtype, np.integer):  # numbers already
@@ -268,7 +266,7 @@ def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _counted(key: np.ndarray) -> int:
-    """The size of a key up to which a table of all it could be is faster than sorting what it is."""
+    """The largest key range for which counting in a table is faster than sorting."""
     return max(2**22, len(key))
 
 
@@ -278,7 +276,7 @@ def _distinct(key: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         return np.unique(key, return_index=True, return_counts=True)[1:]
     counts = np.bincount(key, minlength=size)
     first = np.empty(size, np.int64)
-    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # of equal numbers the last one written stays: the first in order
+    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # of equal numbers the last one written is the first in order
     present = counts > 0
     return first[present], counts[present]
 
@@ -347,7 +345,7 @@ def _validate(data: OfflineDataset) -> None:
     for name in ("observations", "next_observations"):
         array = getattr(data, name)
         if (array.ndim, array.dtype) not in ((1, np.int32), (2, np.float32)) or not len(array):
-            raise DatasetError(f"{name} must be [D] int32 or [D, n] float32, not empty; got {array.dtype} {array.shape}.")
+            raise DatasetError(f"{name} must be [D] int32 or [D, n] float32, not {array.dtype} {array.shape}.")
     for name, dtype in ARRAYS.items():
         array = getattr(data, name)
         if array is None:
@@ -355,16 +353,18 @@ def _validate(data: OfflineDataset) -> None:
         if len(array) != len(data.observations):
             raise DatasetError(f"{name} has {len(array)} entries, observations has {len(data.observations)}.")
         if dtype is not None and (array.ndim != 1 or array.dtype != dtype):
-            raise DatasetError(f"{name} must be one {np.dtype(dtype).name} per transition, not {array.dtype} {array.shape}.")
+            raise DatasetError(f"{name} must be one {np.dtype(dtype).name} per transition, not {array.dtype} "
+                               f"{array.shape}.")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise DatasetError(f"{name} holds NaN or infinite numbers.")
-    if data.observations.shape != data.next_observations.shape or data.observations.dtype != data.next_observations.dtype:
+    here, following = data.observations, data.next_observations
+    if (here.shape, here.dtype) != (following.shape, following.dtype):
         raise DatasetError("observations and next_observations differ in shape or kind.")
     if not data.discrete and data.observations.shape[1] == 0:
         raise DatasetError("observations are vectors of length 0.")
     both = np.flatnonzero(data.terminations & data.truncations)
     if both.size:
-        raise DatasetError(f"transition {both[0]} is both terminated and truncated; store truncated and not terminated.")
+        raise DatasetError(f"transition {both[0]} is both terminated and truncated: store it as terminated only.")
     _validate_range(data, "actions", data.metadata.get("num_actions"))
     if data.discrete:
         for name in ("observations", "next_observations"):
@@ -382,7 +382,7 @@ def _validate(data: OfflineDataset) -> None:
 
 def _validate_range(data: OfflineDataset, name: str, size) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= np.iinfo(np.int32).max:
-        raise DatasetError(f"the metadata do not say how many {'actions' if name == 'actions' else 'states'} there are.")
+        raise DatasetError(f"the metadata lack the number of {'actions' if name == 'actions' else 'states'}.")
     values = getattr(data, name)
     if values.min() < 0 or values.max() >= size:
         raise DatasetError(f"{name} go from {values.min()} to {values.max()}, outside 0 … {size - 1}.")

@@ -10,9 +10,9 @@ import torch
 from cql import engine
 from cql.config import Config
 from cql.dataset import OfflineDataset
+from cql.errors import RunError
 from cql.members import largest_slice
 from cql.network import PopulationMLP
-from cql.runs import RunError
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -74,7 +74,7 @@ def _memory(device: torch.device) -> int:
 
 @contextmanager
 def torch_settings(device: torch.device):
-    """Within it PyTorch is set for training; yields the number of CPU threads that it had before, which is restored.
+    """Within it PyTorch is set for training; yields the previous number of CPU threads, restored afterwards.
 
     One thread is set: small products on several wait longer for each other than they take. Denormals are flushed, and
     on CUDA algorithms are deterministic.

@@ -4,7 +4,7 @@
     y   = r + gamma * (1 - terminated) * max_a' Q_target(s',a')
 
 Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779, eq. 4, but for two
-things: the squared error has no 1/2 (``td_loss="half_mse"`` is the paper's, and makes alpha mean twice as much), and
+things: the squared error has no 1/2 (``td_loss="half_mse"`` is the paper's, and doubles the effect of alpha), and
 the backup is a plain max over a target network. Axes: ``M`` members, ``B`` transitions, ``A`` actions. Losses are
 means over ``B``, never over ``M``; ``weights [M, B]``, which sum to one over ``B``, replace the mean.
 """
@@ -33,7 +33,7 @@ class Objective(NamedTuple):
 
     @property
     def loss_arguments(self) -> dict:
-        """Every field that ``cql_loss`` takes, by name, so that none can be left out; the others shape the target."""
+        """The fields that ``cql_loss`` takes, by name: all but those of the target."""
         return {name: value for name, value in self._asdict().items() if name not in ("double_q", "gamma")}
 
 

@@ -7,7 +7,7 @@ from cql.config import Config
 
 @dataclass(frozen=True)
 class Member:
-    """One agent: an (algorithm, alpha, training seed, data draw). BC has no alpha."""
+    """One agent: an (algorithm, alpha, training seed, data seed). BC has no alpha."""
 
     algorithm: str  # "cql" | "bc"
     alpha: float | None
@@ -22,7 +22,7 @@ class Member:
 
 
 def members(config: Config, algorithm: str) -> list[Member]:
-    """All members of one algorithm, ordered by data draw, training seed, alpha; none if it has no updates to do."""
+    """All members of one algorithm, ordered by data seed, training seed, alpha; none if it has no updates to do."""
     if (config.steps if algorithm == "cql" else config.bc_steps) == 0:
         return []
     alphas = config.alpha if algorithm == "cql" else (None,)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 from cql.config import Config
-from cql.files import whole_file
+from cql.errors import RunError
+from cql.files import atomic_file
 from cql.members import Member
-from cql.runs import RunError
 
 METRICS = {  # name -> (algorithms, meaning); means over the interval for losses, the moment's value for the rest
     "losses/td": ("cql", "mean over updates and batch of the TD loss, (Q(s,a) - y)^2 by default"),
@@ -30,17 +30,18 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
     "q/data_mean": ("cql", "mean over the data of Q(s,a)"),
     "q/max_mean": ("cql", "mean over the data of max_a Q(s,a)"),
     "q/max": ("cql", "largest max_a Q(s,a) at a logged state"),
-    "q/start": ("cql", "mean over first observations of episodes of max_a Q(s,a): the value it promises"),
-    "policy/ood_mass": ("cql bc", "mean over the data of the softmax mass on out-of-distribution actions, those never logged in the state"),
+    "q/start": ("cql", "mean over first observations of episodes of max_a Q(s,a): the value estimate"),
+    "policy/ood_mass": ("cql bc", "mean over the data of the softmax mass on OOD actions: never logged in that state"),
     "policy/action_mismatch_rate": ("cql bc", "share of transitions whose logged action is not the greedy one"),
     "exact/return": ("cql bc", "exact undiscounted return of the greedy policy over the episode"),
     "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
     "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
-    "health/diverged": ("cql bc", "1: q/max is above what the exact solution can reach; 2: outputs are not finite; 0: neither"),
-    "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or what was learned of it by --penalty-threshold"),
+    "health/diverged": ("cql bc", "1: q/max above any exact solution's; 2: outputs not finite; 0: neither"),
+    "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or learned from it"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
 }
-LOSS_TERMS = {"cql": ("losses/td", "losses/penalty", "losses/total"), "bc": ("losses/cross_entropy",)}  # as trainers yield them
+LOSS_TERMS = {  # in the order in which trainers yield them
+    "cql": ("losses/td", "losses/penalty", "losses/total"), "bc": ("losses/cross_entropy",)}
 TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab
 HEADER = "step,member,metric,value\n"
 EVENT_FILE = "events.out.tfevents.0.glassbox-cql"  # one file a member, its name fixed, so that a resume finds it
@@ -73,7 +74,8 @@ class LossSums:
     def restore(self, contents: list) -> None:
         """Takes over ``contents``. Raises ValueError if they are of other sums."""
         *sums, updates = contents
-        if type(updates) is not int or not 0 <= updates < 2**53 or [total.shape for total in sums] != [total.shape for total in self.sums]:
+        shapes = [total.shape for total in sums]
+        if type(updates) is not int or not 0 <= updates < 2**53 or shapes != [total.shape for total in self.sums]:
             raise ValueError("these are the contents of other sums")
         torch._foreach_copy_(self.sums, sums)
         self.updates = updates
@@ -116,7 +118,8 @@ class MetricsLog:
 
     def start(self, members: list[Member], config: Config) -> None:
         """The first records of each member: file version, and its settings as one trial of the hyperparameters tab."""
-        names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon", "episodes")
+        names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon",
+                 "episodes")
         settings = {name: getattr(config, name) for name in names} | {
             "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
         for member in members:
@@ -132,7 +135,8 @@ class MetricsLog:
         value = Summary.Value(tag=name, image=Summary.Image(height=height, width=width, colorspace=4,
                                                             encoded_image_string=png))
         path = self.event_path(folder)
-        self._append(path, [*([] if path.exists() else [_first_event()]), Event(wall_time=time.time(), summary=Summary(value=[value]))])
+        event = Event(wall_time=time.time(), summary=Summary(value=[value]))
+        self._append(path, [event] if path.exists() else [_first_event(), event])
 
     def sizes(self) -> dict[str, int]:
         """Length in bytes of every file of the log, by its path relative to the run."""
@@ -151,7 +155,8 @@ class MetricsLog:
         present = self.sizes()
         for name, length in sizes.items():
             if present.get(name, -1) < length:
-                raise RunError(f"{self.folder / name} is missing or shorter than the checkpoint says: the run cannot go on.")
+                raise RunError(f"{self.folder / name} is missing or shorter than the checkpoint says: the run cannot "
+                               "go on.")
         for name, length in present.items():
             if name not in sizes:
                 (self.folder / name).unlink()
@@ -173,7 +178,7 @@ def _first_event() -> Event:
 
 def join_csv(target: Path, parts: list[Path]) -> None:
     """Writes the lines of several logs into one, in order. Raises OSError if one is missing."""
-    with whole_file(target) as file:
+    with atomic_file(target) as file:
         file.write(HEADER.encode())
         for path in parts:
             with open(path, "rb") as part:
@@ -183,7 +188,7 @@ def join_csv(target: Path, parts: list[Path]) -> None:
 
 def read_metrics(path: Path) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
     """``metrics.csv`` as ``{(member, metric): (steps, values)}``. Raises RunError for a line that is none of its."""
-    series = {}
+    series: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
     try:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):

@@ -20,7 +20,7 @@ class PopulationMLP:
     Args:
         inputs: number of states (``discrete``) or length of the observation vector.
         outputs: number of actions ``A``.
-        hidden: widths of the hidden layers, with a ReLU after each but a table; ``()`` is the linear network.
+        hidden: widths of the hidden layers, each with a ReLU, but not a table; ``()`` is the linear network.
         discrete: whether observations are state indices ``[M, B]`` instead of vectors ``[M, B, inputs]``.
     """
 
@@ -37,8 +37,8 @@ class PopulationMLP:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape, without ``M``, of every parameter in its order: a table ``[inputs, outputs]``; of the other
-        layers the weight ``[outputs, inputs]``, as in ``torch.nn.Linear``, and the bias ``[1, outputs]``."""
+        """Name -> shape (without ``M``) of each parameter, in order: a table ``[inputs, outputs]``; of each other layer
+        weight ``[outputs, inputs]``, as in ``torch.nn.Linear``, and bias ``[1, outputs]``."""
         found: dict[str, tuple[int, ...]] = {}
         for n, (inputs, outputs) in enumerate(self.sizes):
             if self.discrete and n == 0:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cql.files import write_whole
+from cql.errors import RunError
+from cql.files import archive_bytes, atomic_write, load_archive
 from cql.network import PopulationMLP
-from cql.runs import RunError, archive_bytes, load_archive
 
 FORMAT = 3
 AT_ONCE = 2**16  # states that the network reads at once
@@ -42,8 +42,9 @@ class Policy:
         """One ``.pt`` of tensors and plain values, written whole; equal policies give equal bytes."""
         space = ({"type": "Discrete", "n": self.network.inputs} if self.network.discrete
                  else {"type": "Box", "shape": [self.network.inputs]})
-        parameters = {name: tensor[0].detach().cpu().clone() for name, tensor in zip(self.network.shapes, self.parameters)}
-        write_whole(path, archive_bytes({
+        parameters = {name: tensor[0].detach().cpu().clone()
+                      for name, tensor in zip(self.network.shapes, self.parameters)}
+        atomic_write(path, archive_bytes({
             "format": FORMAT, "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed,
             "data_seed": self.data_seed, "observation_space": space, "num_actions": self.network.outputs,
             "hidden": list(self.network.hidden), "parameters": parameters}))
@@ -74,7 +75,7 @@ class Policy:
             tensor = parameters[name]
             if tensor.shape != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} is not {list(shape)} finite float32")
-        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], contents["alpha"], contents["seed"], contents["data_seed"])
+        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds)
 
     @property
     def finite(self) -> bool:
@@ -104,16 +105,16 @@ class Policy:
     def outputs(self, observation) -> np.ndarray:
         """Q-values of CQL, logits of BC: ``[A]`` or ``[B, A]`` float32.
 
-        The same for an observation whatever it is asked together with: float32 products of other sizes round otherwise, and
-        where two actions are all but equal that would decide between them. Indices are looked up in a table of all states made
-        at once; vectors are read in float64, which leaves nothing of the difference in float32.
+        The result for an observation does not depend on the batch around it: float32 products of other sizes round
+        differently, which would decide between two actions that are all but equal. So indices are looked up in a table
+        of all states, and vectors go through the network in float64.
 
         Raises:
             ValueError: an observation of another kind.
         """
         observations, single = self._batched(np.asarray(observation))
-        found = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
-        return (found[0] if single else found).numpy()
+        outputs = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
+        return (outputs[0] if single else outputs).numpy()
 
     @cached_property
     @torch.no_grad()
@@ -138,7 +139,7 @@ class Policy:
                 raise ValueError(f"observations must lie in 0 … {self.network.inputs - 1}.")
             return torch.from_numpy(np.atleast_1d(array).astype(np.int64)), array.ndim == 0
         if array.ndim not in (1, 2) or array.shape[-1] != self.network.inputs:
-            raise ValueError(f"an observation is a vector of length {self.network.inputs}, a batch [B, {self.network.inputs}].")
+            raise ValueError(f"an observation is a vector of length {self.network.inputs}, a batch of them [B, n].")
         if array.dtype.kind not in "iuf":
             raise ValueError("an observation must be numbers.")
         with np.errstate(over="ignore"):

@@ -1,12 +1,12 @@
 """A job of several processes (ranks): who this one is, what work it takes, and how it learns that another is gone.
 
-``torchrun --nproc-per-node K train.py …`` starts K ranks, ``--nnodes N`` with them on N machines; the run folder must then lie on
-a file system that all of them share. Without torchrun the job is one process and nothing here is started.
+``torchrun --nproc-per-node K train.py …`` starts K ranks, ``--nnodes N`` with them on N machines; the run folder must
+then lie on a file system that all of them share. Without torchrun the job is one process and nothing here is started.
 
-Members never talk to each other, so no tensor travels and no process group is made: neither Gloo nor NCCL would have anything
-to do. What the ranks share is the key-value store of ``torch.distributed`` that torchrun keeps anyway: a counter that deals out
-the work, the path of the run, and signs of life. (A collective would be worse: a rank that waits inside one hears no signal, its
-timeout would bound how unequal ranks may be, and ``broadcast_object_list`` unpickles.)
+Members never talk to each other, so no tensor travels and no process group is made: neither Gloo nor NCCL would have
+anything to do. What the ranks share is the key-value store of ``torch.distributed`` that torchrun keeps anyway: a
+counter that deals out the work, the path of the run, and signs of life. (A collective would be worse: a rank that waits
+inside one hears no signal, its timeout would bound how unequal ranks may be, and ``broadcast_object_list`` unpickles.)
 """
 
 import json
@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Iterator
 
 import torch.distributed as dist
 
@@ -48,9 +48,9 @@ class Ranks:
                  store: dist.Store | None = None):
         self.rank, self.world, self.local_rank, self.node, self.launcher = rank, world, local_rank, node, launcher
         self._store = dist.HashStore() if store is None else store
-        self._ending = None  # (reason, status) once the job is to end
-        self._beats = {}  # rank -> (its last sign of life, when it was first seen)
-        self._processes = {}  # rank -> [node, process id]
+        self._ending: tuple[str, int] | None = None  # (reason, status) once the job is to end
+        self._beats: dict[int, tuple[bytes, float]] = {}  # rank -> (its last sign of life, when it was first seen)
+        self._processes: dict[int, list[int]] = {}  # rank -> [node, process id]
 
     @property
     def first(self) -> bool:
@@ -69,7 +69,7 @@ class Ranks:
         return json.loads(self._store.get("word"))
 
     def share(self, items: list) -> Iterator:
-        """Deals ``items`` out in their order: each goes to the rank that is the next to ask. Ends early if the job does."""
+        """Deals ``items`` out in their order, each to the rank that asks next. Ends early if the job does."""
         while not self.stopped and (number := self._store.add("dealt", 1)) <= len(items):
             yield items[number - 1]
 
@@ -85,8 +85,8 @@ class Ranks:
         """Ends the job: the others notice within about a second. The first reason stands.
 
         Args:
-            reason: a line that names the rank; without one, that of a rank of this node which vanished just now (it is why torchrun
-                sends the others a signal), or none.
+            reason: a line that names the rank; without one, that of a rank of this node which vanished just now (it is
+                why torchrun sends the others a signal), or none.
         """
         try:
             reason = reason or next(filter(None, map(self._gone, self._processes)), "")
@@ -139,13 +139,14 @@ class Ranks:
             self._store.wait(names, STORE_TIMEOUT)
         except RuntimeError:
             raise Stopped(f"not all {self.world} ranks appeared within {STORE_TIMEOUT.seconds} s.", 2) from None
-        self._processes = {rank: json.loads(text) for rank, text in enumerate(self._store.multi_get(names)) if rank != self.rank}
+        texts = self._store.multi_get(names)
+        self._processes = {rank: json.loads(text) for rank, text in enumerate(texts) if rank != self.rank}
 
     def watch(self, ended: threading.Event) -> None:
-        """Until ``ended``: gives signs of life, looks for the job's end and for ranks that are gone. Runs in a thread of its own.
+        """In a thread of its own, until ``ended``: gives signs of life, looks for the job's end and for lost ranks.
 
-        The first rank looks at all, the others at the first. A rank whose node died is noticed by its silence; those beside
-        one that died on their own node are ended by torchrun.
+        The first rank looks at all, the others at the first. A rank whose node died is noticed by its silence; those
+        beside one that died on their own node are ended by torchrun.
         """
         watched = list(self._processes) if self.first else [0]
         count = 0
@@ -178,7 +179,9 @@ class Ranks:
         if rank not in self._beats or self._beats[rank][0] != beat:
             self._beats[rank] = beat, now
         silent = now - self._beats[rank][1]
-        return f"rank {rank} (on node {node}) has given no sign of life for {silent:.0f} s." if silent > SILENCE else None
+        if silent <= SILENCE:
+            return None
+        return f"rank {rank} (on node {node}) has given no sign of life for {silent:.0f} s."
 
 
 @contextmanager
@@ -196,7 +199,8 @@ def joined() -> Iterator[Ranks]:
         return
     store, rank, world = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
     nodes = int(found.get("GROUP_WORLD_SIZE", 1))
-    launcher = f"torchrun {f'--nnodes {nodes} … ' if nodes > 1 else ''}--nproc-per-node {found.get('LOCAL_WORLD_SIZE', world)}"
+    several = f"--nnodes {nodes} … " if nodes > 1 else ""
+    launcher = f"torchrun {several}--nproc-per-node {found.get('LOCAL_WORLD_SIZE', world)}"
     ranks = Ranks(rank, world, int(found.get("LOCAL_RANK", 0)), int(found.get("GROUP_RANK", 0)), launcher,
                   dist.PrefixStore(f"glassbox-cql/{found.get('TORCHELASTIC_RESTART_COUNT', 0)}", store))
     ranks.meet()
@@ -206,7 +210,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except SystemExit as end:
-        ranks.stop("", end.code or 0)
+        ranks.stop("", end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
     except BaseException as error:
         ranks.stop(f"rank {rank} failed ({type(error).__name__}).", 1)

@@ -1,8 +1,8 @@
 """Transitions on the device, and the minibatches drawn from them.
 
 The draw is a pure function of (training seed, update, position in the batch): no generator state, so a run resumes at
-any update, members that share a seed see the same uniform numbers whoever is trained beside them, and every device draws
-the same. The mixing function is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+any update, members that share a seed see the same uniform numbers whoever is trained beside them, and every device
+draws the same. The mixing function is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
 generators"), used as a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 
@@ -58,37 +58,37 @@ class Transitions:
         self.lengths = torch.tensor(lengths, device=device)  # [data sets]
         self.offsets = self.lengths.cumsum(0) - self.lengths  # [data sets]
 
-    def minibatch(self, draws: Tensor, seeds: Tensor, update: int, batch_size: int) -> Batch:
+    def minibatch(self, data_index: Tensor, seeds: Tensor, update: int, batch_size: int) -> Batch:
         """The transitions that each member trains on in one update, drawn with replacement from its own data set.
 
         Args:
-            draws: ``[M]``, the number of the data set of each member. seeds: ``[M]``, the training seed of each member.
+            data_index: ``[M]``, the number of each member's data set. seeds: ``[M]``, its training seed.
         """
         uniforms = uniform_bits(seeds, torch.tensor([update], device=seeds.device), batch_size)[0]  # [M, B]
-        return self._read(self.at(self.minibatch_indices(draws, uniforms)))
+        return self._read(self.at(self.minibatch_indices(data_index, uniforms)))
 
-    def full_batch(self, draws: Tensor) -> Batch:
+    def full_batch(self, data_index: Tensor) -> Batch:
         """All distinct transitions of each member's data set with their shares."""
-        return self._read(self.every(draws))
+        return self._read(self.every(data_index))
 
     def at(self, index: Tensor) -> Batch:
         """The transitions at ``index [..., M, B]``, observations as row numbers of the table."""
         return Batch(self.rows[index].long(), self.actions[index].long(), self.rewards[index],
                      self.next_rows[index].long(), self.terminations[index])
 
-    def every(self, draws: Tensor) -> Batch:
+    def every(self, data_index: Tensor) -> Batch:
         """``full_batch`` with observations as row numbers of the table. Shorter data sets are filled up with weight
         0."""
-        length = int(self.lengths[draws].max())
-        position = torch.arange(length, device=draws.device)  # [N]
-        inside = position < self.lengths[draws][:, None]  # [M, N]
-        index = self.offsets[draws][:, None] + torch.where(inside, position, 0)
+        length = int(self.lengths[data_index].max())
+        position = torch.arange(length, device=data_index.device)  # [N]
+        inside = position < self.lengths[data_index][:, None]  # [M, N]
+        index = self.offsets[data_index][:, None] + torch.where(inside, position, 0)
         return self.at(index)._replace(weights=torch.where(inside, self.weights[index], 0.0))
 
-    def minibatch_indices(self, draws: Tensor, uniforms: Tensor) -> Tensor:
+    def minibatch_indices(self, data_index: Tensor, uniforms: Tensor) -> Tensor:
         """``offset + floor(u D)`` in each member's own data set: ``[M], [..., M, B] -> [..., M, B]``; u in units of
         2^-32."""
-        return self.offsets[draws][:, None] + ((uniforms * self.lengths[draws][:, None]) >> 32)
+        return self.offsets[data_index][:, None] + ((uniforms * self.lengths[data_index][:, None]) >> 32)
 
     def _read(self, batch: Batch) -> Batch:
         """The observations themselves in place of their row numbers."""

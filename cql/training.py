@@ -1,12 +1,11 @@
 """The loop around a trainer: the log, the checkpoints, the policies, and a clean stop on a signal.
 
-A trainer is a generator: ``cql.algorithm.updates``, or ``cql.engine.updates``, which makes the same updates sooner.
+A trainer is a generator: ``cql.algorithm.updates``, or ``cql.engine.updates``, which makes them faster.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import gymnasium
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,30 +16,32 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.device import network_for, resolve_device, torch_settings
 from cql.diagnostics import NOT_FINITE, SOUND, Diagnostics, largest_rewards, value_bound
+from cql.errors import RunError
 from cql.members import Member, slices, updates_of
 from cql.metrics import LossSums, MetricsLog
 from cql.policy import Policy
 from cql.ranks import Ranks
-from cql.runs import RunError, RunFolder, Shard
+from cql.run_folder import RunFolder, Shard
 from cql.sampling import Transitions
+from cql.world import World
 
 
 class Interrupted(Exception):
     """A signal arrived, or another rank ended the job; the run has been checkpointed."""
 
 
-def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], environment: gymnasium.Env | None,
-          resume: bool = False, ranks: Ranks | None = None) -> None:
+def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world: World,
+          resume: bool = False, ranks: Ranks | None = None, watch: Callable | None = None) -> None:
     """Trains every member of the config and writes log, checkpoints and policies into the run.
 
-    Of a job of several ranks each calls this. A slice of members is trained by whichever rank is free next, and what
-    it becomes does not depend on which: same device type, slices and threads, bit-identical results, whatever the
-    number of ranks.
+    In a job of several ranks, every rank calls this, and a free rank takes the next slice of members: with the
+    same type of device, slices and threads the results are bit-identical for any number of ranks.
 
     Args:
-        environment: with an exact model, for the exact curves of the log; None without.
+        world: of the data; with a model, the log has exact values of the greedy policies.
         resume: go on from the checkpoints instead of starting anew.
         ranks: this process's place in the job; by default it is the whole job.
+        watch: called at every log entry with (members, update, network, parameters).
 
     Raises:
         Interrupted: a signal or another rank stopped it; a checkpoint is written.
@@ -49,7 +50,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
     transitions = Transitions(datasets, device, compress=config.full_batch)
-    diagnostics = Diagnostics(transitions, datasets, environment)
+    diagnostics = Diagnostics(transitions, datasets, world)
     shards = run.shards(slices(config), apart=ranks.world > 1)
     with ranks.stopped_by_signals(), torch_settings(device) as threads:
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
@@ -62,9 +63,11 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
                         bar.update(step - part.step)
                         part.sums.add(terms, step - part.step)
                         part.state, part.step = state, step
-                        if step % config.log_every == 0 or step == part.steps:  # the one wait for the device
+                        if step % config.log_every == 0 or step == part.steps:  # waits for the device
                             values = part.sums.take_means() | part.measured(diagnostics)
                             log.write(step, part.members, values)
+                            if watch is not None:
+                                watch(part.members, step, part.network, state.parameters)
                             part.warn_of_divergence(values, bar)
                         stopped = ranks.stopped
                         if step < part.steps and (stopped or step % config.checkpoint_every == 0):
@@ -87,11 +90,10 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], enviro
 
 
 def trainer_for(config: Config, name: str):
-    """``updates`` of the engine, or of the algorithm's page if the config asks for it or the engine does not know the
-    objective.
+    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve.
 
     Args:
-        name: ``cql`` or ``bc``.
+        name: of the algorithm, ``cql`` or ``bc``.
     """
     return engine.updates if config.trainer == "fast" and engine.serves(name, config.objective) else algorithm.updates
 
@@ -104,7 +106,7 @@ class Slice:
 
     Attributes:
         state: what the trainer changes; step: updates done, of ``steps``; sums: loss terms since the last log entry.
-        draws, seeds: ``[M]``, the number of each member's data set and its training seed.
+        data_index, seeds: ``[M]``, the number of each member's data set and its training seed.
     """
 
     def __init__(self, config: Config, members: list[Member], datasets: list[OfflineDataset], transitions: Transitions,
@@ -116,33 +118,32 @@ class Slice:
         numbers = [member.data_seed - config.data_seed for member in members]
         largest = {number: largest_rewards(datasets[number]) for number in set(numbers)}
         self.rewards = [largest[number] for number in numbers]
-        self.draws = torch.tensor(numbers, device=device)
+        self.data_index = torch.tensor(numbers, device=device)
         self.seeds = torch.tensor([member.seed for member in members], device=device)
         alpha = [member.alpha or 0.0 for member in members]
         self.state = algorithm.initial_state(self.network, self.seeds.tolist(), alpha, device)
-        self.sums, self.step, self.diverged = LossSums(self.algorithm, len(members), device), 0, set()
+        self.sums, self.step, self.diverged = LossSums(self.algorithm, len(members), device), 0, set[str]()
         if position is not None:
             position.restore(self.state, self.sums)
             self.step = position.step
 
     def updates(self, threads: int) -> Iterator[tuple[int, algorithm.State, tuple[Tensor, ...]]]:
-        """The trainer's generator, from the update at which the slice stands to the last; ``threads``: CPU cores for
-        it."""
+        """The trainer's generator, from where the slice stands to its last update; ``threads``: CPU cores for it."""
         config = self.config
         settings = algorithm.Settings(config.batch_size, config.lr, self.steps, config.target_interval,
                                       config.penalty_threshold is not None, config.penalty_threshold or 0.0,
                                       (config.log_every, config.checkpoint_every), threads)
-        trainer = trainer_for(config, self.algorithm)
-        return trainer(self.network, self.transitions, self.state, self.draws, self.seeds, self.algorithm,
-                       config.objective, settings, self.step, self.steps)
+        return trainer_for(config, self.algorithm)(
+            self.network, self.transitions, self.state, self.data_index, self.seeds, self.algorithm, config.objective,
+            settings, self.step, self.steps)
 
     def measured(self, diagnostics: Diagnostics) -> dict[str, list[float]]:
         """What is logged beside the loss terms, ``name -> [M]``."""
-        values = diagnostics.measure(self.network, self.state.parameters, self.draws, self.algorithm, self.bounds())
+        entry = diagnostics.measure(self.network, self.state.parameters, self.data_index, self.algorithm, self.bounds())
         if self.algorithm == "cql":
-            values["optimiser/alpha"] = self.alpha()
+            entry["optimiser/alpha"] = self.alpha()
         decay = algorithm.cosine_decay(self.step - 1, self.steps)
-        return values | {"optimiser/learning_rate": [self.config.lr * decay] * len(self.members)}
+        return entry | {"optimiser/learning_rate": [self.config.lr * decay] * len(self.members)}
 
     def alpha(self) -> list[float]:
         """Every member's alpha now (0 for BC), as the shortest decimal with the same float32."""
@@ -152,7 +153,7 @@ class Slice:
         """``value_bound`` of each member at its alpha now, ``[M]``."""
         objective, alphas = self.config.objective, self.alpha()
         return torch.tensor([value_bound(rewards, alpha, objective) for rewards, alpha in zip(self.rewards, alphas)],
-                            device=self.draws.device)
+                            device=self.data_index.device)
 
     def policies(self) -> list[Policy]:
         return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], member.algorithm,

@@ -1,9 +1,260 @@
-"""The exact solution of a run's own objective: the one place that asks ``cql.exact`` for it, or refuses."""
+"""The environment behind a data set: Gymnasium environment, true model, what an agent sees in each state, its map.
 
-from cql.exact.oracle import Solution, cql_fixed_point
-from cql.exact.tabular import TabularMDP
+Axes: S state, A action, K outcome of one (state, action), D transition of a data set.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+
+import envs
+from cql.collect import make_environment
+from cql.config import Config
+from cql.dataset import OfflineDataset
+from cql.errors import ConfigError, DatasetError, RunError
+from cql.exact import (
+    CertificateError,
+    Solution,
+    TabularMDP,
+    cql_fixed_point,
+    empirical_mdp,
+    start_distribution,
+)
 from cql.losses import Objective
-from cql.runs import RunError
+
+ARROWS: dict[tuple[int, ...], str] = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}  # (row, column) of a move
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The environment that a data set names, as far as it is known.
+
+    Attributes:
+        environment: None where the data name none.
+        mdp: its true model; None where it has no transition table.
+    """
+
+    environment: gymnasium.Env | None
+    mdp: TabularMDP | None
+
+    @classmethod
+    def of(cls, dataset: OfflineDataset) -> "World":
+        """The world of a data set. Raises ConfigError if its environment cannot be made or does not fit the data."""
+        return cls.around(environment_of(dataset))
+
+    @classmethod
+    def around(cls, environment: gymnasium.Env | None) -> "World":
+        """The world of an environment, with its model where it has a transition table ``P``."""
+        known = environment is not None and hasattr(environment.unwrapped, "P")
+        return cls(environment, TabularMDP.from_env(environment) if known else None)
+
+    @property
+    def horizon(self) -> int | None:
+        """Steps after which an episode is truncated; None without an environment."""
+        return None if self.environment is None else self.environment.spec.max_episode_steps
+
+    @cached_property
+    def inputs(self) -> np.ndarray | None:
+        """What an agent sees in every state, ``[S]`` int64 or ``[S, n]`` float32; None without a model."""
+        if self.mdp is None:
+            return None
+        states, observe = np.arange(self.mdp.num_states), getattr(self.environment.unwrapped, "observe", None)
+        return states if observe is None else np.asarray(observe(states))
+
+    @cached_property
+    def grid(self) -> "GridMap | None":
+        """The environment as a map; None where its states are not the cells of one known grid."""
+        return None if self.mdp is None else GridMap.of(self.environment, self.mdp)
+
+    @property
+    def cell_names(self) -> list[str] | None:
+        """The name of each state by row and column; None without a grid."""
+        if self.grid is None:
+            return None
+        return ["({},{})".format(*divmod(state, self.grid.shape[1])) for state in range(self.mdp.num_states)]
+
+    @property
+    def action_arrows(self) -> list[str] | None:
+        """Each action as the arrow of its move, or its number; None without a grid."""
+        if self.grid is None:
+            return None
+        return [ARROWS.get(tuple(int(x) for x in move), str(a)) for a, move in enumerate(self.grid.moves)]
+
+    def known(self) -> "World":
+        """This world, with a model and a start. Raises RunError, one sentence, if one of them is missing."""
+        if self.environment is None:
+            raise RunError("the data name no environment: without its true model nothing exact can be said.")
+        name = self.environment.spec.id
+        if self.mdp is None:
+            raise RunError(f"the environment {name} has no transition table P: without the true model nothing exact "
+                           "can be said.")
+        if self.mdp.start is None:
+            raise RunError(f"the environment {name} does not say where it starts.")
+        return self
+
+    def behavior_policy(self, config: Config) -> np.ndarray | None:
+        """``[S, A]``: the policy that generated the data of a run; None where the data were given."""
+        if self.environment is None or config.dataset is not None or not isinstance(
+                self.environment.unwrapped, envs.SafetyCriticalGridWorld):
+            return None
+        return envs.safe_behavior_policy(self.environment, config.epsilon)
+
+    def transitions(self, dataset: OfflineDataset) -> SimpleNamespace:
+        """The columns of a data set with states ``[D]`` in place of observations.
+
+        Observations may be indices or vectors; vectors must be those that the environment shows in its states.
+
+        Raises:
+            RunError: there is no true model. DatasetError: the data set has other observations or actions.
+        """
+        mdp, inputs = self.known().mdp, self.inputs
+        if dataset.num_actions != mdp.num_actions:
+            raise DatasetError(f"the data set has {dataset.num_actions} actions and the environment {mdp.num_actions}: "
+                               "it is of another environment.")
+        if dataset.observations.shape[1:] != inputs.shape[1:]:
+            raise DatasetError("the data set's observations are not of the kind that the environment shows.")
+        states, next_states = (states_of(seen, inputs) for seen in (dataset.observations, dataset.next_observations))
+        if min(states.min(), next_states.min()) < 0:
+            raise DatasetError("some observations of the data set are none of the environment's states: this needs "
+                               "states that can be told apart and counted.")
+        return SimpleNamespace(observations=states, next_observations=next_states, actions=dataset.actions,
+                               rewards=dataset.rewards, terminations=dataset.terminations,
+                               episode_ids=dataset.episode_ids)
+
+    def empirical(self, dataset: OfflineDataset) -> tuple[TabularMDP, np.ndarray]:
+        """The model that a data set gives, over the states of the true one: (empirical MDP, counts ``[S, A]``).
+
+        Raises:
+            RunError: there is no true model.
+            DatasetError: as ``transitions``, or a logged transition cannot happen in this environment.
+        """
+        logged, mdp = self.transitions(dataset), self.mdp
+        try:
+            empirical, counts = empirical_mdp(logged, mdp.num_states, mdp.num_actions, mdp.hazard, mdp.goal, mdp.start,
+                                              mdp.terminal)
+        except ValueError as error:
+            raise DatasetError(f"the data set does not fit: {error}") from None
+        strange = impossible_outcomes(mdp, empirical)
+        if strange.any():
+            s, a, k = np.argwhere(strange)[0]
+            raise DatasetError(f"the data set is of another environment: action {a} in state {s} cannot lead to state "
+                               f"{empirical.next_state[s, a, k]} with reward {empirical.reward[s, a, k]:g} here.")
+        return empirical, counts
+
+
+def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
+    """The environment that a data set names in its metadata; None if it names none.
+
+    Raises:
+        ConfigError: it names one that cannot be made, or whose spaces are not the data set's.
+    """
+    spec = dataset.metadata.get("environment")
+    if spec is None:
+        return None
+    if not isinstance(spec, dict) or not {"id", "arguments", "max_episode_steps"} <= spec.keys() or not isinstance(
+            spec["arguments"], dict) or not isinstance(spec["id"], str):
+        raise ConfigError("the data set's metadata name an environment in no known form.")
+    environment = make_environment(spec)
+    space = environment.observation_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        fits = dataset.discrete and dataset.num_states == space.n
+    else:
+        fits = not dataset.discrete and space.shape == dataset.observations.shape[1:]
+    if not fits or not isinstance(environment.action_space, gymnasium.spaces.Discrete) or (
+            environment.action_space.n != dataset.num_actions):
+        raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: {space} and "
+                          f"{environment.action_space} there.")
+    return environment
+
+
+def impossible_outcomes(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
+    """[S, A, K'] bool: outcomes of the data's model that the true one gives no probability. Rewards to 1e-4."""
+    possible = np.zeros(empirical.probability.shape, dtype=bool)
+    for k in range(mdp.probability.shape[-1]):
+        possible |= ((mdp.probability[..., k, None] > 0) & (empirical.next_state == mdp.next_state[..., k, None])
+                     & (empirical.terminated == mdp.terminated[..., k, None])
+                     & np.isclose(empirical.reward, mdp.reward[..., k, None], rtol=1e-4, atol=1e-4))
+    return (empirical.probability > 0) & ~possible
+
+
+@dataclass(frozen=True)
+class GridMap:
+    """A grid environment as a map.
+
+    Args:
+        shape: (rows, columns); hazard, goal, terminal, start: ``[S]`` bool; moves: ``[A, 2]`` as ``action_moves``.
+    """
+
+    shape: tuple[int, int]
+    hazard: np.ndarray
+    goal: np.ndarray
+    terminal: np.ndarray
+    start: np.ndarray
+    moves: np.ndarray
+
+    @classmethod
+    def of(cls, environment: gymnasium.Env, mdp: TabularMDP) -> "GridMap | None":
+        """None for an environment whose states are not the cells of one grid."""
+        shape = grid_shape(environment, mdp.num_states)
+        if shape is None:
+            return None
+        nowhere = np.zeros(mdp.num_states, dtype=bool)
+        return cls(shape, nowhere if mdp.hazard is None else mdp.hazard, nowhere if mdp.goal is None else mdp.goal,
+                   mdp.terminal, nowhere if mdp.start is None else start_distribution(mdp) > 0,
+                   action_moves(mdp, shape))
+
+    def cells(self, per_state: np.ndarray) -> np.ndarray:
+        """``[S] -> [rows, columns]``."""
+        return np.reshape(per_state, self.shape)
+
+
+def grid_shape(environment: gymnasium.Env, num_states: int) -> tuple[int, int] | None:
+    """Rows and columns by the attribute ``shape``, else by the map ``desc``, where that has one cell a state."""
+    grid = environment.unwrapped
+    for shape in (getattr(grid, "shape", None), np.shape(getattr(grid, "desc", ()))):
+        if isinstance(shape, tuple) and len(shape) == 2 and shape[0] * shape[1] == num_states:
+            return int(shape[0]), int(shape[1])
+    return None
+
+
+def action_moves(mdp: TabularMDP, shape: tuple[int, int]) -> np.ndarray:
+    """Where each action is meant to lead, as (row, column) steps of length 1: ``[A, 2]``; 0, 0 if nowhere.
+
+    Read off the transition table, since environments number their actions differently: the main direction of the
+    expected displacement, summed over states so that slips cancel. Jumps count as one step, so that a teleport does
+    not outweigh the steps.
+    """
+    row, column = np.divmod(np.arange(mdp.num_states), shape[1])
+    step = np.stack([row[mdp.next_state] - row[:, None, None], column[mdp.next_state] - column[:, None, None]])
+    drift = (np.clip(step, -1, 1) * mdp.probability).sum((1, 3)).T  # [A, 2]
+    main = np.abs(drift) == np.abs(drift).max(-1, keepdims=True)
+    main[:, 1] &= ~main[:, 0]  # a tie goes to the row
+    clear = np.abs(drift).max(-1, keepdims=True) > 0.1 * np.abs(drift).max()  # else it is only the border's pull
+    return np.where(main & clear, np.sign(drift), 0.0)
+
+
+def states_of(observations: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """The state of each observation, ``[D, ...] -> [D]``; −1 if it is none of ``inputs``, those of the states."""
+    if observations.ndim == 1:
+        return observations.astype(np.int64)
+    _, ranks = np.unique(np.concatenate([inputs.astype(observations.dtype), observations]), axis=0, return_inverse=True)
+    ranks = ranks.reshape(-1)
+    state_of_rank = np.full(ranks.max() + 1, -1)
+    state_of_rank[ranks[: len(inputs)]] = np.arange(len(inputs))
+    return state_of_rank[ranks[len(inputs):]]
+
+
+def pair_counts(dataset: OfflineDataset, inputs: np.ndarray) -> np.ndarray:
+    """How often each (state, action) was logged, ``[S, A]``."""
+    states = states_of(dataset.observations, inputs)
+    pairs = (states * dataset.num_actions + dataset.actions)[states >= 0]
+    return np.bincount(pairs, minlength=len(inputs) * dataset.num_actions).reshape(len(inputs), dataset.num_actions)
+
+
+# ------------------------------------------------------------------------------------- the one call for exact solutions
 
 
 def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, **options) -> Solution:
@@ -13,10 +264,15 @@ def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, **opti
         mdp, counts, alphas, options: as for ``cql_fixed_point``.
 
     Raises:
-        RunError: no exact solution of this objective is known.
+        RunError: no exact solution of this objective is known, none need exist (gamma 1), or none was certified.
     """
     refuse_unknown(objective)
-    return cql_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, **options)
+    if objective.gamma == 1:
+        raise RunError("at gamma 1 the exact solution of CQL need not exist: take gamma below 1.")
+    try:
+        return cql_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, **options)
+    except CertificateError as error:
+        raise RunError(f"the exact solution could not be certified: {error}") from None
 
 
 def exact_curve_solution(objective: Objective, mdp: TabularMDP, counts, alphas, **options) -> Solution:

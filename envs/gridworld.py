@@ -272,7 +272,7 @@ def _cheapest_path(toll: np.ndarray, neighbours: np.ndarray) -> list[int]:
 
 
 def _is_probability(value) -> bool:
-    return isinstance(value, Real) and 0.0 <= value <= 1.0  # NaN compares false
+    return isinstance(value, Real) and 0.0 <= float(value) <= 1.0  # NaN compares false
 
 
 def _validated_map(desc: Sequence[str]) -> tuple[str, ...]:
@@ -339,7 +339,7 @@ def _next_state_probabilities(targets: list[int], action: int, slip_probability:
 
     Moves that lead to the same state (at the border) are merged, impossible ones left out.
     """
-    probabilities = {}
+    probabilities: dict[int, float] = {}
     for move, target in enumerate(targets):
         probability = slip_probability / len(MOVES) + (1.0 - slip_probability) * (move == action)
         if probability > 0.0:

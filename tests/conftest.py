@@ -1,4 +1,4 @@
-"""A finished run that the tests of cql/deploy share; nobody writes in it."""
+"""A finished run that the tests of cql/deploy share, in which nobody writes; and how often faults are tried."""
 
 import pytest
 
@@ -7,12 +7,21 @@ import train
 MAP = ["S...", ".H..", "...G"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--times", type=int, help="kills, damages or malformed bodies, instead of the few of a short test")
+
+
+@pytest.fixture
+def times(request) -> int | None:
+    return request.config.getoption("--times")
+
+
 @pytest.fixture(scope="session")
 def deployable(tmp_path_factory):
     """The folder of a run on a map of 12 cells: bc-s42-d42, cql-a1-s42-d42 and cql-a6-s42-d42."""
     folder = tmp_path_factory.mktemp("deployable")
     (folder / "map.txt").write_text("\n".join(MAP))
-    assert train.main(["--map", str(folder / "map.txt"), "--slip", "0.1", "--episodes", "80", "--alpha", "1", "6", "--hidden", "0",
-                       "--lr", "0.05", "--steps", "3000", "--bc-steps", "300", "--log-every", "1500", "--target-interval", "20",
-                       "--device", "cpu", "--out", str(folder / "run")]) == 0
+    assert train.main(["--map", str(folder / "map.txt"), "--slip", "0.1", "--episodes", "80", "--alpha", "1", "6",
+                       "--hidden", "0", "--lr", "0.05", "--steps", "3000", "--bc-steps", "300", "--log-every", "1500",
+                       "--target-interval", "20", "--device", "cpu", "--out", str(folder / "run")]) == 0
     return folder / "run"

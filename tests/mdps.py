@@ -21,8 +21,8 @@ def random_table(rng, num_states=8, num_actions=3, num_outcomes=3, end=0.15, sca
     """A random `P[s][a]`. Any outcome may end the episode, wherever it leads (as in Taxi), so no state is terminal."""
     def outcomes():
         probabilities = rng.dirichlet(np.ones(num_outcomes))
-        return [(p, int(rng.integers(num_states)), float(np.round(rng.normal(scale=scale), 2)), bool(rng.random() < end))
-                for p in probabilities]
+        return [(p, int(rng.integers(num_states)), float(np.round(rng.normal(scale=scale), 2)),
+                 bool(rng.random() < end)) for p in probabilities]
     return [[outcomes() for _ in range(num_actions)] for _ in range(num_states)]
 
 

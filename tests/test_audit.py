@@ -1,4 +1,4 @@
-"""The audit: its parts add up, its formulas by hand, and a linear network trained by the ordinary code meets the oracle."""
+"""The audit: its parts add up, its formulas by hand, and a trained linear network meets the exact solution."""
 
 import json
 import shutil
@@ -10,24 +10,20 @@ import pytest
 
 import evaluate
 import train
-from cql import runs
-from cql.analysis import audit, logged
-from cql.collect import (
-    environment_spec,
-    exact_model,
-    generate_offline_episodes,
-    make_environment,
-)
+from cql.analysis import audit
+from cql.collect import environment_spec, generate_offline_episodes, make_environment
+from cql.commands import verify
 from cql.config import Config
-from cql.dataset import DatasetError, OfflineDataset
-from cql.diagnostics import state_inputs
-from cql.exact import phase
-from cql.exact.oracle import certificate, cql_fixed_point
-from cql.exact.tabular import policy_evaluation
+from cql.dataset import OfflineDataset
+from cql.errors import DatasetError, RunError
+from cql.exact import certificate, cql_fixed_point, curve, policy_evaluation
+from cql.files import sha256
 from cql.losses import Objective
 from cql.policy import Policy
-from cql.runs import RunFolder
+from cql.run_folder import RunFolder
+from cql.world import World
 
+pytestmark = pytest.mark.slow
 MAP = ("S..H", "..H.", "...G")
 ALPHAS = (0.5, 3.0, 12.0)
 
@@ -39,15 +35,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def trained(folder, name, *options):
-    assert train.main(["--map", str(folder / "map.txt"), "--device", "cpu", "--out", str(folder / name), *options]) == 0
+def trained(folder, name, options):
+    assert train.main([*f"--map {folder}/map.txt --device cpu --out {folder / name}".split(), *options.split()]) == 0
     return RunFolder.open(folder / name)
 
 
 @pytest.fixture(scope="module")
 def linear(folder):
-    return trained(folder, "linear", "--hidden", "0", "--episodes", "60", "--lr", "0.15", "--target-interval", "25",
-                   "--steps", "1800", "--bc-steps", "100", "--log-every", "900", "--alpha", *map(str, ALPHAS))
+    return trained(folder, "linear", "--hidden 0 --episodes 60 --lr 0.15 --target-interval 25 --steps 1800 "
+                                     "--bc-steps 100 --log-every 900 --alpha 0.5 3 12")
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +53,19 @@ def linear_audit(linear):
 
 @pytest.fixture(scope="module")
 def coarse(folder):
-    """Barely trained, with alpha = 0, two seeds and two draws."""
-    return trained(folder, "coarse", "--hidden", "8", "--episodes", "15", "--steps", "30", "--bc-steps", "10", "--log-every", "30",
-                   "--alpha", "0", "5", "--num-seeds", "2", "--num-datasets", "2", "--observation", "coordinates")
+    """Barely trained, with alpha = 0, two seeds and two data sets."""
+    return trained(folder, "coarse", "--hidden 8 --episodes 15 --steps 30 --bc-steps 10 --log-every 30 --alpha 0 5 "
+                                     "--num-seeds 2 --num-datasets 2 --observation coordinates")
 
 
-def exact_of(run, draw=0):
+def exact_of(run, number=0):
     config = run.config()
-    dataset = run.datasets(config)[draw]
+    dataset = run.datasets(config)[number]
     environment = make_environment(dataset.metadata["environment"])
-    return audit.Exact(dataset, environment, exact_model(environment), config.objective, config.alpha)
+    return audit.ExactTables(dataset, World.around(environment), config.objective, config.alpha)
 
 
-# --------------------------------------------------------------------------------------------------- against the oracle
-
-
-def test_the_linear_network_reaches_the_oracle(linear, linear_audit):
+def test_the_linear_network_reaches_the_exact_solution(linear, linear_audit):
     """Ordinary training on the full batch: below 1 % of the Q range at every alpha, and the same greedy actions."""
     exact = exact_of(linear)
     for entry in linear_audit["members"][1:]:
@@ -83,24 +76,24 @@ def test_the_linear_network_reaches_the_oracle(linear, linear_audit):
     assert [entry["alpha"] for entry in linear_audit["members"]] == [None, *ALPHAS]
 
 
-def test_the_oracle_is_certified_from_outside(linear):
+def test_the_exact_solution_is_certified_from_outside(linear):
     exact = exact_of(linear)
-    for alpha, q in exact.oracle.items():
-        residual, _ = certificate(exact.empirical, exact.counts, q[None], [alpha], exact.gamma, exact.td_loss)
+    for alpha, q in exact.solutions.items():
+        residual, *_ = certificate(exact.empirical, exact.counts, q[None], [alpha], exact.gamma, exact.td_loss)
         assert residual[0] < 1e-9 * (1 + alpha)
 
 
-@pytest.mark.parametrize("draw", [0, 1])
-def test_the_parts_add_up_on_logged_pairs(coarse, draw):
-    exact = exact_of(coarse, draw)
-    inputs = state_inputs(exact.environment).numpy()
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_parts_add_up_on_logged_pairs(coarse, number):
+    exact = exact_of(coarse, number)
+    inputs = exact.world.inputs
     assert inputs.shape == (12, 2)  # the networks see coordinates
     for alpha in (0.0, 5.0):
-        policy = Policy.load(coarse.policy_path(f"cql-a{alpha:g}-s43-d{42 + draw}"))
+        policy = Policy.load(coarse.policy_path(f"cql-a{alpha:g}-s43-d{42 + number}"))
         q = policy.q_values(inputs).astype(np.float64)
         summary, states = audit.audit_cql(exact, q, alpha)
         logged = exact.logged
-        parts = audit.decomposition(q[logged], exact.oracle[alpha][logged], exact.support_data[logged],
+        parts = audit.decomposition(q[logged], exact.solutions[alpha][logged], exact.support_data[logged],
                                     exact.support_true[logged], states["q_true"][logged])
         np.testing.assert_allclose(sum(parts.values()), (q - states["q_true"])[logged], atol=1e-9, rtol=0)
         found = summary["decomposition"]
@@ -108,14 +101,15 @@ def test_the_parts_add_up_on_logged_pairs(coarse, draw):
         assert (np.abs(parts["conservatism"]).max() == 0) == (alpha == 0)
         start = summary["start"]
         if start["decomposition"] is not None:
-            assert sum(start["decomposition"].values()) == pytest.approx(start["value_estimate"] - start["true_value"], abs=1e-9)
+            error = start["value_estimate"] - start["true_value"]
+            assert sum(start["decomposition"].values()) == pytest.approx(error, abs=1e-9)
 
 
 def test_true_values_are_those_of_the_greedy_policy(coarse):
     """By the evaluation, which knows nothing of the audit; and by the definition, pair by pair."""
     found, evaluation = audit.audit(coarse), coarse.read_json("evaluation.json")
     for entry, other in zip(found["members"], evaluation["members"]):
-        assert (entry["algorithm"], entry["alpha"], entry["seed"]) == (other["algorithm"], other["alpha"], other["seed"])
+        assert all(entry[name] == other[name] for name in ("algorithm", "alpha", "seed"))
         assert entry["network"]["return"] == pytest.approx(other["exact"]["return"])
         if entry["algorithm"] == "cql":
             assert entry["start"]["true_value"] == pytest.approx(other["exact"]["discounted_value"])
@@ -129,9 +123,6 @@ def test_true_values_are_those_of_the_greedy_policy(coarse):
     assert (np.array(found["draws"]["42"]["states"]["optimal_value"]) >= value - 1e-5).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- by hand
-
-
 def test_the_parts_by_hand():
     parts = audit.decomposition(np.array(10.0), np.array(7.0), np.array(9.0), np.array(8.0), np.array(5.0))
     assert {name: float(x) for name, x in parts.items()} == {
@@ -139,7 +130,7 @@ def test_the_parts_by_hand():
 
 
 def test_needed_share_against_a_hazard():
-    """About 2.9 % at alpha_half = 6 and 1.5 % at 3 for a gain of 100; at that share both sides of the formula are equal."""
+    """About 2.9 % at alpha_half = 6 and 1.5 % at 3 for a gain of 100; at that share both sides are equal."""
     np.testing.assert_allclose(audit.needed_share(100, [6, 3]), [0.0291, 0.0148], atol=1e-4)
     for gain, alpha_half in ((100, 6), (0.5, 40), (-3, 2)):
         share = audit.needed_share(gain, alpha_half)
@@ -155,14 +146,15 @@ def crossing(hazard_logs, safe_logs):
     environment = make_environment({"id": "SafetyCriticalGridWorld-v0", "max_episode_steps": 10, "arguments": {
         "desc": ["SH", ".G"], "slip_probability": 0.0}})
     rows = [(0, 3, -100.0, 1, True)] * hazard_logs + [(0, 1, -1.0, 2, False)] * safe_logs + [(2, 3, 50.0, 3, True)] * 5
-    return OfflineDataset.from_arrays(*map(np.array, zip(*rows)), metadata={"num_states": 4, "num_actions": 4}), environment
+    metadata = {"num_states": 4, "num_actions": 4}
+    return OfflineDataset.from_arrays(*map(np.array, zip(*rows)), metadata=metadata), environment
 
 
 @pytest.mark.parametrize("alpha", [4.0, 8.0])
 def test_the_hazard_certificate_where_the_formula_is_exact(alpha):
     """Safe share 1 %: the hazard is preferred from alpha_half = 2 * 148.5 / (100 - 1 / 0.99) = 3.0003 on."""
     dataset, environment = crossing(99, 1)
-    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [alpha])
+    exact = audit.ExactTables(dataset, World.around(environment), Objective(), [alpha])
     down_everywhere = np.tile([0.0, 1.0, 0.0, 0.0], (4, 1))
     found = audit.audit_cql(exact, down_everywhere, alpha)[0]["hazard"]
     assert found["states_with_logged_hazard_action"] == 1 and found["states_by_network"] == 0
@@ -171,17 +163,18 @@ def test_the_hazard_certificate_where_the_formula_is_exact(alpha):
     needed = float(audit.needed_share(148.5, alpha / 2))
     assert chosen == (0.01 < needed)
     if chosen:
-        assert found["states"] == [{"state": 0, "hazard_action": 3, "by_oracle": True, "by_network": False, "safe_action": 1,
-                                    "safe_share": pytest.approx(0.01), "needed_share": pytest.approx(needed)}]
+        assert found["states"] == [
+            {"state": 0, "hazard_action": 3, "by_oracle": True, "by_network": False, "safe_action": 1,
+             "safe_share": pytest.approx(0.01), "needed_share": pytest.approx(needed)}]
     solve = partial(cql_fixed_point, exact.empirical, exact.counts, gamma=0.99)
-    flip = phase.flip_points(phase.curve(exact.mdp, exact.counts, solve, [1.0, 100.0], 0.99, 10), solve)
+    flip = curve.flip_points(curve.alpha_curve(exact.mdp, exact.counts, solve, [1.0, 100.0], 0.99, 10), solve)
     assert [(f.state, f.before, f.after) for f in flip] == [(0, 1, 3)]
     assert flip[0].alpha == pytest.approx(4 * 148.5 / (100 - 1 / 0.99), rel=1e-4)
 
 
 def test_a_network_that_walks_into_a_hazard_is_certified_too():
     dataset, environment = crossing(1, 99)
-    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [1.0])
+    exact = audit.ExactTables(dataset, World.around(environment), Objective(), [1.0])
     summary, _ = audit.audit_cql(exact, np.tile([0.0, 1.0, 0.0, 5.0], (4, 1)), 1.0)
     assert [(s["state"], s["by_oracle"], s["by_network"]) for s in summary["hazard"]["states"]] == [(0, False, True)]
     assert summary["network"] == {"return": -100, "hazard_probability": 1}
@@ -195,7 +188,7 @@ def test_a_network_that_walks_into_a_hazard_is_certified_too():
 
 def test_cloning_is_measured_against_the_counts():
     dataset, environment = crossing(1, 3)
-    exact = audit.Exact(dataset, environment, exact_model(environment), Objective(), [])
+    exact = audit.ExactTables(dataset, World.around(environment), Objective(), [])
     p = np.array([[0, 0.75, 0, 0.25], [0.25] * 4, [0, 0, 0, 1.0], [0.25] * 4])
     found = audit.audit_bc(exact, p)
     assert found["kl_mean"] == 0 and found["total_variation_max"] == 0 and found["greedy_as_counts"] == 1
@@ -205,13 +198,10 @@ def test_cloning_is_measured_against_the_counts():
     assert found["total_variation_max"] == pytest.approx(0.5) and found["ood_mass"] == pytest.approx(4 / 9 * 0.5)
 
 
-# ------------------------------------------------------------------------------------------------- the command, wrong use
-
-
 def test_evaluate_writes_prints_and_draws(coarse, capsys):
     assert evaluate.main([str(coarse.path), "--audit"]) == 0
     printed = capsys.readouterr().out
-    for words in ("AUDIT", "1. The value at the start", "2. How far", "3. Everywhere", "4. Hazard certificate", "BC against"):
+    for words in ("AUDIT", "1. The value at the start", "2. How far", "3. Every", "4. Hazard", "BC against"):
         assert words in printed
     assert max(map(len, printed.partition("AUDIT")[2].splitlines())) <= 130
     found = coarse.read_json("audit.json")
@@ -220,7 +210,7 @@ def test_evaluate_writes_prints_and_draws(coarse, capsys):
     assert len(detailed) == audit.MAX_DETAILED and np.shape(detailed[0]["states"]["q"]) == (12, 4)
     for name in ("audit_values", "audit_decomposition", "audit_phase"):
         assert (coarse.path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert runs.main(["verify", str(coarse.path)]) == 0
+    assert verify.main([str(coarse.path)]) == 0
 
 
 def changed(run, target, **settings):
@@ -233,12 +223,12 @@ def changed(run, target, **settings):
 
 def refused(run, capsys, sentence):
     """One sentence, exit status 2, and no file touched."""
-    before = {name: runs.sha256(run.path / name) for name in run.files()}
+    before = {name: sha256(run.path / name) for name in run.files()}
     capsys.readouterr()
     assert evaluate.main([str(run.path), "--audit"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
-    assert {name: runs.sha256(run.path / name) for name in run.files()} == before
+    assert {name: sha256(run.path / name) for name in run.files()} == before
 
 
 def test_gamma_one_has_no_fixed_point(linear, tmp_path, capsys):
@@ -248,10 +238,10 @@ def test_gamma_one_has_no_fixed_point(linear, tmp_path, capsys):
 def test_data_without_an_environment(linear, tmp_path, capsys):
     run = changed(linear, tmp_path / "copy")
     dataset = run.datasets(run.config())[0]
-    kept = {k: v for k, v in dataset.metadata.items() if k != "environment"}
+    metadata = {k: v for k, v in dataset.metadata.items() if k != "environment"}
     run.dataset_path(42).unlink()
     OfflineDataset.from_arrays(dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations,
-                               dataset.terminations, metadata=kept).save(run.dataset_path(42))
+                               dataset.terminations, metadata=metadata).save(run.dataset_path(42))
     refused(run, capsys, "name no environment")
 
 
@@ -260,24 +250,24 @@ def test_data_of_another_environment():
     islands, blocks = (make_environment(environment_spec(Config(map=name))) for name in ("islands", "blocks"))
     dataset = generate_offline_episodes(islands, config.episodes * 10)
     with pytest.raises(DatasetError, match="of another environment"):
-        logged.logged_model(dataset, blocks, exact_model(blocks))
+        World.around(blocks).empirical(dataset)
     lake = gymnasium.make("FrozenLake-v1", map_name="8x8")
     with pytest.raises(DatasetError, match="does not fit: .* data set of another environment"):
-        logged.logged_model(dataset, lake, exact_model(lake))
+        World.around(lake).empirical(dataset)
 
 
 def test_vectors_that_are_no_states():
     environment = make_environment(environment_spec(Config(observation="coordinates")))
     random = np.random.default_rng(0)
-    dataset = OfflineDataset.from_arrays(*[random.normal(size=(6, 2)).astype(np.float32), np.array([0, 1, 2, 3, 0, 1]), np.zeros(6),
-                                         random.normal(size=(6, 2)).astype(np.float32), [False] * 6])
+    before, after = random.normal(size=(2, 6, 2)).astype(np.float32)
+    dataset = OfflineDataset.from_arrays(before, [0, 1, 2, 3, 0, 1], np.zeros(6), after, [False] * 6)
     with pytest.raises(DatasetError, match="none of the environment's states"):
-        logged.logged_model(dataset, environment, exact_model(environment))
+        World.around(environment).empirical(dataset)
     indices = make_environment(environment_spec(Config()))
     with pytest.raises(DatasetError, match="not of the kind"):
-        logged.logged_model(dataset, indices, exact_model(indices))
+        World.around(indices).empirical(dataset)
 
 
 def test_an_environment_without_a_table():
-    with pytest.raises(runs.RunError, match="no transition table P"):
-        logged.known_model(gymnasium.make("CartPole-v1"))
+    with pytest.raises(RunError, match="no transition table P"):
+        World.around(gymnasium.make("CartPole-v1")).known()

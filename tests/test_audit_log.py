@@ -10,7 +10,9 @@ import pytest
 
 from cql.deploy import audit_log
 from cql.deploy.audit_log import AuditLog
-from cql.runs import RunError
+from cql.errors import RunError
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -137,7 +139,8 @@ def test_flushes_that_fail_on_and_on_begin_one_file_and_cost_no_line(opened, mon
     monkeypatch.undo()
     log._flush()
     assert log.problem is None
-    failing(monkeypatch, "fsync", errno.EIO, 1)  # it fails anew: one more, and the oldest stays although two may be kept
+    # it fails anew: one more, and the oldest stays although two may be kept
+    failing(monkeypatch, "fsync", errno.EIO, 1)
     log._flush()
     log.append(b"b\n")
     assert [text for _, text in files(log)][::2] == [b"a\n", b"b\n"] and len(files(log)) == 3

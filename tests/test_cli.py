@@ -1,6 +1,7 @@
 """The two commands as a user meets them, in process: what they print, what they write, what they refuse."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ import torch
 
 import evaluate
 import train
-from cql import runs
+from cql import __main__ as commands
+from cql.commands import verify
+from cql.run_folder import RunFolder
 
-TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "30", "--batch-size", "8", "--log-every", "10",
-        "--device", "cpu"]
+pytestmark = pytest.mark.slow
+TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "30", "--batch-size", "8", "--log-every",
+        "10", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def test_a_run_folder_holds_everything(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
     assert set(manifest["files"]) == names - {"manifest.json"}
     assert manifest["device"] == "cpu" and manifest["versions"]["torch"] == torch.__version__
-    assert runs.main(["verify", str(finished)]) == 0
+    assert verify.main([str(finished)]) == 0
 
 
 def test_verify_names_what_differs(finished, tmp_path, capsys):
@@ -52,7 +56,7 @@ def test_verify_names_what_differs(finished, tmp_path, capsys):
     (copy / "config.json").write_text((finished / "config.json").read_text())
     (copy / "metrics.csv").unlink()
     (copy / "extra.txt").write_text("?")
-    assert runs.main(["verify", str(copy)]) == 1
+    assert verify.main([str(copy)]) == 1
     printed = capsys.readouterr().out
     for line in ("metrics.csv: missing", "extra.txt: not in the manifest", "bc-s42-d42.pt: contents differ"):
         assert line in printed
@@ -61,7 +65,8 @@ def test_verify_names_what_differs(finished, tmp_path, capsys):
 def test_the_table_and_the_folder_are_printed(tmp_path, capsys):
     assert train.main([*TINY, "--out", str(tmp_path / "r")]) == 0
     printed = capsys.readouterr().out
-    for words in ("transitions", "hazard rate", "policy", "CQL", "optimal", "behavior", f"run folder: {tmp_path / 'r'}"):
+    for words in ("transitions", "hazard rate", "policy", "CQL", "optimal", "behavior",
+                  f"run folder: {tmp_path / 'r'}"):
         assert words in printed
 
 
@@ -76,7 +81,7 @@ def test_evaluate_again_with_more_episodes(finished, capsys):
     assert evaluate.main([str(finished), "--episodes", "3", "--seed", "7"]) == 0
     found = json.loads((finished / "evaluation.json").read_text())
     assert found["members"][0]["rollout"]["episodes"] == 3 and found["rollout_seed"] == 7
-    assert runs.main(["verify", str(finished)]) == 0
+    assert verify.main([str(finished)]) == 0
 
 
 @pytest.mark.parametrize("vectors", [False, True])
@@ -126,21 +131,23 @@ def test_an_environment_without_a_table_is_rolled_out_only(tmp_path):
                        str(tmp_path / "r")]) == 0
     found = json.loads((tmp_path / "r/evaluation.json").read_text())
     for member in found["members"]:
-        assert member["exact"] is None and member["rollout"]["return_mean"] > 5 and member["rollout"]["goal_rate"] is None
+        assert member["exact"] is None and member["rollout"]["return_mean"] > 5
+        assert member["rollout"]["goal_rate"] is None
 
 
 BAD_COMMANDS = [
-    (["--map", "nowhere"], "--map nowhere is neither"), (["--alpha", "-1"], "--alpha must be finite and not negative"),
-    (["--alpha", "nan"], "--alpha must be finite"), (["--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--map", "nowhere"], "--map nowhere is neither"), (["--alpha", "-1"], "--alpha must lie in [0, 1e+18]"),
+    (["--alpha", "nan"], "--alpha must be a finite number"), (["--batch-size", "0"], "--batch-size must be at least 1"),
     (["--device", "cuda:99"], "CUDA device"), (["--device", "tpu"], "--device tpu"),
     (["--dataset", "nothing.npz"], "there is no data set at nothing.npz"), (["--out", "."], "exists already"),
     (["--resume", "nothing"], "nothing is no run folder"), (["--map", "random:25"], "needs --max-episode-steps"),
     (["--out", "/proc/run"], "cannot be made"), (["--env", "CartPole-v1"], "SafetyCriticalGridWorld only"),
     (["--resume", ".", "--alpha", "1"], "give no others"), (["--batch-size", "1000000"], "is larger than the data set"),
-    (["--penalty-threshold", "0.1"], "--penalty-threshold 0.1 must be above 0.66"), (["--penalty-threshold", "nan"], "finite number"),
+    (["--penalty-threshold", "0.1"], "--penalty-threshold 0.1 must be above 0.66"),
+    (["--penalty-threshold", "nan"], "finite number"),
     (["--penalty-threshold", "2", "--alpha", "0", "1"], "give --alpha of at least 1e-18 to start from"),
     (["--hidden", "10000000", "10000000"], "this population needs"), (["--map", "random:60000"], "at most 1000 cells"),
-    (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "at most 1e+18"),
+    (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "must lie in [0, 1e+18]"),
     (["--env", "this:Foo-v0", "--dataset", "PLAIN"], "names a module"),
     (["--env", "FrozenLake-v1", "--slip", "0.1", "--dataset", "PLAIN"], "--slip is a setting of"),
     (["--env", "CliffWalking-v1", "--dataset", "PLAIN"], "has no step limit"),
@@ -148,7 +155,7 @@ BAD_COMMANDS = [
 
 
 @pytest.mark.parametrize("argv, sentence", BAD_COMMANDS)
-def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, tmp_path_factory, monkeypatch, capsys, argv, sentence):
+def test_bad_input_gets_one_sentence(tmp_path, tmp_path_factory, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
     tiny = [] if "--resume" in argv else TINY[2:] if "--dataset" in argv else TINY
     plain = plain_arrays(tmp_path_factory.mktemp("plain") / "plain.npz")
@@ -163,15 +170,18 @@ GRID = {"id": "SafetyCriticalGridWorld-v0", "arguments": {}, "max_episode_steps"
 
 
 @pytest.mark.parametrize("metadata, sentence", [
-    ([], "not a JSON object"), ({"environment": 3}, "in no known form"), ({"environment": GRID}, "does not fit the environment"),
-    ({"environment": GRID | {"id": "evil:Foo-v0"}}, "names a module"), ({"num_states": 2**31 - 1}, "this population needs"),
-    ({"environment": GRID | {"arguments": {"render_mode": "human"}}}, "not allowed here"),
+    ([], "not a JSON object"), ({"environment": 3}, "in no known form"),
+    ({"environment": GRID}, "does not fit the environment"),
+    ({"environment": GRID | {"id": "evil:Foo-v0"}}, "names a module"),
+    ({"num_states": 2**31 - 1}, "this population needs"),
+    ({"environment": GRID | {"arguments": {"render_mode": "human"}}}, "not allowed for the environment"),
     ({"environment": GRID | {"max_episode_steps": -1}}, "max_episode_steps must be"),
     ({"environment": {"id": "CartPole-v1", "arguments": {}, "max_episode_steps": 9}}, "does not fit the environment"),
 ])
 def test_hostile_metadata_get_one_sentence(tmp_path, monkeypatch, capsys, metadata, sentence):
     monkeypatch.chdir(tmp_path)
-    data = plain_arrays(tmp_path / "bad.npz", metadata=json.dumps(METADATA | metadata if isinstance(metadata, dict) else metadata))
+    data = plain_arrays(tmp_path / "bad.npz",
+                        metadata=json.dumps(METADATA | metadata if isinstance(metadata, dict) else metadata))
     assert train.main([*TINY[2:], "--dataset", data]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
@@ -195,7 +205,8 @@ def test_bad_data_gets_one_sentence_and_writes_nothing(tmp_path, monkeypatch, ca
 
 
 def test_unknown_flags_and_wrong_types_are_argparses(capsys):
-    for argv in (["--alpha", "six"], ["--steps", "1.5"], ["--batch-size", "half"], ["--colour", "red"], ["--observation", "x"]):
+    for argv in (["--alpha", "six"], ["--steps", "1.5"], ["--batch-size", "half"], ["--colour", "red"],
+                 ["--observation", "x"]):
         with pytest.raises(SystemExit) as stop:
             train.main(argv)
         assert stop.value.code == 2
@@ -229,7 +240,7 @@ def test_a_link_out_of_the_run_is_not_followed(finished, tmp_path, capsys):
 
 
 def test_two_processes_never_write_one_run(finished, capsys):
-    with runs.RunFolder.open(finished).lock():
+    with RunFolder.open(finished).lock():
         assert evaluate.main([str(finished)]) == 2
     assert "another process is writing" in capsys.readouterr().err
 
@@ -240,3 +251,15 @@ def test_help_reads_well(capsys):
     printed = capsys.readouterr().out
     assert stop.value.code == 0 and "(default 0.22)" in printed and "weight(s) of the conservative penalty" in printed
     assert "--penalty-threshold TAU" in printed and "constant Q has log A" in " ".join(printed.split())
+
+
+def test_every_command_has_a_line_and_a_help(capsys):
+    assert commands.main([]) == 0
+    printed = capsys.readouterr().out
+    for name in commands.COMMANDS:
+        assert f"  {name} " in printed
+        with pytest.raises(SystemExit) as stop:
+            commands.main([name, "--help"])
+        assert stop.value.code == 0 and f"usage: python -m cql {name}" in capsys.readouterr().out
+    assert {path.stem for path in Path(verify.__file__).parent.glob("[a-z]*.py")} == set(commands.COMMANDS)
+    assert commands.main(["phases"]) == 2 and capsys.readouterr().err.startswith("error: there is no command phases: ")

@@ -3,16 +3,15 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import train
-from cql.analysis import compare
-from cql.analysis.results import Population
-from cql.runs import RunFolder
+from cql.analysis.results import Results
+from cql.commands import compare
+from cql.run_folder import RunFolder
 
-TINY = ["--episodes", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--hidden", "4", "--num-seeds", "2",
-        "--device", "cpu"]
+pytestmark = pytest.mark.slow
+TINY = "--episodes 8 --steps 20 --bc-steps 10 --log-every 10 --hidden 4 --num-seeds 2 --device cpu"
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +19,16 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.plots, "draw_all", lambda run: None)  # pictures would take most of the time
-        _train(folder)
+        for name, options in (("plain", "--alpha 1 6 --num-datasets 2"),
+                              ("huber", "--alpha 6 20 --num-datasets 2 --td-loss huber"),
+                              ("later", "--alpha 6 --data-seed 43 --num-datasets 2 --epsilon 0.6"),
+                              ("far", "--alpha 6 --data-seed 70"), ("apart", "--alpha 3 --bc-steps 0 --data-seed 90")):
+            assert train.main(f"{TINY} {options} --out {folder / name}".split()) == 0
     return folder
 
 
-def _train(folder):
-    for name, extra in (("plain", ["--alpha", "1", "6", "--num-datasets", "2"]),
-                        ("huber", ["--alpha", "6", "20", "--num-datasets", "2", "--td-loss", "huber"]),
-                        ("later", ["--alpha", "6", "--data-seed", "43", "--num-datasets", "2", "--epsilon", "0.6"]),
-                        ("far", ["--alpha", "6", "--data-seed", "70"]),
-                        ("apart", ["--alpha", "3", "--bc-steps", "0", "--data-seed", "90"])):
-        assert train.main([*TINY, *extra, "--out", str(folder / name)]) == 0
+def values_of(path, metric="return"):
+    return Results.of(RunFolder.open(path)).values(metric, ("cql", 6.0))
 
 
 def test_settings_that_differ_and_pairs_of_the_same_members(runs, tmp_path, capsys):
@@ -42,27 +40,26 @@ def test_settings_that_differ_and_pairs_of_the_same_members(runs, tmp_path, caps
     bc, six = result["against_first"]
     assert (bc["algorithm"], six["alpha"], six["pairs"], six["same_data"]) == ("bc", 6.0, 4, True)
     assert bc["return"][0] == 0 and bc["probability_of_improvement"]["return"][0] == 0.5  # BC knows no td_loss
-    first, second = (Population.of(RunFolder.open(runs / name)).values("return", ("cql", 6.0)) for name in ("plain", "huber"))
-    assert six["return"][0] == pytest.approx((second - first).mean())
+    assert six["return"][0] == pytest.approx((values_of(runs / "huber") - values_of(runs / "plain")).mean())
     assert "td_loss  mse    huber" in printed and "4 pairs of the same seeds a group, their data equal" in printed
     assert before == {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
 
 
-def test_the_draws_that_both_have_are_paired_also_when_their_data_differ(runs):
+def test_data_seeds_of_both_are_paired_also_when_their_data_differ(runs):
     result = compare.comparison([RunFolder.open(runs / name) for name in ("plain", "later")])
     six = result["against_first"][-1]
     assert (six["alpha"], six["pairs"], six["same_data"]) == (6.0, 2, False)
-    first, second = (Population.of(RunFolder.open(runs / name)).values("return", ("cql", 6.0)) for name in ("plain", "later"))
-    assert six["return"][0] == pytest.approx((second[0] - first[1]).mean())  # draw 43
+    difference = values_of(runs / "later")[0] - values_of(runs / "plain")[1]  # data seed 43
+    assert six["return"][0] == pytest.approx(difference.mean())
     assert "2 pairs of the same seeds a group, their data different" in compare.text(result)
 
 
-def test_without_a_common_draw_groups_are_compared_unpaired(runs):
+def test_without_a_common_data_seed_groups_are_compared_unpaired(runs):
     result = compare.comparison([RunFolder.open(runs / name) for name in ("plain", "far")])
     six = result["against_first"][-1]
-    means = [np.mean(Population.of(RunFolder.open(runs / name)).values("hazard_probability", ("cql", 6.0)))
-             for name in ("plain", "far")]
-    assert six["pairs"] == 0 and not six["same_data"] and six["hazard_probability"][0] == pytest.approx(means[1] - means[0])
+    first, second = (values_of(runs / name, "hazard_probability").mean() for name in ("plain", "far"))
+    assert six["pairs"] == 0 and not six["same_data"]
+    assert six["hazard_probability"][0] == pytest.approx(second - first)
     assert six["probability_of_improvement"] == {"return": None, "hazard_probability": None}
     assert "unpaired: no data seed" in compare.text(result)
 

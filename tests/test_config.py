@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from cql.config import Config, ConfigError, add_arguments, from_arguments, given
+from cql.config import Config, add_arguments, from_arguments, given
+from cql.errors import ConfigError
 from cql.members import Member, all_members, members, slices
 
 
@@ -19,9 +20,10 @@ def test_every_flag_of_the_contract_is_there_and_documented():
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings if action.help}
-    for flag in ("--env --map --slip --observation --episodes --epsilon --data-seed --dataset --alpha --seed --num-seeds "
-                 "--num-datasets --bc-steps --steps --batch-size --lr --trainer --gamma --hidden --target-interval --td-loss "
-                 "--double-q --penalty-threshold --slice-size --max-episode-steps --device --log-every --checkpoint-every").split():
+    for flag in """--env --map --slip --observation --episodes --epsilon --data-seed --dataset --alpha --seed
+                   --num-seeds --num-datasets --bc-steps --steps --batch-size --lr --trainer --gamma --hidden
+                   --target-interval --td-loss --double-q --penalty-threshold --slice-size --max-episode-steps --device
+                   --log-every --checkpoint-every""".split():
         assert flag in flags
 
 
@@ -33,8 +35,8 @@ def test_defaults_are_the_missions():
 
 
 def test_arguments_become_settings():
-    config = from_arguments(parsed("--alpha", "0", "1", "6", "--num-seeds", "2", "--batch-size", "full", "--hidden", "0",
-                                   "--double-q", "--num-datasets", "2"))
+    config = from_arguments(parsed("--alpha", "0", "1", "6", "--num-seeds", "2", "--batch-size", "full", "--hidden",
+                                   "0", "--double-q", "--num-datasets", "2"))
     assert config.alpha == (0.0, 1.0, 6.0) and config.full_batch and config.hidden == () and config.double_q
     assert (config.seeds, config.data_seeds) == ([42, 43], [42, 43])
 
@@ -46,9 +48,9 @@ def test_config_reads_back():
 
 
 @pytest.mark.parametrize("setting, sentence", [
-    (dict(alpha=(-1.0,)), "--alpha must be finite and not negative"),
-    (dict(alpha=(float("nan"),)), "--alpha must be finite"),
-    (dict(alpha=(float("inf"),)), "--alpha must be finite"),
+    (dict(alpha=(-1.0,)), r"--alpha must lie in \[0, 1e\+18\]"),
+    (dict(alpha=(float("nan"),)), "--alpha must be a finite number"),
+    (dict(alpha=(float("inf"),)), "--alpha must be a finite number"),
     (dict(alpha=()), "--alpha needs at least one value"),
     (dict(alpha=(1.0, 1.0)), "--alpha names a value twice"),
     (dict(penalty_threshold=float("inf")), "--penalty-threshold must be a finite number"),
@@ -63,12 +65,12 @@ def test_config_reads_back():
     (dict(episodes=0), "--episodes must be at least 1"),
     (dict(num_seeds=0), "--num-seeds must be at least 1"),
     (dict(steps=0, bc_steps=0), "leave nothing to train"),
-    (dict(steps=-1), "--steps must not be negative"),
+    (dict(steps=-1), "--steps must be at least 0"),
     (dict(hidden=(8, 0)), "--hidden takes widths of at least 1"),
     (dict(trainer="slow"), "--trainer must be one of fast, plain"),
     (dict(td_loss="mae"), "--td-loss must be one of"),
-    (dict(observation="pixels"), "--observation must be index or coordinates"),
-    (dict(seed=-1), "--seed must lie between 0"),
+    (dict(observation="pixels"), "--observation must be one of index, coordinates"),
+    (dict(seed=-1), "--seed must lie in"),
     (dict(dataset="a.npz", num_datasets=2), "does not go with --num-datasets"),
 ])
 def test_settings_that_cannot_be_used(setting, sentence):
@@ -80,11 +82,14 @@ def test_settings_that_cannot_be_used(setting, sentence):
     (lambda c: "{", "no JSON"), (lambda c: "[]", "no JSON object"),
     (lambda c: json.dumps(c | {"colour": 1}), "unknown entries"),
     (lambda c: json.dumps({k: v for k, v in c.items() if k != "lr"}), "lacks"),
-    (lambda c: json.dumps(c | {"lr": "fast"}), "lr is 'fast'"), (lambda c: json.dumps(c | {"steps": 1.5}), "steps is 1.5"),
-    (lambda c: json.dumps(c | {"steps": True}), "steps is True"), (lambda c: json.dumps(c | {"alpha": 6}), "alpha is 6"),
-    (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"), (lambda c: json.dumps(c | {"penalty_threshold": "1"}), "penalty_threshold is '1'"),
+    (lambda c: json.dumps(c | {"lr": "fast"}), "lr is 'fast'"),
+    (lambda c: json.dumps(c | {"steps": 1.5}), "steps is 1.5"),
+    (lambda c: json.dumps(c | {"steps": True}), "steps is True"),
+    (lambda c: json.dumps(c | {"alpha": 6}), "alpha is 6"), (lambda c: json.dumps(c | {"alpha": ["x"]}), "alpha is"),
+    (lambda c: json.dumps(c | {"penalty_threshold": "1"}), "penalty_threshold is '1'"),
     (lambda c: json.dumps(c | {"double_q": 0}), "double_q is 0"),
-    (lambda c: json.dumps(c | {"dataset": 3}), "dataset is 3"), (lambda c: json.dumps(c | {"lr": -1}), "--lr must be positive"),
+    (lambda c: json.dumps(c | {"dataset": 3}), "dataset is 3"),
+    (lambda c: json.dumps(c | {"lr": -1}), "--lr must be positive"),
 ])
 def test_config_files_that_cannot_be_used(change, sentence):
     with pytest.raises(ConfigError, match=sentence):

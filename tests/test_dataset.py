@@ -9,15 +9,16 @@ from scipy import stats
 import envs
 from cql.collect import (
     datasets_for,
-    environment_of,
     environment_spec,
     generate_offline_episodes,
     make_environment,
     summary,
 )
-from cql.config import Config, ConfigError
-from cql.dataset import DatasetError, OfflineDataset, number_rows, state_action_counts
-from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.config import Config
+from cql.dataset import OfflineDataset, number_rows
+from cql.errors import ConfigError, DatasetError
+from cql.exact import TabularMDP, evaluate_policies
+from cql.world import World, pair_counts
 
 
 def arrays(**changes):
@@ -29,6 +30,11 @@ def arrays(**changes):
 
 def collected(n_episodes=60, seed=42, **settings):
     return generate_offline_episodes(make_environment(environment_spec(Config(**settings))), n_episodes, 0.22, seed)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return collected(800)
 
 
 def test_plain_arrays_get_their_episodes_and_sizes():
@@ -59,7 +65,7 @@ def test_plain_arrays_get_their_episodes_and_sizes():
     (dict(behavior_probabilities=[0.5, 0.0, 1, 1]), r"behavior_probabilities must lie in \(0, 1\]"),
     (dict(metadata={"num_actions": 2}), "actions go from 0 to 2, outside 0 … 1"),
     (dict(metadata={"num_states": 3}), "next_observations go from 1 to 3, outside 0 … 2"),
-    (dict(metadata={"num_states": "many"}), "do not say how many states"),
+    (dict(metadata={"num_states": "many"}), "lack the number of states"),
     ({name: [] for name in arrays()}, "no transitions"),
 ])
 def test_what_cannot_be_used_is_refused_in_one_sentence(changes, sentence):
@@ -149,11 +155,11 @@ def test_rows_are_numbered_in_order(monkeypatch, rows, largest_table):
     np.testing.assert_array_equal(number, expected_number.reshape(-1))
 
 
-def test_collection_logs_the_exact_propensities():
-    data, env = collected(200), make_environment(environment_spec(Config()))
+def test_collection_logs_the_exact_propensities(many):
+    data, env = many, make_environment(environment_spec(Config()))
     policy = envs.safe_behavior_policy(env, 0.22)
     np.testing.assert_array_equal(data.behavior_probabilities, policy[data.observations, data.actions])
-    counts = state_action_counts(data)
+    counts = pair_counts(data, np.arange(data.num_states))
     visited = counts.sum(1) > 50
     expected = policy[visited] * counts[visited].sum(1, keepdims=True)
     seen = expected > 0
@@ -162,9 +168,9 @@ def test_collection_logs_the_exact_propensities():
     assert stats.chi2.sf(chi2, freedom) > 1e-4
 
 
-def test_collection_follows_the_model_and_slips_are_independent_of_actions():
+def test_collection_follows_the_model_and_slips_are_independent_of_actions(many):
     """Moves match P, action by action: a slip tied to the policy's own draw would show here."""
-    data = collected(400)
+    data = many
     model = TabularMDP.from_env(make_environment(environment_spec(Config())))
     intended = model.next_state[data.observations, data.actions,
                                 model.probability[data.observations, data.actions].argmax(-1)]
@@ -179,8 +185,8 @@ def test_collection_follows_the_model_and_slips_are_independent_of_actions():
     assert p > 1e-3
 
 
-def test_returns_of_the_data_agree_with_the_exact_behaviour():
-    data, env = collected(1500, seed=7), make_environment(environment_spec(Config()))
+def test_returns_of_the_data_agree_with_the_exact_behaviour(many):
+    data, env = many, make_environment(environment_spec(Config()))
     exact = evaluate_policies(TabularMDP.from_env(env), envs.safe_behavior_policy(env, 0.22)[None], horizon=80)
     returns = data.episode_returns()
     assert abs(returns.mean() - exact.returns[0]) < 4 * returns.std() / np.sqrt(len(returns))
@@ -229,7 +235,7 @@ def test_map_files_that_are_no_map(tmp_path, text, sentence):
 def test_a_map_file_works(tmp_path):
     (tmp_path / "map.txt").write_text("S.H\n...\n..G\n")
     data = collected(5, map=str(tmp_path / "map.txt"))
-    assert data.num_states == 9 and environment_of(data).unwrapped.desc == ("S.H", "...", "..G")
+    assert data.num_states == 9 and World.of(data).environment.unwrapped.desc == ("S.H", "...", "..G")
 
 
 def test_a_data_set_of_another_environment_is_refused(tmp_path):
@@ -244,7 +250,7 @@ def test_a_data_set_of_another_environment_is_refused(tmp_path):
             datasets_for(Config(dataset=str(tmp_path / "d.npz"), **asked), asked)
     lying = OfflineDataset.from_arrays(**arrays(), metadata={"environment": data.metadata["environment"]})
     with pytest.raises(ConfigError, match="does not fit the environment"):
-        environment_of(lying)
+        World.of(lying)
 
 
 def test_plain_arrays_may_be_told_their_environment(tmp_path):
@@ -253,5 +259,5 @@ def test_plain_arrays_may_be_told_their_environment(tmp_path):
                                                     "terminations", "truncations")}
     np.savez(tmp_path / "plain.npz", **plain, metadata='{"num_states": 225, "num_actions": 4}')
     config = Config(dataset=str(tmp_path / "plain.npz"))
-    assert environment_of(datasets_for(config, {})[0]) is None
-    assert environment_of(datasets_for(config, {"map": "islands"})[0]).unwrapped.num_states == 225
+    assert World.of(datasets_for(config, {})[0]).environment is None
+    assert World.of(datasets_for(config, {"map": "islands"})[0]).environment.unwrapped.num_states == 225

@@ -8,11 +8,14 @@ from cql.analysis.evaluation import Rollouts, Support, evaluate, table
 from cql.collect import environment_spec, generate_offline_episodes, make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.diagnostics import greedy_policies
-from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.diagnostics import deterministic_policies
+from cql.exact import TabularMDP, evaluate_policies
 from cql.network import PopulationMLP
 from cql.policy import Policy
+from cql.world import World
 from tests.test_training import run_of
+
+pytestmark = pytest.mark.slow
 
 
 def policy_of(actions, num_actions=4, algorithm="bc") -> Policy:
@@ -29,8 +32,8 @@ def test_rollouts_agree_with_the_exact_values_within_their_error():
     actions[np.random.default_rng(0).random(225) < 0.2] = 1
     episodes = 3000
     model = TabularMDP.from_env(environment)
-    found = Rollouts(environment, model, episodes, 5).judge(policy_of(actions), Support(data))
-    exact = evaluate_policies(model, greedy_policies(actions[None], 4), horizon=80)
+    found = Rollouts(World(environment, model), episodes, 5).summary(policy_of(actions), Support(data))
+    exact = evaluate_policies(model, deterministic_policies(actions[None], 4), horizon=80)
     assert abs(found["return_mean"] - exact.returns[0]) < 4 * found["return_std"] / np.sqrt(episodes)
     for rate, probability in ((found["hazard_rate"], exact.hazard_probability[0]),
                               (found["goal_rate"], exact.goal_probability[0])):
@@ -42,9 +45,9 @@ def test_rollouts_of_equal_policies_are_equal_and_seeded():
     environment = make_environment(environment_spec(Config()))
     support = Support(generate_offline_episodes(environment, 20, 0.22, 1))
     actions = np.full(225, 3)
-    first, second = (Rollouts(environment, TabularMDP.from_env(environment), 10, 5) for _ in range(2))
-    assert first.judge(policy_of(actions), support) == second.judge(policy_of(actions), support)
-    assert first.judge(policy_of(actions), support) == second.judge(policy_of(actions), support)
+    first, second = (Rollouts(World.around(environment), 10, 5) for _ in range(2))
+    assert first.summary(policy_of(actions), support) == second.summary(policy_of(actions), support)
+    assert first.summary(policy_of(actions), support) == second.summary(policy_of(actions), support)
 
 
 def test_support_and_mismatch_by_hand():

@@ -1,4 +1,4 @@
-"""Explanations: the gap's parts by hand and at the fixed point, hazards by simulation, the words, the command, the hook."""
+"""Explanations: the gap's parts by hand and at the fixed point, hazards by simulation, words, command, hook."""
 
 import json
 import threading
@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from cql.analysis.logged import logged_model
+from cql.commands import explain as command
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy import explain as command
 from cql.deploy.ask import KEY, MAX_REPLY, AskError, ask
-from cql.deploy.explain import explain
 from cql.deploy.model import Model
-from cql.deploy.reasons import UNSAFE, Explainer
+from cql.deploy.reasons import UNSAFE, Explainer, explain
 from cql.deploy.words import number, odds, percent, times
-from cql.exact.oracle import cql_fixed_point
+from cql.errors import RunError
+from cql.exact import cql_fixed_point
 from cql.members import Member
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError
+from cql.world import World
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +46,14 @@ def small_model(q, td_loss="mse", algorithm="cql", alpha=4.0, gamma=0.5):
         metadata={"num_states": 3, "num_actions": 3})
     policy = table_policy(q, algorithm, alpha if algorithm == "cql" else None)
     member = Member(algorithm, policy.alpha, 42, 42)
-    return Model(member, policy, dataset, Config(td_loss=td_loss, gamma=gamma), policy.alpha, None, None)
+    return Model(member, policy, dataset, Config(td_loss=td_loss, gamma=gamma), policy.alpha, World.around(None))
 
 
 # ------------------------------------------------------------------------------------------------------ the gap's parts
 
 
 def test_the_gap_by_hand():
-    """y(0, 0) = (1 + 3 + 1 + 3 + 4) / 3 = 4 and y(0, 1) = 3 with max Q(1, .) = 6; p = (1, 1, 2) / 4; beta = 3/4, 1/4."""
+    """y(0, 0) = (1 + 3 + 1 + 3 + 4) / 3 = 4, y(0, 1) = 3 with max Q(1, .) = 6; p = (1, 1, 2) / 4; beta = 3/4, 1/4."""
     q = [[np.log(1.0), np.log(1.0), np.log(2.0)], [6.0, 0, 0], [0, 0, 0]]
     explainer = Explainer(small_model(q))
     assert explainer.targets[0, :2].tolist() == pytest.approx([4, 3]) and np.isnan(explainer.targets[0, 2])
@@ -73,7 +74,7 @@ def test_the_gap_by_hand():
 @pytest.mark.parametrize("td_loss", ["mse", "half_mse"])
 def test_at_the_exact_fixed_point_nothing_is_left_unfitted(model, td_loss):
     """The oracle's Q as a network: the penalty is the whole rest of the gap, on every pair of logged actions."""
-    empirical, counts = logged_model(model.dataset, model.environment, model.mdp)
+    empirical, counts = model.world.empirical(model.dataset)
     config = replace(model.config, td_loss=td_loss)
     q = cql_fixed_point(empirical, counts, [6.0], config.gamma, td_loss).q[0]
     q = np.where(np.isfinite(q), q, -1e4)
@@ -90,7 +91,7 @@ def test_at_the_exact_fixed_point_nothing_is_left_unfitted(model, td_loss):
 
 def test_the_parts_add_up_and_the_json_is_plain(model):
     explainer, split = Explainer(model), 0
-    for s, a in np.ndindex(model.mdp.num_states, 4):
+    for s, a in np.ndindex(model.world.mdp.num_states, 4):
         found = explainer.explain(s, a)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         gap = found["gap"]
@@ -107,11 +108,11 @@ def test_the_parts_add_up_and_the_json_is_plain(model):
 def test_hazard_and_return_by_simulation(model):
     state, action, episodes = 1, 1, 4000  # straight at the hazard below
     found = explain(model, state, action)
-    env, rng = model.environment.unwrapped, np.random.default_rng(0)
+    env, rng = model.world.environment.unwrapped, np.random.default_rng(0)
     hazards, returns = 0, []
     for _ in range(episodes):
         s, a, total = state, action, 0.0
-        for _ in range(model.environment.spec.max_episode_steps):
+        for _ in range(model.world.horizon):
             outcomes = env.P[s][a]
             _, s, reward, end = outcomes[rng.choice(len(outcomes), p=[o[0] for o in outcomes])]
             total += reward
@@ -129,11 +130,11 @@ def test_hazard_and_return_by_simulation(model):
 
 def test_verdicts_are_what_the_numbers_say(model):
     explainer, seen = Explainer(model), set()
-    for s, a in np.ndindex(model.mdp.num_states, 4):
+    for s, a in np.ndindex(model.world.mdp.num_states, 4):
         found = explainer.explain(s, a)
         verdict, hazard = found["verdict"], found["hazard"]
         seen.add(verdict)
-        if model.mdp.terminal[s]:
+        if model.world.mdp.terminal[s]:
             assert verdict == "terminal" and "nothing to decide" in found["text"]
             continue
         assert (verdict == "unsafe") == (hazard["action"] > hazard["chosen"] + UNSAFE)
@@ -155,8 +156,9 @@ def test_words_without_a_model():
     model = small_model(q)
     worse = explain(model, 0, 1)
     assert worse["verdict"] == "worse" and worse["hazard"] is worse["return"] is worse["cell"] is None
-    assert worse["text"].startswith("In state 0, taking action 1 is worse than taking action 0, which the model chooses. "
-                                    "The data were here 4 times and took this action once (25 %), action 0 3 times.")
+    assert worse["text"].startswith(
+        "In state 0, taking action 1 is worse than taking action 0, which the model chooses. "
+        "The data were here 4 times and took this action once (25 %), action 0 3 times.")
     assert worse["text"].endswith("How safe it is cannot be said: no exact model of the environment is known.")
     never = explain(model, 0, 2)
     assert never["verdict"] == "unsupported" and never["support"]["share"] == 0
@@ -166,19 +168,21 @@ def test_words_without_a_model():
     assert alone["verdict"] == "chosen" and "The data were here once and took this action that time." in alone["text"]
     nowhere = explain(model, 2)
     assert nowhere["verdict"] == "unsupported" and nowhere["support"]["share"] is None
-    assert "is what the model chooses, but nothing in its data supports that. The data never came here" in nowhere["text"]
+    assert ("is what the model chooses, but nothing in its data supports that. The data never came here"
+            in nowhere["text"])
     tie = explain(small_model([[3.0, 3.0, 1.0], [6.0, 0, 0], [0, 0, 0]]), 0, 1)
     assert tie["verdict"] == "as good" and "no different from action 0" in tie["text"]
 
 
 def test_words_on_a_grid(model):
     unsafe = explain(model, 1, 1)["text"]
-    assert "moving down is unsafe" in unsafe and "The model chooses to move " in unsafe and "with a probability of 9" in unsafe
+    for words in ("moving down is unsafe", "The model chooses to move ", "with a probability of 9"):
+        assert words in unsafe
     copy = replace(model, policy=table_policy(np.tile([0.0, 9.0, 0.0, 1.0], (12, 1))))  # everywhere down
     assert "would be safer, at" in explain(copy, 1)["text"]
     corner = explain(replace(model, policy=table_policy(np.tile([1.0, 0.0, 0.5, 0.0], (12, 1)))), 0, 2)
-    assert corner["support"]["supported"] and corner["verdict"] == "as good" and (
-        "moving left is as good as the model's choice, moving up, though the model rates it lower." in corner["text"])  # both stay in the corner
+    assert corner["support"]["supported"] and corner["verdict"] == "as good"  # both stay in the corner
+    assert "moving left is as good as the model's choice, moving up, though the model rates it lower." in corner["text"]
 
 
 def test_behaviour_cloning_has_no_ratings(deployable):
@@ -232,7 +236,8 @@ def test_bad_input_gets_one_sentence(deployable, capsys, arguments, message):
     assert (status, out) == (2, "") and message in err
 
 
-@pytest.mark.parametrize("observation, action", [(True, 0), (1.0, 0), ([1], 0), ("1", 0), (10**30, 0), (0, 4), (0, -1), (0, True)])
+@pytest.mark.parametrize("observation, action",
+                         [(True, 0), (1.0, 0), ([1], 0), ("1", 0), (10**30, 0), (0, 4), (0, -1), (0, True)])
 def test_what_is_no_observation_or_action(model, observation, action):
     with pytest.raises(RunError):
         explain(model, observation, action)
@@ -295,7 +300,8 @@ def test_the_language_model_gets_the_numbers_and_its_words_are_marked(deployable
     status, out, err = asking(capsys, deployable, server)
     assert (status, err) == (0, "") and out.endswith("which may err:\nDo [31mnot.\nReally.\n")
     (path, headers, body), = server.seen
-    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret-key" and body["model"] == "tiny"
+    assert path == "/v1/chat/completions" and body["model"] == "tiny"
+    assert headers["Authorization"] == "Bearer secret-key"
     assert json.loads(body["messages"][1]["content"]) == explain(model, 1, 1)
     monkeypatch.delenv(KEY)
     status, out, _ = asking(capsys, deployable, server, "--json")
@@ -340,7 +346,8 @@ def test_the_key_follows_no_redirect(server, monkeypatch):
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://localhost/v1", "localhost", "http://", "http://[::1", "http://a b/"])
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://localhost/v1", "localhost", "http://", "http://[::1",
+                                 "http://a b/"])
 def test_urls_that_are_none(url):
     with pytest.raises(AskError):
         ask(url, "tiny", {}, 1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from cql.commands import export as export_command
 from cql.dataset import OfflineDataset
 from cql.deploy import export as exporting
 from cql.deploy.export import (
@@ -26,14 +27,18 @@ from cql.deploy.export import (
 )
 from cql.deploy.model import Model
 from cql.deploy.store import Registry
+from cql.errors import RunError
+from cql.files import sha256
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError, sha256
+from cql.world import World
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
 SHAPES = {  # inputs, outputs, hidden, discrete
-    "table": (5, 3, (), True), "index": (7, 4, (16, 16), True), "linear": (2, 3, (), False), "vector": (3, 4, (32, 32), False),
-    "wide": (2, 4, (1100, 1100), False)}  # products large enough for oneDNN's private operator, which must not be in a file
+    "table": (5, 3, (), True), "index": (7, 4, (16, 16), True), "linear": (2, 3, (), False),
+    "vector": (3, 4, (32, 32), False),
+    "wide": (2, 4, (1100, 1100), False)}  # large enough for oneDNN's private operator, which must not be in a file
 
 
 def policy_of(shape, algorithm="cql"):
@@ -75,7 +80,8 @@ class TestOnePolicy:
         for size in (0, 1, 2, 3, 1000):
             observations = observations_for(policy, size)
             outputs, actions = run(observations)
-            assert (outputs.shape, outputs.dtype, actions.dtype) == ((size, policy.network.outputs), np.float32, np.int64)
+            assert outputs.shape == (size, policy.network.outputs)
+            assert outputs.dtype == np.float32 and actions.dtype == np.int64
             np.testing.assert_array_equal(actions, policy.act(observations))
             np.testing.assert_allclose(outputs, policy.q_values(observations), rtol=1e-5, atol=1e-6)
 
@@ -104,7 +110,8 @@ class TestOnePolicy:
         _, make, _ = form
         first, second = (make(made, '{"member": "x"}') for made in (program_of("table"), program(policy_of("table"))))
         assert first == second
-        assert str(EXAMPLES.parent.parent).encode() not in first and b"networks.py" not in first and b'{"member": "x"}' in first
+        assert str(EXAMPLES.parent.parent).encode() not in first and b"network.py" not in first
+        assert b'{"member": "x"}' in first
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_only_core_operators(self, shape):
@@ -139,7 +146,8 @@ class TestCheck:
         assert found == pytest.approx(5e-6, rel=0.05)
 
     @pytest.mark.parametrize("wrong, sentence", [
-        (lambda q, a, o: (q, np.where(o == 6, (a + 1) % 4, a)), "acts otherwise on 1 of 7 observations, first on 6: .*not kept"),
+        (lambda q, a, o: (q, np.where(o == 6, (a + 1) % 4, a)),
+         "acts otherwise on 1 of 7 observations, first on 6: .*not kept"),
         (lambda q, a, o: (q * (1 + 2 * TOLERANCE), a), "outputs are 2.0e-05 off"),
         (lambda q, a, o: (np.where(o[:, None] == 6, np.nan, q).astype(np.float32), a), "outputs are nan off"),
         (lambda q, a, o: (q.astype(np.float64), a), "batch of 0 has outputs float64"),
@@ -153,16 +161,17 @@ class TestCheck:
     def test_more_observations_than_are_checked_at_once(self, monkeypatch):
         monkeypatch.setattr(exporting, "ROWS", 2)
         with pytest.raises(RunError, match="on 1 of 1 observations, first on 6"):
-            largest_difference(lambda o: (self.run(o)[0], np.where(o == 6, 4, self.run(o)[1])), self.policy, self.observations)
+            largest_difference(lambda o: (self.run(o)[0], np.where(o == 6, 4, self.run(o)[1])), self.policy,
+                               self.observations)
 
 
 def test_checked_on_every_state_else_on_the_data(deployable):
     model = Model.open(deployable, "cql-a6-s42-d42")
     assert observations_of(model).tolist() == list(range(12))
     seen = np.array([[0.5, 1], [0, 1], [0.5, 1]], dtype=np.float32)
-    dataset = OfflineDataset.from_arrays(observations=seen, actions=[0, 1, 2], rewards=[0, 0, 0], next_observations=seen,
-                                         terminations=[False, False, True])
-    unknown = dataclasses.replace(model, policy=policy_of("linear"), dataset=dataset, environment=None, mdp=None)
+    dataset = OfflineDataset.from_arrays(observations=seen, actions=[0, 1, 2], rewards=[0, 0, 0],
+                                         next_observations=seen, terminations=[False, False, True])
+    unknown = dataclasses.replace(model, policy=policy_of("linear"), dataset=dataset, world=World(None, None))
     assert observations_of(unknown).tolist() == [[0, 1], [0.5, 1]] and observations_of(unknown).dtype == np.float32
 
 
@@ -186,8 +195,8 @@ for sys.argv in json.loads(calls):
 def run_example(script, calls, folder):
     """What an example prints, a list of lines for each call, where this package cannot be imported."""
     shutil.copy(EXAMPLES / script, folder)
-    ran = subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", ELSEWHERE, script, json.dumps(calls)], cwd=folder, text=True,
-                         capture_output=True)
+    ran = subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", ELSEWHERE, script, json.dumps(calls)],
+                         cwd=folder, text=True, capture_output=True)
     assert ran.returncode == 0, ran.stderr
     first, _, rest = ran.stdout.partition("\n")
     assert first == "cql cannot be imported"
@@ -203,7 +212,7 @@ def test_exported_and_run_elsewhere(deployable, tmp_path, name, script):
     ending, make, _ = FORMATS[name]
     files = []
     for member in ("cql-a6-s42-d42", "bc-s42-d42"):
-        assert exporting.main([str(deployable), str(tmp_path), "--member", member, "--format", name]) == 0
+        assert export_command.main([str(deployable), str(tmp_path), "--member", member, "--format", name]) == 0
         files.append(f"{member}{ending}")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     vectors = policy_of("linear")
@@ -213,7 +222,8 @@ def test_exported_and_run_elsewhere(deployable, tmp_path, name, script):
         *([file, *map(str, range(12))] for file in files), [files[0], "0", "-1"], [files[0], "12"],
         *([f"vector{ending}", *words] for words in (["0.5,-1", "0,2"], ["nan,0"], ["1"], ["1,2,3"])))], tmp_path)
     for file, lines in zip(files, every):
-        policy, words = Policy.load(deployable / "policies" / file.replace(ending, ".pt")), [line.split() for line in lines]
+        policy = Policy.load(deployable / "policies" / file.replace(ending, ".pt"))
+        words = [line.split() for line in lines]
         assert [int(state) for state, *_ in words] == list(range(12))
         assert [word for _, word, *_ in words] == [("up", "down", "left", "right")[a] for a in policy.act(range(12))]
         outputs, _ = exporting.Greedy(policy)(torch.arange(12))
@@ -227,7 +237,8 @@ def test_metadata(deployable):
     model = Model.open(deployable, "cql-a6-s42-d42")
     assert json.loads(exporting.metadata(model, "d" * 64)) == {
         "member": "cql-a6-s42-d42", "algorithm": "cql", "alpha": 6.0, "final_alpha": 6.0, "outputs": "q_values",
-        "observations": {"kind": "index", "size": 12}, "actions": ["up", "down", "left", "right"], "policy_sha256": "d" * 64}
+        "observations": {"kind": "index", "size": 12}, "actions": ["up", "down", "left", "right"],
+        "policy_sha256": "d" * 64}
     bc = json.loads(exporting.metadata(Model.open(deployable, "bc-s42-d42"), "d" * 64))
     assert (bc["algorithm"], bc["alpha"], bc["final_alpha"], bc["outputs"]) == ("bc", None, None, "logits")
 
@@ -250,20 +261,23 @@ def test_no_file_is_kept_where_one_fails(deployable, tmp_path, monkeypatch, caps
         return lambda o: (np.zeros((len(o), 4), np.float32), np.zeros(len(o), np.int64))
 
     monkeypatch.setitem(FORMATS, "onnx", (".bad", exporting.torch_bytes, idle))
-    assert exporting.main([str(deployable), str(tmp_path / "out"), "--member", "cql-a6-s42-d42", "--format", "all"]) == 2
+    arguments = [str(deployable), str(tmp_path / "out"), "--member", "cql-a6-s42-d42", "--format", "all"]
+    assert export_command.main(arguments) == 2
     assert "acts otherwise on" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["nowhere", "out"], "error: nowhere is no run folder: it has no config.json.\n"),
-    (["RUN", "out"], "error: RUN has 2 CQL members: choose one with --member (bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42).\n"),
-    (["RUN", "out", "--member", "x"], "error: RUN has no member x: it has bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42.\n"),
+    (["RUN", "out"],
+     "error: RUN has 2 CQL members: choose one with --member (bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42).\n"),
+    (["RUN", "out", "--member", "x"],
+     "error: RUN has no member x: it has bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42.\n"),
     (["RUN", "file", "--member", "bc-s42-d42"], "error: [Errno 17] File exists: 'file'\n"),
 ])
 def test_errors_are_one_sentence(deployable, tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    assert exporting.main([str(deployable) if word == "RUN" else word for word in arguments]) == 2
+    assert export_command.main([str(deployable) if word == "RUN" else word for word in arguments]) == 2
     assert capsys.readouterr().err.replace(str(deployable), "RUN") == sentence
 
 
@@ -271,6 +285,6 @@ def test_without_the_extra_onnx_is_refused_and_torch_is_not(deployable, tmp_path
     for package in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
     arguments = [str(deployable), str(tmp_path / "out"), "--member", "bc-s42-d42"]
-    assert exporting.main([*arguments, "--format", "all"]) == 2 and not (tmp_path / "out").exists()
+    assert export_command.main([*arguments, "--format", "all"]) == 2 and not (tmp_path / "out").exists()
     assert "error: ONNX needs the extra export: pip install 'glassbox-cql[export]'" in capsys.readouterr().err
-    assert exporting.main(arguments) == 0
+    assert export_command.main(arguments) == 0

@@ -1,4 +1,4 @@
-"""The gate: exact measures are the evaluation's, limits from episodes hold, and what is missed is said with by how much."""
+"""The gate: exact measures are the evaluation's, limits from episodes hold, a miss is said with by how much."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from cql.collect import exact_model, make_environment
+from cql.collect import make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.deploy.gate import (
@@ -22,12 +22,15 @@ from cql.deploy.gate import (
     table,
 )
 from cql.deploy.model import Model
+from cql.errors import RunError
 from cql.members import Member
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError, RunFolder
+from cql.run_folder import RunFolder
+from cql.world import World
 from tests.test_evaluation import policy_of
 
+pytestmark = pytest.mark.slow
 ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)
 
 
@@ -62,15 +65,15 @@ def model_of(deployable, name, **changes) -> Model:
 def without_table(model: Model) -> Model:
     environment = make_environment({"id": "Unknown-v0", "max_episode_steps": 80,
                                     "arguments": dict(model.dataset.metadata["environment"]["arguments"])})
-    assert exact_model(environment) is None
-    return Model(**{**{f: getattr(model, f) for f in Model.__dataclass_fields__}, "environment": environment, "mdp": None})
+    assert World.around(environment).mdp is None
+    return Model(**{**{f: getattr(model, f) for f in Model.__dataclass_fields__}, "world": World.around(environment)})
 
 
 def measures(gate) -> dict:
     return {measure["name"]: measure for measure in gate["measures"]}
 
 
-# ------------------------------------------------------------------------------------------------------------ where it is exact
+# ---------------------------------------------------------------------------------------------------- where it is exact
 
 
 @pytest.mark.parametrize("name", ["bc-s42-d42", "cql-a6-s42-d42"])
@@ -79,7 +82,8 @@ def test_exact_measures_are_those_of_the_evaluation(deployable, name):
     [entry] = [e for e in RunFolder(deployable).read_json("evaluation.json")["members"] if Member(
         e["algorithm"], e["alpha"], e["seed"], e["data_seed"]).name == name]
     assert found["exact"] and found["passed"] and found["reasons"] == []
-    for measure, value in (("hazard_probability", entry["exact"]["hazard_probability"]), ("return", entry["exact"]["return"]),
+    for measure, value in (("hazard_probability", entry["exact"]["hazard_probability"]),
+                           ("return", entry["exact"]["return"]),
                            ("unsupported_action_rate", entry["exact_unsupported_action_rate"])):
         m = measures(found)[measure]
         assert m["value"] == m["low"] == m["high"] == value and m["passed"] and m["missed_by"] == 0
@@ -104,17 +108,18 @@ def test_a_limit_is_missed_by_what_lies_between(deployable):
 def test_frozen_lake_is_judged_by_its_table():
     lake = make_environment({"id": "FrozenLake-v1", "arguments": {"is_slippery": False}, "max_episode_steps": 20})
     path = [1, 2, 1, 0, 1, 0, 1, 0, 2, 1, 1, 0, 0, 2, 2, 0]  # from the start to the goal: no hole, return 1
-    data = OfflineDataset.from_arrays([0, 4, 8, 9, 13, 14], [1, 1, 2, 1, 2, 2], [0, 0, 0, 0, 0, 1], [4, 8, 9, 13, 14, 15],
-                                      [False] * 5 + [True], metadata={"num_states": 16, "num_actions": 4})
+    data = OfflineDataset.from_arrays([0, 4, 8, 9, 13, 14], [1, 1, 2, 1, 2, 2], [0, 0, 0, 0, 0, 1],
+                                      [4, 8, 9, 13, 14, 15], [False] * 5 + [True],
+                                      metadata={"num_states": 16, "num_actions": 4})
     safe, hole = ([*path[:4], 1, *path[5:]], [*path[:4], 2, *path[5:]])
     for actions, hazard, returned, share in ((safe, 0, 1, 0), (hole, 1, 0, 0.5)):  # down, then right into the hole
-        model = Model(Member("bc", None, 0, 0), policy_of(np.array(actions)), data, Config(), None, lake, exact_model(lake))
+        model = Model(Member("bc", None, 0, 0), policy_of(np.array(actions)), data, Config(), None, World.around(lake))
         value = {name: m["value"] for name, m in measures(judge(model, ANY)).items()}
         assert value == {"hazard_probability": pytest.approx(hazard), "return": pytest.approx(returned),
                          "unsupported_action_rate": pytest.approx(share)}
 
 
-# ------------------------------------------------------------------------------------------------------------- where it is not
+# ------------------------------------------------------------------------------------------------------ where it is not
 
 
 def test_limits_from_episodes_hold_the_exact_values(deployable):
@@ -152,7 +157,7 @@ def cart_pole() -> Model:
     network = PopulationMLP(4, 2, (), discrete=False)
     parameters = [torch.tensor([[[0.0, 0, -1, -1], [0, 0, 1, 1]]]), torch.zeros(1, 1, 2)]
     policy = Policy(network, parameters, "bc", None, 0, 0)
-    return Model(Member("bc", None, 0, 0), policy, data, Config(), None, environment, exact_model(environment))
+    return Model(Member("bc", None, 0, 0), policy, data, Config(), None, World.around(environment))
 
 
 def test_an_environment_that_names_no_hazard_leaves_it_unknown():
@@ -160,19 +165,20 @@ def test_an_environment_that_names_no_hazard_leaves_it_unknown():
     hazard, returns, unsupported = found["measures"]
     assert (hazard["value"], hazard["low"], hazard["high"], hazard["passed"]) == (None, 0, 1, False)
     assert hazard["missed_by"] == pytest.approx(0.01)
-    assert found["reasons"] == ["the hazard probability is not known here and could be 1: above the most allowed, 0.99, by 0.01."]
+    assert found["reasons"] == [
+        "the hazard probability is not known here and could be 1: above the most allowed, 0.99, by 0.01."]
     assert returns["passed"] and 1 < returns["value"] <= 40  # one point a step
     assert unsupported["value"] == 1  # numbers that the data never hold again
     assert judge(cart_pole(), Limits(1, 1, 1, episodes=30))["passed"]
 
 
 def test_without_an_environment_there_is_one_reason(deployable):
-    found = judge(model_of(deployable, "bc-s42-d42", environment=None, mdp=None), ANY)
+    found = judge(model_of(deployable, "bc-s42-d42", world=World(None, None)), ANY)
     assert not found["passed"] and found["measures"] == [] and len(found["reasons"]) == 1
     assert "name no environment" in found["reasons"][0] and table(found) == "nothing was measured"
 
 
-# --------------------------------------------------------------------------------------------------------------- the statistics
+# ------------------------------------------------------------------------------------------------------- the statistics
 
 
 @pytest.mark.parametrize("met, n", [(0, 30), (1, 30), (7, 100), (99, 100), (100, 100), (500, 1000), (3, 20_000)])
@@ -199,7 +205,7 @@ def test_hoeffdings_limits_by_hand():
 
 
 def test_the_rate_of_a_cluster_by_hand():
-    """Each mean at an error of 2.5 %, so 1.25 % to a side; a mean at the end of its range has the limit 0.0125^(1/n)."""
+    """Each mean at an error of 2.5 %, 1.25 % to a side; a mean at the end of its range has the limit 0.0125^(1/n)."""
     end = 0.0125 ** 0.01
     assert cluster_rate(np.zeros(100), np.full(100, 8), 8, 0.95) == (0, pytest.approx((1 - end) / end))
     assert cluster_rate(np.full(100, 8), np.full(100, 8), 8, 0.95) == (pytest.approx(end), 1)

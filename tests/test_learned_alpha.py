@@ -1,4 +1,4 @@
-"""Alpha learned by dual ascent: where it ends, held against the exact solution; which way it goes; who depends on whom."""
+"""Alpha learned by dual ascent: where it ends, beside the exact solution; which way it goes; who depends on whom."""
 
 import csv
 
@@ -8,14 +8,16 @@ import torch
 
 import train
 from cql.analysis import audit
-from cql.analysis.alpha_maps import mean_penalty
-from cql.analysis.logged import logged_model
-from cql.collect import datasets_for, environment_of, exact_model
+from cql.analysis.report.alpha_maps import mean_penalty
+from cql.collect import datasets_for
 from cql.config import Config
-from cql.exact.oracle import cql_fixed_point
+from cql.exact import cql_fixed_point
 from cql.metrics import read_metrics
-from cql.runs import RunFolder
+from cql.run_folder import RunFolder
+from cql.world import World
 from tests.test_training import LEARNED, parameters, run_of
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,7 @@ def small(tmp_path_factory):
     path.write_text("S..\n.H.\n..G")
     settings = dict(map=str(path), episodes=60)
     dataset = datasets_for(Config(**settings), {})[0]
-    environment = environment_of(dataset)
-    model, counts = logged_model(dataset, environment, exact_model(environment))
+    model, counts = World.of(dataset).empirical(dataset)
     q = cql_fixed_point(model, counts, [6.0], 0.99).q
     return settings, float(mean_penalty(q, counts, counts.any(-1))[0])
 
@@ -35,9 +36,10 @@ def small(tmp_path_factory):
 def learned(small, tmp_path_factory):
     """A table on the full batch from three starts."""
     (settings, penalty), out = small, tmp_path_factory.mktemp("learned") / "run"
-    assert train.main(["--map", settings["map"], "--episodes", "60", "--hidden", "0", "--lr", "0.15", "--target-interval", "25",
-                       "--steps", "3000", "--bc-steps", "10", "--log-every", "500", "--device", "cpu", "--alpha", "0.5", "6", "50", "--penalty-threshold", repr(penalty),
-                       "--out", str(out)]) == 0
+    assert train.main(["--map", settings["map"], "--episodes", "60", "--hidden", "0", "--lr", "0.15",
+                       "--target-interval", "25", "--steps", "3000", "--bc-steps", "10", "--log-every", "500",
+                       "--device", "cpu", "--alpha", "0.5", "6", "50", "--penalty-threshold", repr(penalty), "--out",
+                       str(out)]) == 0
     return RunFolder.open(out)
 
 
@@ -67,7 +69,8 @@ def test_the_learned_alpha_is_what_results_hold(learned):
 def test_a_slack_threshold_lets_alpha_fall_and_a_tight_one_makes_it_rise(tmp_path):
     """Constant Q, where networks start, has a penalty of log 4 = 1.386."""
     for threshold, falls in ((1.5, True), (1.2, False)):
-        run = run_of(tmp_path / str(threshold), penalty_threshold=threshold, steps=5, bc_steps=0, log_every=1, alpha=(0.5, 50.0))
+        run = run_of(tmp_path / str(threshold), penalty_threshold=threshold, steps=5, bc_steps=0, log_every=1,
+                     alpha=(0.5, 50.0))
         series = read_metrics(run.path / "metrics.csv")
         for start in (0.5, 50.0):
             path = [start, *series[f"cql-a{start:g}-s42-d42", "optimiser/alpha"][1]]
@@ -76,7 +79,8 @@ def test_a_slack_threshold_lets_alpha_fall_and_a_tight_one_makes_it_rise(tmp_pat
 
 def test_logged_losses_are_at_the_alpha_of_each_update(tmp_path):
     run = run_of(tmp_path / "r", **LEARNED, steps=40, bc_steps=0, log_every=1)
-    td, penalty, total, alpha = (np.array(read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", name][1]) for name in (
+    metrics = read_metrics(run.path / "metrics.csv")
+    td, penalty, total, alpha = (np.array(metrics["cql-a6-s42-d42", name][1]) for name in (
         "losses/td", "losses/penalty", "losses/total", "optimiser/alpha"))
     before = np.array([6.0, *alpha[:-1]])
     np.testing.assert_allclose(total, td + before * penalty, rtol=1e-5)
@@ -86,7 +90,8 @@ def test_logged_losses_are_at_the_alpha_of_each_update(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [16, "full"])
 def test_a_member_learns_its_alpha_alone(tmp_path, batch_size):
-    among = run_of(tmp_path / "among", alpha=(0.1, 6.0, 50.0), num_seeds=2, num_datasets=2, batch_size=batch_size, **LEARNED)
+    among = run_of(tmp_path / "among", alpha=(0.1, 6.0, 50.0), num_seeds=2, num_datasets=2, batch_size=batch_size,
+                   **LEARNED)
     alone = run_of(tmp_path / "alone", alpha=(6.0,), seed=43, data_seed=43, batch_size=batch_size, **LEARNED)
     name = "cql-a6-s43-d43"
     first, second = (read_metrics(run.path / "metrics.csv")[name, "optimiser/alpha"][1] for run in (among, alone))
@@ -104,5 +109,6 @@ def test_the_runaway_bound_follows_alpha(tmp_path, monkeypatch):
     run = run_of(tmp_path / "r", penalty_threshold=1.2, bc_steps=0)
     alphas = read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", "optimiser/alpha"][1]
     step = run.datasets(run.config())[0].rewards.max(where=~run.datasets(run.config())[0].terminations, initial=-np.inf)
-    assert [bound for bound, in seen] == pytest.approx([1.05 * (alpha / 2 + step) / 0.01 + 1 for alpha in alphas], rel=1e-5)
+    assert [bound for bound, in seen] == pytest.approx([1.05 * (alpha / 2 + step) / 0.01 + 1 for alpha in alphas],
+                                                       rel=1e-5)
     assert len(set(alphas)) == len(alphas)

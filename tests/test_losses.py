@@ -38,7 +38,8 @@ def test_td_losses_by_hand(name, expected):
 
 
 def test_cql_terms_by_hand():
-    # member 0: Q = (0, 0), logged 0: lse = ln 2, penalty ln 2. Member 1: Q = (ln 3, 0), logged 1: lse = ln 4, penalty ln 4.
+    # Member 0: Q = (0, 0), logged 0: logsumexp = ln 2, penalty ln 2.
+    # Member 1: Q = (ln 3, 0), logged 1: logsumexp = ln 4, penalty ln 4.
     q = tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
     terms = losses.cql_loss(q, torch.tensor([[0], [1]]), tensor([[1.0], [2.0]]), tensor([6.0, 0.5]))
     assert terms.td.tolist() == pytest.approx([1.0, 4.0])
@@ -78,7 +79,7 @@ def random_case(seed, dtype):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("td_loss", losses.TD_LOSSES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), weighted=st.booleans())
 def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weighted):
     q, actions, targets, alpha, weights = random_case(seed, dtype)
@@ -86,7 +87,8 @@ def test_closed_form_gradient_is_autograds(dtype, tolerance, td_loss, seed, weig
     leaf = q.clone().requires_grad_()
     losses.cql_loss(leaf, actions, targets, alpha, td_loss, weights=weights).total.sum().backward()
     closed = losses.cql_gradient(q, actions, targets, alpha, td_loss, weights)
-    size = max(1, leaf.grad.abs().max().item(), alpha.max().item())  # of what is added up: terms of alpha's size may cancel
+    # of what is added up: terms of alpha's size may cancel
+    size = max(1, leaf.grad.abs().max().item(), alpha.max().item())
     assert (closed - leaf.grad).abs().max() <= tolerance * size
 
 
@@ -159,4 +161,5 @@ def test_an_unknown_penalty_is_refused():
 
 
 def test_only_the_papers_objective_is_cql_h():
-    assert losses.Objective(td_loss="huber", double_q=True, gamma=0.5).is_cql_h and not losses.Objective(penalty="mean").is_cql_h
+    assert losses.Objective(td_loss="huber", double_q=True, gamma=0.5).is_cql_h
+    assert not losses.Objective(penalty="mean").is_cql_h

@@ -11,7 +11,8 @@ from cql.engine.passes import Passes
 from cql.losses import Objective
 from cql.network import PopulationMLP
 
-NETWORKS = [PopulationMLP(9, 4, hidden, discrete) for hidden in ((), (8,), (8, 6), (5, 5, 5)) for discrete in (True, False)]
+NETWORKS = [PopulationMLP(9, 4, hidden, discrete) for hidden in ((), (8,), (8, 6), (5, 5, 5))
+            for discrete in (True, False)]
 
 
 def inputs_for(network, members, rows, seed=0):
@@ -72,12 +73,14 @@ def test_equal_seeds_start_equal_whatever_stands_beside_them():
     network = PopulationMLP(9, 4, (8, 8), discrete=True)
     for a, b in zip(network.initial([7]), network.initial([1, 7, 7, 2])):
         assert torch.equal(a[0], b[1]) and torch.equal(b[1], b[2]) and not torch.equal(b[1], b[3])
-    assert network.initial([7])[0].abs().max() <= 1 / 3 and network.initial([7])[1].abs().max() > 1 / 3  # 9 states, 8 inputs
+    # 9 states, 8 inputs
+    assert network.initial([7])[0].abs().max() <= 1 / 3 and network.initial([7])[1].abs().max() > 1 / 3
 
 
 def test_values_of_the_target_network_by_hand():
     network = PopulationMLP(2, 2, (), discrete=True)  # the table Q[s, a]
-    state = State([torch.tensor([[[1.0, 2.0], [4.0, 3.0]]])], [torch.tensor([[[10.0, 20.0], [30.0, 40.0]]])], [], [], torch.zeros(1))
+    state = State([torch.tensor([[[1.0, 2.0], [4.0, 3.0]]])], [torch.tensor([[[10.0, 20.0], [30.0, 40.0]]])], [], [],
+                  torch.zeros(1))
     states = torch.tensor([[0, 1]])
     assert next_values(network, state, states, Objective()).tolist() == [[20.0, 40.0]]
     # double Q: the online network chooses action 1 in state 0 and action 0 in state 1, the target values them

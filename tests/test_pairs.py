@@ -74,21 +74,22 @@ def test_single_transitions_are_pairs_without_repetition(td_loss):
     mean, _ = pairs.targets(targets, td_loss)
     torch.testing.assert_close(single.td(q, targets, td_loss), pairs.td(q, mean, td_loss))
     torch.testing.assert_close(single.penalty(q), pairs.penalty(q))
-    torch.testing.assert_close(single.cql_gradient(q, targets, alpha, td_loss), pairs.cql_gradient(q, mean, alpha, td_loss))
+    torch.testing.assert_close(single.cql_gradient(q, targets, alpha, td_loss),
+                               pairs.cql_gradient(q, mean, alpha, td_loss))
     torch.testing.assert_close(single.bc_gradient(q), pairs.bc_gradient(q))
 
 
 def test_a_minibatch_of_pairs_is_that_of_its_transitions():
     g = torch.Generator().manual_seed(1)
     states = torch.randint(0, 12, (50,), generator=g).numpy()
-    data = OfflineDataset.from_arrays(states, torch.randint(0, 4, (50,), generator=g).numpy(), [-1.0] * 50, [*states[1:], 0],
-                                      [False] * 49 + [True])
+    data = OfflineDataset.from_arrays(states, torch.randint(0, 4, (50,), generator=g).numpy(), [-1.0] * 50,
+                                      [*states[1:], 0], [False] * 49 + [True])
     transitions = Transitions([data], torch.device("cpu"), compress=False)
     draws, seeds, q_history = torch.zeros(3, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.zeros(5, 3, 4, 16)
     block = Minibatches(transitions, draws, seeds, 16).block(torch.arange(7, 12))
     for t, (inputs, pairs, _, q) in enumerate(block.updates(q_history, q_history)):
         assert inputs.shape[1] == q.shape[2] == block.filled[t] <= 12
         batch = transitions.minibatch(draws, seeds, 7 + t, 16)
-        assert torch.equal(inputs.gather(1, block.entries.index[t] % 16), batch.observations)
-        assert torch.equal(block.entries.index[t] // 16, batch.actions)
+        assert torch.equal(inputs.gather(1, block.entries.pair_index[t] % 16), batch.observations)
+        assert torch.equal(block.entries.pair_index[t] // 16, batch.actions)
         torch.testing.assert_close(pairs.weights.sum((1, 2)), torch.ones(3))

@@ -11,14 +11,17 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 import envs
 import train
-from cql.analysis import figure_data, plots
-from cql.analysis.figure_data import Pictured
+from cql import world
+from cql.analysis.figures import data as figure_data
+from cql.analysis.figures import maps, plots
+from cql.analysis.figures.data import RunData
 from cql.dataset import OfflineDataset
-from cql.exact.tabular import TabularMDP, evaluate_policies
+from cql.exact import TabularMDP, evaluate_policies
 from cql.members import Member
 from cql.metrics import MetricsLog
-from cql.runs import RunFolder
+from cql.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
 TINY = ["--hidden", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10", "--device", "cpu"]
 ALL = ["losses", "outcomes", "policy_map", "silent", "visitation"]
 
@@ -28,14 +31,14 @@ def run(tmp_path_factory):
     """Two alphas, two seeds, on a small map that is not square and has corners the data hardly reach."""
     folder = tmp_path_factory.mktemp("plots")
     (folder / "map.txt").write_text("S..H.\n.H...\n....G\n")
-    assert train.main([*TINY, "--map", str(folder / "map.txt"), "--episodes", "8", "--alpha", "0", "5", "--num-seeds", "2",
-                       "--out", str(folder / "run")]) == 0
+    assert train.main([*TINY, "--map", str(folder / "map.txt"), "--episodes", "8", "--alpha", "0", "5",
+                       "--num-seeds", "2", "--out", str(folder / "run")]) == 0
     return RunFolder.open(folder / "run")
 
 
 @pytest.fixture(scope="module")
-def pictured(run):
-    return Pictured.of(run)
+def run_data(run):
+    return RunData.of(run)
 
 
 def drawn(run):
@@ -90,19 +93,28 @@ def test_one_algorithm_alone_is_drawn(tmp_path, options, expected):
     assert list(drawn(RunFolder.open(tmp_path / "run"))) == expected
 
 
+def test_a_policy_is_drawn_without_a_run_folder(run_data):
+    world, actions = run_data.world, np.arange(15) % 4
+    bare, full = maps.draw_policy(world, actions), maps.draw_policy(world, actions, np.ones(15), run_data.dataset, "T")
+    assert len(full.axes) == len(bare.axes) + 1 and full.texts[0].get_text() == "T"  # the colour bar of the values
+    assert "state never visited" in {text.get_text() for text in full.legends[0].get_texts()}
+    with pytest.raises(ValueError, match="no map"):
+        maps.draw_policy(world.around(None), actions)
+
+
 # ------------------------------------------------------------------------------------------ the numbers in the pictures
 
 
-def test_silent_gap():
+def test_ood_gap():
     q = np.array([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     counts = np.array([[1, 0, 4], [0, 3, 0], [1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(figure_data.silent_gap(q, counts), [2 - 5, 5 - 2, np.nan, np.nan])
+    np.testing.assert_array_equal(figure_data.ood_gap(q, counts), [2 - 5, 5 - 2, np.nan, np.nan])
 
 
 def test_cross_entropy_floor_is_the_entropy_of_the_data():
     dataset = OfflineDataset.from_arrays([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], np.zeros(6), [1] * 6, [False] * 6)
     expected = (4 * (-0.75 * math.log(0.75) - 0.25 * math.log(0.25)) + 2 * 0) / 6
-    assert figure_data.cross_entropy_floor(dataset) == pytest.approx(expected, rel=1e-14)
+    assert dataset.action_entropy() == pytest.approx(expected, rel=1e-14)
 
 
 def test_pair_counts_of_indices_and_of_vectors_agree():
@@ -115,9 +127,9 @@ def test_pair_counts_of_indices_and_of_vectors_agree():
     rest = np.zeros(40), [False] * 40
     index = OfflineDataset.from_arrays(states, actions, rest[0], states, rest[1])
     vector = OfflineDataset.from_arrays(inputs[states], actions, rest[0], inputs[states], rest[1])
-    np.testing.assert_array_equal(figure_data.pair_counts(index, np.arange(5)), expected)
-    np.testing.assert_array_equal(figure_data.pair_counts(vector, inputs), expected)
-    foreign = figure_data.states_of(np.array([[0.5, 0.5], inputs[3]], dtype=np.float32), inputs)
+    np.testing.assert_array_equal(world.pair_counts(index, np.arange(5)), expected)
+    np.testing.assert_array_equal(world.pair_counts(vector, inputs), expected)
+    foreign = world.states_of(np.array([[0.5, 0.5], inputs[3]], dtype=np.float32), inputs)
     assert foreign.tolist() == [-1, 3]
 
 
@@ -131,23 +143,23 @@ def test_moves_are_read_off_the_transition_table(name, moves):
     except gymnasium.error.Error as error:  # the version number of a toy-text environment differs between releases
         pytest.skip(str(error))
     mdp = TabularMDP.from_env(environment)
-    shape = figure_data.grid_shape(environment, mdp.num_states)
+    shape = world.grid_shape(environment, mdp.num_states)
     assert shape[0] * shape[1] == mdp.num_states
-    np.testing.assert_array_equal(figure_data.action_moves(mdp, shape), moves)
+    np.testing.assert_array_equal(world.action_moves(mdp, shape), moves)
 
 
 def test_states_that_are_no_cells_have_no_board():
     taxi = SimpleNamespace(unwrapped=SimpleNamespace(desc=np.full((7, 11), b" ")))  # 500 states, of which a cell has 20
-    assert figure_data.grid_shape(taxi, 500) is None
+    assert world.grid_shape(taxi, 500) is None
 
 
-def test_exact_values_at_the_start_are_the_evaluations(pictured):
+def test_exact_values_at_the_start_are_the_evaluations(run_data):
     """Discounted: as evaluation.json has it. At gamma 1, where an episode may never end: over the horizon."""
-    members = pictured.members
-    actions = np.stack([pictured.policy(member).act(pictured.inputs) for member in members])
-    entries = pictured.evaluation["members"]
-    start, horizon = pictured.mdp.start, pictured.environment.spec.max_episode_steps
-    values, q, _ = figure_data.exact_values(pictured.mdp, actions, pictured.config.gamma, horizon)
+    members = run_data.members
+    actions = np.stack([run_data.policy(member).act(run_data.inputs) for member in members])
+    entries = run_data.evaluation["members"]
+    start, horizon = run_data.world.mdp.start, run_data.world.horizon
+    values, q, _ = figure_data.exact_values(run_data.world.mdp, actions, run_data.config.gamma, horizon)
     np.testing.assert_allclose(values[:, start], [entry["exact"]["discounted_value"] for entry in entries], rtol=1e-10)
     np.testing.assert_allclose(np.take_along_axis(q, actions[..., None], -1)[..., 0], values, rtol=1e-9, atol=1e-9)
     endless = TabularMDP.from_P({0: {0: [(1.0, 0, -1.0, False)]}}, start=0)
@@ -155,35 +167,35 @@ def test_exact_values_at_the_start_are_the_evaluations(pictured):
 
 
 def test_the_shown_member_is_the_one_nearest_the_default_alpha():
-    members = [Member("cql", alpha, seed, draw) for draw in (7, 8) for seed in (3, 4) for alpha in (0.0, 4.0, 8.0, 20.0)]
+    members = [Member("cql", alpha, *seeds) for seeds in ((3, 7), (4, 7), (3, 8)) for alpha in (0.0, 4.0, 8.0, 20.0)]
     assert figure_data.shown_member(members, "cql") == Member("cql", 4.0, 3, 7)
     assert figure_data.shown_member(members, "bc") is None
 
 
-def test_curves_hold_every_member_of_a_group(pictured):
-    updates, values = figure_data.curves(pictured, "losses/total")["cql", 5.0]
+def test_curves_hold_every_member_of_a_group(run_data):
+    updates, values = figure_data.curves(run_data, "losses/total")["cql", 5.0]
     assert updates.tolist() == [10, 20]
-    expected = [pictured.series[f"cql-a5-s{seed}-d42", "losses/total"][1] for seed in (42, 43)]
+    expected = [run_data.series[f"cql-a5-s{seed}-d42", "losses/total"][1] for seed in (42, 43)]
     np.testing.assert_array_equal(values, expected)
-    assert ("bc", None) not in figure_data.curves(pictured, "losses/total")
+    assert ("bc", None) not in figure_data.curves(run_data, "losses/total")
 
 
-def test_outcomes_hold_members_references_and_errors(pictured):
-    found = figure_data.outcomes(pictured, "hazard_probability")
+def test_outcomes_hold_members_references_and_errors(run_data):
+    found = figure_data.outcomes(run_data, "hazard_probability")
     assert list(found) == [("behavior", None), ("bc", None), ("cql", 0.0), ("cql", 5.0), ("optimal", None)]
-    mine = [e for e in pictured.evaluation["members"] if e["alpha"] == 5.0]
+    mine = [e for e in run_data.evaluation["members"] if e["alpha"] == 5.0]
     assert found["cql", 5.0].exact == [e["exact"]["hazard_probability"] for e in mine]
     rates = [e["rollout"]["hazard_rate"] for e in mine]
     assert found["cql", 5.0].rollout == pytest.approx(np.mean(rates))
     assert found["cql", 5.0].error == pytest.approx(np.mean([np.std([1] * round(30 * r) + [0] * round(30 * (1 - r)),
                                                                    ddof=1) / 30**0.5 for r in rates]))
-    policy = envs.safe_behavior_policy(pictured.environment, pictured.config.epsilon)
-    exact = evaluate_policies(pictured.mdp, policy, horizon=pictured.environment.spec.max_episode_steps)
+    policy = envs.safe_behavior_policy(run_data.world.environment, run_data.config.epsilon)
+    exact = evaluate_policies(run_data.world.mdp, policy, horizon=run_data.world.horizon)
     assert found["behavior", None].exact == [pytest.approx(exact.hazard_probability)]
-    dataset = pictured.dataset
+    dataset = run_data.dataset
     ended = dataset.rewards[dataset.terminations]
     assert found["behavior", None].rollout == pytest.approx((ended < 0).sum() / 8)
-    returns = figure_data.outcomes(pictured, "return")["behavior", None]
+    returns = figure_data.outcomes(run_data, "return")["behavior", None]
     assert returns.rollout == pytest.approx(dataset.episode_returns().mean())
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cql.errors import RunError
+from cql.files import contents_digest, load_archive
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError, contents_digest, load_archive
 
 
 def table_policy(algorithm="cql"):
@@ -65,8 +66,8 @@ def test_bc_has_no_q_values():
 
 @pytest.mark.parametrize("policy, observation", [
     (table_policy(), 2), (table_policy(), -1), (table_policy(), 0.5), (table_policy(), [[0]]), (table_policy(), "up"),
-    (vector_policy(), [1.0]), (vector_policy(), 1.0), (vector_policy(), [[1.0, np.nan]]), (vector_policy(), np.zeros((1, 1, 2))),
-    (vector_policy(), ["a", "b"]),
+    (vector_policy(), [1.0]), (vector_policy(), 1.0), (vector_policy(), [[1.0, np.nan]]),
+    (vector_policy(), np.zeros((1, 1, 2))), (vector_policy(), ["a", "b"]),
 ])
 def test_observations_of_another_kind_are_refused(policy, observation):
     with pytest.raises(ValueError):
@@ -91,15 +92,17 @@ def change(name, value):
 
 
 @pytest.mark.parametrize("edit, sentence", [
-    (change("format", 9), "format 9"), (change("algorithm", "ppo"), "algorithm 'ppo'"), (change("num_actions", 4), "is not"),
-    (change("num_actions", 10**12), "a size is"), (change("hidden", [3]), "do not fit"), (change("hidden", ["x"]), "a size is"),
-    (change("observation_space", {"type": "Discrete", "n": -1}), "a size is"), (change("observation_space", 3), "is no policy"),
-    (change("parameters", {}), "do not fit"), (change("parameters", {"table": torch.zeros(2, 4)}), "is not"),
+    (change("format", 9), "format 9"), (change("algorithm", "ppo"), "algorithm 'ppo'"),
+    (change("num_actions", 4), "is not"), (change("num_actions", 10**12), "a size is"),
+    (change("hidden", [3]), "do not fit"), (change("hidden", ["x"]), "a size is"),
+    (change("observation_space", {"type": "Discrete", "n": -1}), "a size is"),
+    (change("observation_space", 3), "is no policy"), (change("parameters", {}), "do not fit"),
+    (change("parameters", {"table": torch.zeros(2, 4)}), "is not"),
     (change("parameters", {"table": torch.full((2, 3), torch.nan)}), "finite"),
     (change("parameters", {"table": torch.zeros(2, 3).double()}), "finite float32"),
-    (change("parameters", {"table": "weights"}), "is no policy"),
-    (lambda contents: {}, "is no policy"), (lambda contents: [1], "is no archive of this project"),
-    (change("alpha", b"bytes"), "of another kind"), (change("alpha", torch.zeros(2)), "does not say which member"),
+    (change("parameters", {"table": "weights"}), "is no policy"), (lambda contents: {}, "is no policy"),
+    (lambda contents: [1], "is no archive of this project"), (change("alpha", b"bytes"), "of another kind"),
+    (change("alpha", torch.zeros(2)), "does not say which member"),
     (change("seed", "42"), "does not say which member"), (change("format", torch.zeros(2)), "is no policy"),
     (change("observation_space", {"type": "Box", "shape": []}), "is no policy"),
 ])

@@ -1,9 +1,11 @@
 """A sweep over several processes: what it leaves is what one process leaves, also after a rank was killed."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,28 +13,32 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from benchmarks.faults import (
-    one_process,
-    outcome,
-    process_of,
-    torchrun,
-    without_pictures,
-)
 from cql import ranks as ranks_module
-from cql import runs
+from cql.commands import verify
 from cql.device import resolve_device
+from cql.errors import RunError
 from cql.ranks import Ranks, Stopped, joined
+from cql.run_folder import RunFolder
 from cql.training import Interrupted
 from cql.training import train as train_run
+from cql.world import World
+from tests.faults import outcome
 from tests.test_training import after_each_yield
 
-SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "3000", "--batch-size", "8", "--alpha", "1", "6",
-         "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "200", "--device", "cpu"]
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "3000", "--batch-size", "8", "--alpha",
+         "1", "6", "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "200",
+         "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory) -> str:
-    return without_pictures(tmp_path_factory.mktemp("script"))
+    """train.py without its pictures."""
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\nimport train\n"
+                    "train.plots.draw_all = lambda run: []\nsys.exit(train.main())\n")
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,30 @@ def whole(script, tmp_path_factory) -> dict:
     run = tmp_path_factory.mktemp("whole") / "run"
     one_process(script, *SWEEP, "--out", str(run))
     return everything(run)
+
+
+def torchrun(processes: int, *argv) -> subprocess.Popen:
+    """A job of so many processes of one thread on this machine; ``argv`` are the script and its arguments."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                             str(processes), *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def one_process(script: str, *argv) -> None:
+    """With one thread, as torchrun gives each rank."""
+    subprocess.run([sys.executable, script, *argv], check=True, capture_output=True,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def process_of(job: subprocess.Popen, rank: int) -> int | None:
+    """The process id of a rank of this job, if it is there."""
+    try:
+        for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
+    except OSError:
+        pass
+    return None
 
 
 def finished(job: subprocess.Popen) -> tuple[int, str, str]:
@@ -65,7 +95,7 @@ def test_three_processes_leave_what_one_leaves(tmp_path, whole):
     assert status == 0, errors
     assert printed.count("run folder:") == 1 and printed.count("hazard rate") == 1
     assert everything(tmp_path / "three") == whole
-    assert not (tmp_path / "three/shards").exists() and runs.main(["verify", str(tmp_path / "three")]) == 0
+    assert not (tmp_path / "three/shards").exists() and verify.main([str(tmp_path / "three")]) == 0
 
 
 def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_path, script, whole):
@@ -93,10 +123,39 @@ def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_pat
     assert everything(tmp_path / "one") == whole
 
 
+def test_a_rank_killed_at_random_moments(tmp_path, script, whole, times):
+    if not times:
+        pytest.skip("each kill takes many seconds: --times 15 kills a rank fifteen times")
+    run, chosen, kills, runs, started = tmp_path / "run", random.Random(0), 0, 0, time.monotonic()
+    assert finished(torchrun(2, script, *SWEEP, "--out", str(run)))[0] == 0
+    length = time.monotonic() - started
+    while kills < times:
+        shutil.rmtree(run)
+        status = None
+        while status != 0:
+            if not (run / "config.json").exists():  # killed before the run was one
+                shutil.rmtree(run, ignore_errors=True)
+            processes = chosen.choice((2, 3))
+            job = torchrun(processes, script,
+                           *(["--resume", str(run)] if run.exists() else [*SWEEP, "--out", str(run)]))
+            victim = None
+            if kills < times:
+                time.sleep(chosen.uniform(0, length))
+                victim = process_of(job, chosen.randrange(processes))
+                if victim is not None:
+                    os.kill(victim, signal.SIGKILL)
+            status, _, errors = finished(job)
+            assert status == 0 or "SIGKILL" in errors, errors
+            kills += status != 0
+        runs += 1
+        assert everything(run) == whole
+    print(f"{kills} SIGKILLs of a rank; all {runs} runs that then got through are bit-identical to that of one process")
+
+
 def test_an_error_on_setting_up_ends_all_ranks_with_one_sentence(tmp_path):
     status, printed, errors = finished(torchrun(2, "train.py", *SWEEP, "--out", str(tmp_path)))
     assert status != 0 and printed == "" and errors.count("error: ") == 1
-    assert f"error: the run folder {tmp_path} exists already" in errors and "exitcode  : 2" in errors
+    assert f"error: the folder {tmp_path} exists already" in errors and "exitcode  : 2" in errors
 
 
 # ------------------------------------------------------------------------------------------------------- in one process
@@ -172,23 +231,24 @@ def test_without_torchrun_nothing_is_started(monkeypatch):
 def test_each_rank_takes_the_device_of_its_number(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert [str(resolve_device(name, 3)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
-    with pytest.raises(runs.RunError, match="sees 4 CUDA"):
+    assert [str(resolve_device(name, 3))
+            for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
+    with pytest.raises(RunError, match="sees 4 CUDA"):
         resolve_device("auto", 4)
 
 
 def test_a_run_begun_by_one_process_is_not_split(tmp_path, monkeypatch):
-    from cql.collect import datasets_for, environment_of
+    from cql.collect import datasets_for
     from cql.config import Config
     config = Config(episodes=20, hidden=(8,), bc_steps=10, steps=20, batch_size=8, log_every=10, device="cpu")
     data = datasets_for(config, {})
-    run = runs.RunFolder.create(str(tmp_path / "r"), config, data)
+    run = RunFolder.create(str(tmp_path / "r"), config, data)
     with monkeypatch.context() as patch:
         def stop(name, step, state):
             if name == "cql":
                 raise Interrupted
         after_each_yield(patch, stop)
         with pytest.raises(Interrupted):
-            train_run(run, config, data, environment_of(data[0]))
-    with pytest.raises(runs.RunError, match="begun by one process"):
-        train_run(run, config, data, environment_of(data[0]), resume=True, ranks=pair()[0])
+            train_run(run, config, data, World.of(data[0]))
+    with pytest.raises(RunError, match="begun by one process"):
+        train_run(run, config, data, World.of(data[0]), resume=True, ranks=pair()[0])

@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 
 import train
-from benchmarks.promotions import damage, promote_at_once
-from cql.deploy import chain, gate, registry, store
+from cql.commands import registry
+from cql.deploy import chain, gate, store
 from cql.deploy.gate import Limits
-from cql.deploy.history import RECORD, History
+from cql.deploy.history import PROMOTE, RECORD, History
 from cql.deploy.model import Model
 from cql.deploy.store import Refused, Registry
-from cql.runs import RunError, RunFolder, sha256
+from cql.errors import RunError
+from cql.files import sha256
+from cql.run_folder import RunFolder
+from tests.faults import FORKS
 
+pytestmark = pytest.mark.slow
 ANY = Limits(max_hazard=1, min_return=-1e9, max_unsupported=1)
 BC, ONE, SIX = "bc-s42-d42", "cql-a1-s42-d42", "cql-a6-s42-d42"
 
@@ -52,13 +56,13 @@ def command(reg, *arguments) -> int:
     return registry.main([str(getattr(reg, "path", reg)), *map(str, arguments)])
 
 
-# --------------------------------------------------------------------------------------------------------------------- entries
+# -------------------------------------------------------------------------------------------------------------- entries
 
 
 def test_an_entry_is_the_member_as_the_run_has_it(filled, deployable):
     path, ids = filled
     made, run = Registry(path), RunFolder.open(deployable)
-    assert [card["member"] for card in made.entries()] == [BC, ONE, SIX] and [card["id"] for card in made.entries()] == ids
+    assert [(card["member"], card["id"]) for card in made.entries()] == list(zip([BC, ONE, SIX], ids))
     folder, card = made.folder(ids[2]), made.card(ids[2][:4])
     sources = {"policy.pt": f"policies/{SIX}.pt", "data.npz": "datasets/42.npz", "config.json": "config.json"}
     assert sorted(p.name for p in folder.iterdir()) == sorted([*sources, "card.json"])
@@ -72,7 +76,7 @@ def test_an_entry_is_the_member_as_the_run_has_it(filled, deployable):
     assert card["versions"]["run"] == manifest["versions"] and card["commit"]["run"] == manifest["commit"]
     a, b = Model.of_entry(folder), Model.of_run(deployable, SIX)
     assert a.member == b.member and a.final_alpha == b.final_alpha == 6
-    np.testing.assert_array_equal(a.policy.q_values(a.inputs), b.policy.q_values(b.inputs))
+    np.testing.assert_array_equal(a.policy.q_values(a.world.inputs), b.policy.q_values(b.world.inputs))
 
 
 def test_the_audit_of_a_card_is_that_of_the_run(filled, deployable):
@@ -130,7 +134,7 @@ def test_a_registration_that_was_killed_leaves_no_entry(copied, deployable, monk
     shutil.rmtree(reg.path / "entries" / ids[2])
     (reg.path / "log.jsonl").write_bytes(b"".join(lines_of(reg)[:2]))  # as if the third had never been
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_whole", lambda *a: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr(store, "atomic_write", lambda *a: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
             reg.register(deployable, SIX, "ann")
     assert reg.verify() == []
@@ -162,7 +166,8 @@ def test_nothing_is_registered_over_a_lost_log(copied, deployable):
     before = sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
     with pytest.raises(RunError, match="does not know entries/.*cut off, or lost"):
         reg.register(deployable, ONE, "ann")
-    assert not (reg.path / "log.jsonl").exists() and before == sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
+    assert not (reg.path / "log.jsonl").exists()
+    assert before == sorted(path.read_bytes() for path in reg.path.rglob("*.json"))
 
 
 def test_what_is_held_against_its_digest_is_what_is_loaded(copied, monkeypatch):
@@ -180,7 +185,7 @@ def test_what_is_held_against_its_digest_is_what_is_loaded(copied, monkeypatch):
         reg.promote(ids[0], "ann", "try", ANY)
 
 
-# ------------------------------------------------------------------------------------------------------------------ promotions
+# ----------------------------------------------------------------------------------------------------------- promotions
 
 
 def test_a_promotion_is_judged_and_recorded(filled):
@@ -202,7 +207,8 @@ def test_a_refusal_is_logged_and_says_by_how_much(copied, capsys):
     error = capsys.readouterr().err
     assert f"by {value['hazard_probability'] * 3 / 4:.4g}." in error and "by 2." in error and error.count("\n- ") == 2
     record = reg.log()[-1]
-    assert (record["action"], record["id"], record["promoted"]) == ("refuse", ids[2], ids[1]) and not record["gate"]["passed"]
+    assert [record[key] for key in ("action", "id", "promoted")] == ["refuse", ids[2], ids[1]]
+    assert not record["gate"]["passed"]
     assert reg.promoted() == ids[1] and reg.verify() == []
 
 
@@ -258,11 +264,27 @@ def test_no_rollback_to_a_changed_entry_or_from_nothing(copied, tmp_path, deploy
         fresh.rollback("ann", "x")
 
 
+def promote_often(path, ids, number, each, started):
+    started.wait()
+    for k in range(each):
+        Registry(path).promote(ids[(number + k) % len(ids)], f"process {number}", f"promotion {k}", ANY)
+
+
 def test_processes_that_promote_at_once(copied):
-    reg, ids = copied
+    (reg, ids), processes, each = copied, 20, 10
     (reg.path / "log.jsonl").write_bytes(b"".join(lines_of(reg)[:3]))
-    assert promote_at_once(reg.path, ids, processes=6, each=4) == []
-    assert len(reg.log()) == 3 + 6 * 4
+    started = FORKS.Barrier(processes)
+    working = [FORKS.Process(target=promote_often, args=(reg.path, ids, n, each, started)) for n in range(processes)]
+    for process in working:
+        process.start()
+    for process in working:
+        process.join()
+    assert [process.exitcode for process in working] == [0] * processes
+    assert reg.verify() == [] and len(reg.log()) == 3 + processes * each
+    for number in range(processes):  # every promotion is there once, in the order of its process
+        why = [record["why"] for record in reg.log()
+               if record["action"] == PROMOTE and record["by"] == f"process {number}"]
+        assert why == [f"promotion {k}" for k in range(each)]
 
 
 @pytest.mark.parametrize("write", [
@@ -312,7 +334,7 @@ def test_an_entry_changed_while_it_is_judged_is_not_promoted(copied, monkeypatch
     assert reg.promoted() == ids[1]
 
 
-# ------------------------------------------------------------------------------------------------------------- what verify finds
+# ---------------------------------------------------------------------------------------------------- what verify finds
 
 
 def test_all_is_sound_and_the_head_is_said(filled, capsys):
@@ -350,8 +372,9 @@ def test_what_is_missing_or_more_is_found(copied):
     shutil.copytree(entries / ids[2], entries / ("0" * 16))
     (entries / "stray").write_text("x")
     said = "\n".join(reg.verify())
-    for words in (f"entries/{ids[0]}: missing", f"entries/{ids[1]}/data.npz: missing", f"entries/{ids[2]}/notes.txt: no file of",
-                  "entries/stray: no entry", f"entries/{'0' * 16}: the log has no record",
+    for words in (f"entries/{ids[0]}: missing", f"entries/{ids[1]}/data.npz: missing",
+                  f"entries/{ids[2]}/notes.txt: no file of", "entries/stray: no entry",
+                  f"entries/{'0' * 16}: the log has no record",
                   f"entries/{'0' * 16}: the files on its card do not make"):
         assert words in said, words
 
@@ -361,11 +384,11 @@ def edited(lines):
 
 
 @pytest.mark.parametrize("change, line", [
-    (edited, 4), (lambda x: [*x[:2], *x[3:]], 3), (lambda x: [*x[:4], x[5], x[4], x[6]], 5), (lambda x: [*x[:3], x[2], *x[3:]], 4),
-    (lambda x: x[1:], 1), (lambda x: [*x[:6], x[6][:40] + b"\n"], 7), (lambda x: [*x, b"\n"], 8),
-    (lambda x: [*x, b'{"n":NaN}\n'], 8), (lambda x: [*x, b"[" * 60_000 + b"\n"], 8), (lambda x: [*x, b"\xff\xfe\x00\n"], 8),
-    (lambda x: [*x, b'"' + b"x" * 300_000 + b'"\n'], 8), (lambda x: [*x, b"[]\n"], 8),
-    (lambda x: [x[0].replace(b":", b": ", 1), *x[1:]], 1)])
+    (edited, 4), (lambda x: [*x[:2], *x[3:]], 3), (lambda x: [*x[:4], x[5], x[4], x[6]], 5),
+    (lambda x: [*x[:3], x[2], *x[3:]], 4), (lambda x: x[1:], 1), (lambda x: [*x[:6], x[6][:40] + b"\n"], 7),
+    (lambda x: [*x, b"\n"], 8), (lambda x: [*x, b'{"n":NaN}\n'], 8), (lambda x: [*x, b"[" * 60_000 + b"\n"], 8),
+    (lambda x: [*x, b"\xff\xfe\x00\n"], 8), (lambda x: [*x, b'"' + b"x" * 300_000 + b'"\n'], 8),
+    (lambda x: [*x, b"[]\n"], 8), (lambda x: [x[0].replace(b":", b": ", 1), *x[1:]], 1)])
 def test_a_changed_log_is_found_and_nothing_is_built_on_it(copied, change, line, capsys):
     reg, ids = copied
     assert len(reg.log()) == 7  # found sound before: no reason to believe it again
@@ -391,7 +414,8 @@ def test_a_torn_last_line_counts_for_nothing_and_is_cut_off(copied):
     assert reg.promoted() == ids[1] and len(reg.log()) == 7
     assert reg.verify() == ["log.jsonl: line 8 has no end: its writer was stopped, and the next record cuts it off."]
     record = reg.rollback("ann", "on we go")
-    assert record["cut"] == hashlib.sha256(torn).hexdigest() and record["previous"] == hashlib.sha256(whole[6][:-1]).hexdigest()
+    assert record["cut"] == hashlib.sha256(torn).hexdigest()
+    assert record["previous"] == hashlib.sha256(whole[6][:-1]).hexdigest()
     assert lines_of(reg)[:7] == whole and len(lines_of(reg)) == 8 and reg.verify() == [] and reg.promoted() == ids[0]
 
 
@@ -411,29 +435,42 @@ def test_what_a_chain_cannot_show_its_head_does(copied, capsys):
 def test_a_sound_chain_that_says_what_cannot_be(copied):
     reg, ids = copied
     whole = lines_of(reg)
-    for change, words in (({"promoted": ids[0]}, "in service, where the log so far has"), ({"id": ids[2]}, "goes back to"),
-                          ({"action": "delete"}, "no record of a registry"), ({"id": [1]}, "no record of a registry"),
-                          ({"id": "f" * 16}, "never registered"), ({"action": "register"}, "registered already"),
+    for change, words in (({"promoted": ids[0]}, "in service, where the log so far has"),
+                          ({"id": ids[2]}, "goes back to"), ({"action": "delete"}, "no record of a registry"),
+                          ({"id": [1]}, "no record of a registry"), ({"id": "f" * 16}, "never registered"),
+                          ({"action": "register"}, "registered already"),
                           ({"action": "promote", "gate": {"passed": False}}, "had not passed")):
         (reg.path / "log.jsonl").write_bytes(b"".join(whole))
-        rewritten(reg, lambda facts: facts.update(change) if facts["action"] == "rollback" else None)
+        rewritten(reg, lambda facts, change=change: facts["action"] == "rollback" and facts.update(change))
         [problem] = reg.verify()
         assert problem.startswith("log.jsonl: line 7 ") and words in problem
         with pytest.raises(RunError, match="broken"):
             reg.rollback("ann", "x")
 
 
-def test_random_damage_is_found(copied):
+def test_random_damage_is_found(copied, times):
+    """A bit of an entry or of the log is flipped, or a line of the log is removed, doubled or swapped with the next."""
     reg, _ = copied
-    chosen = random.Random(1)
-    for _ in range(40):
-        what, undo = damage(reg.path, chosen)
-        assert reg.verify(), what
-        undo()
+    chosen, log = random.Random(1), reg.path / "log.jsonl"
+    files = [log, *sorted(p for p in (reg.path / "entries").rglob("*") if p.is_file())]
+    for _ in range(times or 40):
+        file = chosen.choice(files)
+        before = file.read_bytes()
+        lines, place, bit = before.splitlines(keepends=True), chosen.randrange(len(before)), 1 << chosen.randrange(8)
+        after, kind = before[:place] + bytes([before[place] ^ bit]) + before[place + 1 :], "bit"
+        if file == log and chosen.random() < 0.75:
+            n, kind = chosen.randrange(len(lines) - 1), chosen.choice(["removed", "doubled", "exchanged"])
+            this, following = lines[n : n + 2]
+            lines[n : n + 2] = {"removed": [following],  # any but the last: that one only the head betrays
+                                "doubled": [this, this, following], "exchanged": [following, this]}[kind]
+            after = b"".join(lines)
+        file.write_bytes(after)
+        assert reg.verify(), f"{kind} in {file.name}"
+        file.write_bytes(before)
     assert reg.verify() == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- hostile input
+# -------------------------------------------------------------------------------------------------------- hostile input
 
 
 @pytest.mark.parametrize("id", ["../x", "..", "", "abc", "g" * 16, "a" * 17, "ABCD", "entries", ".", "0000", None, 5])
@@ -449,7 +486,8 @@ def test_links_are_refused(copied, place, capsys):
     path = reg.path / place if place in ("log.jsonl", "lock", "entries") else reg.path / "entries" / ids[0] / place
     path.rename(reg.path.parent / "elsewhere")
     path.symlink_to(reg.path.parent / "elsewhere")
-    assert command(reg, "promote", ids[0], "--why", "x", "--max-hazard", 1, "--min-return", -1000, "--max-unsupported", 1) == 2
+    assert command(reg, "promote", ids[0], "--why", "x", "--max-hazard", 1, "--min-return", -1000, "--max-unsupported",
+                   1) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "link" in error and error.count("\n") == 1
     assert command(reg, "verify") in (1, 2)
@@ -497,12 +535,13 @@ def test_an_evaluation_of_other_kinds_is_refused(deployable, tmp_path):
     (tmp_path / "run" / "manifest.json").unlink()
     path = tmp_path / "run" / "evaluation.json"
     whole = path.read_text()
-    for spoil in (lambda e: [], lambda e: {**e, "members": 5}, lambda e: {**e, "members": [1]}, lambda e: {**e, "members": []},
+    for spoil in (lambda e: [], lambda e: {**e, "members": 5}, lambda e: {**e, "members": [1]},
+                  lambda e: {**e, "members": []},
                   lambda e: {**e, "members": [{**m, "exact": [1]} for m in e["members"]]},
                   lambda e: {**e, "members": [{**m, "exact": {"return": "\x1b[2J"}} for m in e["members"]]},
                   lambda e: {**e, "members": [{**m, "exact": {"return": 10**400}} for m in e["members"]]},
                   lambda e: {**e, "members": [{**m, "final_alpha": True} for m in e["members"]]},
-                  lambda e: {**e, "members": [{k: v for k, v in m.items() if k != "final_alpha"} for m in e["members"]]},
+                  lambda e: {**e, "members": [{k: m[k] for k in m.keys() - {"final_alpha"}} for m in e["members"]]},
                   lambda e: {k: v for k, v in e.items() if k != "references"}):
         path.write_text(json.dumps(spoil(json.loads(whole))))
         with pytest.raises(RunError, match="no sound entry of cql-a6-s42-d42: evaluate the run first"):
@@ -520,15 +559,15 @@ def test_a_card_of_another_kind(copied, text, capsys):
         assert command(reg, "list") == 2 and command(reg, "show", ids[0]) == 2
         for line in capsys.readouterr().err.splitlines():
             assert line.startswith("error: ") and words in line
-        rewritten(reg, lambda facts: facts.update(card=sha256(path)) if facts["card"] and facts["id"] == ids[0] else None)
+        rewritten(reg, lambda facts: facts["id"] == ids[0] and facts["card"] and facts.update(card=sha256(path)))
 
 
 @pytest.mark.parametrize("arguments", [
     ("promote", "0000", "--why", "x"), ("rollback", "--why", " "), ("rollback", "--why", "two\nlines"),
     ("rollback", "--why", "x" * 1001), ("rollback", "--why", "x", "--by", "\x1b[2J"),
     ("promote", "abcd", "--why", "x", "--max-hazard", "nan"),
-    ("promote", "abcd", "--why", "x", "--max-unsupported", "-1"), ("promote", "abcd", "--why", "x", "--min-return", "inf"),
-    ("register", "/nowhere"), ("verify", "--head", "12")])
+    ("promote", "abcd", "--why", "x", "--max-unsupported", "-1"),
+    ("promote", "abcd", "--why", "x", "--min-return", "inf"), ("register", "/nowhere"), ("verify", "--head", "12")])
 def test_wrong_use_is_one_sentence(copied, arguments, capsys):
     reg, _ = copied
     before = lines_of(reg)
@@ -559,7 +598,7 @@ def test_promoted_reads_again_only_when_the_log_changed(copied, monkeypatch):
     assert reg.promoted() == ids[0] and len(calls) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------------- as it reads
+# ---------------------------------------------------------------------------------------------------------- as it reads
 
 
 def test_list_and_show(copied, capsys):
@@ -567,7 +606,7 @@ def test_list_and_show(copied, capsys):
     assert command(reg, "list") == 0
     head, *rows = capsys.readouterr().out.splitlines()[:4]
     assert head.split() == ["id", "member", "registered", "return", "hazard", "unsupported"]
-    assert len({row.index("+00:00") for row in rows}) == 1 and [row.startswith("*") for row in rows] == [False, True, False]
+    assert len({row.index("+00:00") for row in rows}) == 1 and [row[0] == "*" for row in rows] == [False, True, False]
     exact = reg.card(ids[2])["evaluation"]["exact"]
     assert rows[2].split()[:2] == [ids[2], SIX] and f"{exact['return']:.2f}" in rows[2]
     assert command(reg, "show", ids[2][:6]) == 0
@@ -584,8 +623,8 @@ def test_the_history_by_hand():
     a, b, c = (letter * 16 for letter in "abc")
     base = dict.fromkeys(RECORD) | {"gate": {"passed": True}, "card": "0" * 64}
     records, served = [], [("register", x, None) for x in (a, b, c)] + [
-        ("promote", a, a), ("promote", b, b), ("promote", b, b), ("rollback", a, a), ("promote", c, c), ("refuse", b, c),
-        ("rollback", a, a)]
+        ("promote", a, a), ("promote", b, b), ("promote", b, b), ("rollback", a, a), ("promote", c, c),
+        ("refuse", b, c), ("rollback", a, a)]
     for action, id, now in served:
         records.append(base | {"action": action, "id": id, "promoted": now})
     found = History.of(records)

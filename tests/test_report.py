@@ -16,23 +16,24 @@ import pytest
 import evaluate
 import train
 from cql import config as settings
-from cql.analysis import alpha_maps, report, report_figures, selection, statistics
-from cql.analysis.logged import known_model, logged_model
-from cql.analysis.report_data import Study, slider_numbers
-from cql.analysis.report_html import embedded, fill
-from cql.analysis.results import Population
+from cql.analysis import report, selection, statistics
+from cql.analysis.report import alpha_maps, page, slider
+from cql.analysis.report import figures as report_figures
+from cql.analysis.report.data import ReportData
+from cql.analysis.report.slider import slider_numbers
+from cql.analysis.results import Results
 from cql.config import Config
-from cql.exact import phase
-from cql.exact.tabular import TabularMDP, evaluate_policies, hitting_probability
+from cql.exact import TabularMDP, curve, evaluate_policies, hitting_probability
 from cql.members import Member
 from cql.policy import Policy
-from cql.runs import RunFolder
+from cql.run_folder import RunFolder
 from cql.world import exact_solution
 from tests import browser
 from tests.mdps import random_policies, random_table
 
+pytestmark = pytest.mark.slow
 TINY = ["--steps", "60", "--bc-steps", "40", "--log-every", "20", "--hidden", "8", "--device", "cpu"]
-HOSTILE = "a<b>&amp;{{style}}<script>'.txt"  # a file name that a page must not take for markup or for a slot
+HOSTILE = "a<b>&amp;{{style}}{%x%}<script>'.txt"  # a file name that a page must not take for markup or for a template
 PICTURES = ["report_alpha", "report_departure", "report_paired", "report_policies", "report_profiles"]
 
 
@@ -41,8 +42,8 @@ def run(tmp_path_factory):
     """Two alphas, two seeds, two draws, on a small map that is not square, with its report."""
     folder = tmp_path_factory.mktemp("report")
     (folder / HOSTILE).write_text("S..H.\n.H...\n....G\n")
-    assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2", "--num-datasets", "2",
-                       "--episodes", "20", "--out", str(folder / "run")]) == 0
+    assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2",
+                       "--num-datasets", "2", "--episodes", "20", "--out", str(folder / "run")]) == 0
     before = RunFolder.open(folder / "run").files()
     assert evaluate.main([str(folder / "run"), "--episodes", "3", "--report"]) == 0
     added = set(RunFolder.open(folder / "run").files()) - set(before)
@@ -57,8 +58,8 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def study(run):
-    return Study.of(run, run.read_json("statistics.json"), run.read_json("selection.json"))
+def data(run):
+    return ReportData.of(run, run.read_json("statistics.json"), run.read_json("selection.json"))
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +67,17 @@ def text(run):
     return (run.path / "report.html").read_text(encoding="utf-8")
 
 
-def bare_page(path) -> str:
-    """The page of a run without its pictures."""
+def bare_page(path, *options: str) -> str:
+    """The page of a new run of 5 episodes, without pictures."""
+    assert train.main([*TINY, *options, "--episodes", "5", "--out", str(path)]) == 0
     run = RunFolder.open(path)
-    population = Population.of(run)
+    population = Results.of(run)
     chosen = selection.referee(run) if population.alphas else None
-    return report.page(Study.of(run, statistics.summary(population), chosen), {})
+    return report.render(ReportData.of(run, statistics.summary(population), chosen), {})
 
 
 def numbers_of(text: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="maps-data">(.*?)</script>', text, re.S)[1])
-
-
-# -------------------------------------------------------------------------------------------- probabilities of passing
 
 
 def test_passing_through_a_corridor_by_hand():
@@ -104,29 +103,26 @@ def test_passing_probability_is_the_hitting_probability_of_every_state():
         np.testing.assert_allclose(found[:, state], expected, atol=1e-12)
 
 
-def test_rare_states_keep_a_number_that_is_as_small(study):
-    mdp, oracle = known_model(study.pictured.environment), next(iter(study.oracles.values()))
-    exact = alpha_maps.passing_probability(mdp, oracle.policies[:4], 80, floor=0.0)
-    found = alpha_maps.passing_probability(mdp, oracle.policies[:4], 80, floor=0.01)
+def test_rare_states_keep_a_number_that_is_as_small(data):
+    mdp, policies = data.run_data.world.known().mdp, next(iter(data.exact.values())).policies[:4]
+    exact, found = (alpha_maps.passing_probability(mdp, policies, 80, floor) for floor in (0.0, 0.01))
     left = ~np.isclose(exact, found, atol=1e-14)
     assert left.any() and (found >= exact - 1e-14).all() and (found[left] <= 0.01).all()
 
 
-# ------------------------------------------------------------------------------------------------------ the exact side
-
-
-def test_the_exact_side_is_the_exact_curve(study):
-    pictured, mdp = study.pictured, known_model(study.pictured.environment)
-    for seed, oracle in study.oracles.items():
-        empirical, counts = logged_model(pictured.datasets[seed], pictured.environment, mdp)
-        solve = partial(exact_solution, pictured.config.objective, empirical, counts)
-        curve = phase.curve(mdp, counts, solve, [5.0], pictured.config.gamma, 80)
-        n = oracle.at(5.0)
-        assert oracle.metrics["return"][n] == pytest.approx(curve.worth["return"][0], abs=1e-9)
-        assert oracle.metrics["value_error"][n] == pytest.approx(curve.value_estimate[0] - curve.worth["discounted_value"][0])
-        limit = phase.references(mdp, empirical, counts, solve, pictured.config.gamma, 80)["alpha_zero"]
-        assert oracle.at(0.0) == 0 and oracle.metrics["return"][0] == pytest.approx(limit["return"], abs=1e-9)
-        assert oracle.metrics["value_estimate"][0] == pytest.approx(limit["value_estimate"], abs=1e-4)
+def test_the_exact_side_is_the_exact_curve(data):
+    run_data, mdp = data.run_data, data.run_data.world.known().mdp
+    for seed, exact in data.exact.items():
+        empirical, counts = run_data.world.empirical(run_data.datasets[seed])
+        solve = partial(exact_solution, run_data.config.objective, empirical, counts)
+        found = curve.alpha_curve(mdp, counts, solve, [5.0], run_data.config.gamma, 80)
+        n = exact.at(5.0)
+        assert exact.metrics["return"][n] == pytest.approx(found.metrics["return"][0], abs=1e-9)
+        error = found.value_estimate[0] - found.metrics["discounted_value"][0]
+        assert exact.metrics["value_error"][n] == pytest.approx(error)
+        limit = curve.references(mdp, empirical, counts, solve, run_data.config.gamma, 80)["alpha_zero"]
+        assert exact.at(0.0) == 0 and exact.metrics["return"][0] == pytest.approx(limit["return"], abs=1e-9)
+        assert exact.metrics["value_estimate"][0] == pytest.approx(limit["value_estimate"], abs=1e-4)
 
 
 def test_penalty_of_the_exact_solution_by_hand():
@@ -142,22 +138,19 @@ def test_unsupported_share_by_hand():
     P = {0: {0: [(1.0, 1, 0.0, False)], 1: [(1.0, 1, 0.0, False)]}, 1: {a: [(1.0, 2, 0.0, True)] for a in (0, 1)},
          2: {a: [(1.0, 2, 0.0, True)] for a in (0, 1)}}
     policy = np.array([[[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]]])
-    found = alpha_maps.unsupported_share(TabularMDP.from_P(P, start=0), policy, np.array([[4, 0], [4, 0], [0, 0]]), 10)
+    found = alpha_maps.ood_share(TabularMDP.from_P(P, start=0), policy, np.array([[4, 0], [4, 0], [0, 0]]), 10)
     np.testing.assert_allclose(found, [0.25], atol=1e-15)
 
 
 def test_the_grid_holds_what_was_trained_and_no_twin_of_it():
     found = alpha_maps.grid([0.0, 0.1, 0.25], 225)
     assert {0.0, 0.1, 0.25} <= set(found) and (np.diff(found) > 0).all()
-    assert len(found) == 2 + phase.POINTS  # 0.1 lies on the grid itself
+    assert len(found) == 2 + curve.POINTS  # 0.1 lies on the grid itself
     np.testing.assert_array_equal(alpha_maps.grid([0.0, 6.0], 10**6), [0.0, 6.0])  # a map too large for more
 
 
-# ------------------------------------------------------------------------------------------------ numbers on the page
-
-
-def test_trained_maps_are_those_of_the_policies_and_the_evaluation(run, study, text):
-    numbers, mdp = numbers_of(text), known_model(study.pictured.environment)
+def test_trained_maps_are_those_of_the_policies_and_the_evaluation(run, data, text):
+    numbers, mdp = numbers_of(text), data.run_data.world.known().mdp
     assert [draw["seed"] for draw in numbers["draws"]] == [42, 43] and numbers["alphas"] == [0, 5]
     entries = {(e["alpha"], e["seed"], e["data_seed"]): e for e in run.read_json("evaluation.json")["members"]}
     for draw in numbers["draws"]:
@@ -173,49 +166,47 @@ def test_trained_maps_are_those_of_the_policies_and_the_evaluation(run, study, t
             assert side["passing"][n][14] * numbers["step"] == pytest.approx(goal, abs=0.5 * numbers["step"] + 1e-12)
 
 
-def test_support_names_the_logged_actions(study, text):
+def test_support_names_the_logged_actions(data, text):
     for draw in numbers_of(text)["draws"]:
-        counts = study.oracles[draw["seed"]].counts
+        counts = data.exact[draw["seed"]].counts
         assert draw["logged"] == ["".join(str(a) for a in range(4) if row[a]) for row in counts]
         assert any(draw["logged"]) and "" in draw["logged"]
         exact = draw["exact"]
         for actions, values in zip(exact["actions"], exact["estimate"]):
             for s, logged in enumerate(draw["logged"]):
-                if logged == "" or study.pictured.mdp.terminal[s]:
+                if logged == "" or data.run_data.world.mdp.terminal[s]:
                     assert values[s] is None
                 else:
                     assert actions[s] in logged and values[s] is not None  # the exact side stays within the data
 
 
-def test_no_more_draws_than_the_budget_allows(study, monkeypatch):
+def test_no_more_draws_than_the_budget_allows(data, monkeypatch):
     monkeypatch.setattr(alpha_maps, "BUDGET", 1)
-    assert [draw["seed"] for draw in slider_numbers(study)["draws"]] == [42]
+    assert [draw["seed"] for draw in slider_numbers(data)["draws"]] == [42]
 
 
 def test_rounding_keeps_four_digits_and_no_nan():
-    assert alpha_maps.rounded([1234.56, -0.00012344, 21.0, np.nan, np.inf]) == [1235, -0.0001234, 21, None, None]
+    assert slider.rounded([1234.56, -0.00012344, 21.0, np.nan, np.inf]) == [1235, -0.0001234, 21, None, None]
 
 
-# ----------------------------------------------------------------------------------------------------- the pictures
-
-
-def test_the_curves_show_the_statistics_and_the_exact_means(study):
-    figure = report_figures.alpha_curves(study)
-    panel = next(ax for ax in figure.axes if ax.get_title() == "Conservative penalty (nats)")
-    oracle = np.mean([oracle.metrics["penalty"] for oracle in study.oracles.values()], axis=0)
-    alphas = next(iter(study.oracles.values())).alphas
+def test_the_curves_show_the_statistics_and_the_exact_means(data):
+    figure = report_figures.alpha_curves(data)
+    panel = next(ax for ax in figure.axes if ax.get_title(loc="left") == "Conservative penalty (nats)")
+    exact = np.mean([exact.metrics["penalty"] for exact in data.exact.values()], axis=0)
+    alphas = next(iter(data.exact.values())).alphas
     shown = alphas == 5.0  # the only positive alpha that was trained
-    line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == shown.sum() == 1)
-    np.testing.assert_allclose(line.get_ydata(), oracle[shown])
-    mean = study.mean(("cql", 5.0), "penalty")[0]
+    assert shown.sum() == 1
+    line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 1)
+    np.testing.assert_allclose(line.get_ydata(), exact[shown])
+    mean = data.mean(("cql", 5.0), "penalty")[0]
     low, high = panel.get_ylim()
     drawn = [line.get_ydata()[0] for line in panel.lines if line.get_marker() in "ov^" and line.get_xdata()[0] == 5.0]
     assert drawn == [pytest.approx(mean)] if low <= mean <= high else [low < drawn[0] < high]
 
 
 def test_zero_has_a_place_left_of_all_others():
-    axis = report_figures._Axis([0.0, 0.01, 200.0])
-    zero, low, high = axis.place([0.0, 0.01, 200.0])
+    axis = report_figures.AlphaAxis([0.0, 0.01, 200.0])
+    zero, low, high = axis.positions([0.0, 0.01, 200.0])
     assert 0 < zero < low / 1.5 and (low, high) == (0.01, 200.0)
 
 
@@ -224,15 +215,12 @@ def test_colours_leave_dark_text_readable():
     def luminance(colour):
         c = np.array([int(colour[k:k + 2], 16) for k in (1, 3, 5)]) / 255
         return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
-    for name in {colours for colours, _ in report.SCALES.values()}:
-        assert min((luminance(colour) + 0.05) / 0.05 for colour in report_figures.palette(name)) > 5
-    css = (Path(report.__file__).parent / "report_page.css").read_text()
+    for name in {colours for colours, _ in slider.COLOURS.values()}:
+        assert min((luminance(colour) + 0.05) / 0.05 for colour in slider.palette(name)) > 5
+    css = (Path(report.__file__).parent / "page.css").read_text()
     for name in ("ink", "quiet", "accent", "warn"):
         colour = re.search(rf"--{name}: (#\w{{6}})", css)[1]
         assert 1.05 / (luminance(colour) + 0.05) > 4.5, name
-
-
-# ------------------------------------------------------------------------------------------------------ the document
 
 
 class Page(HTMLParser):
@@ -250,7 +238,8 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.ids += [attributes["id"]] if "id" in attributes else []
         self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
-        self.targets += [value for name in ("for", "aria-labelledby", "aria-describedby") if (value := attributes.get(name))]
+        names = ("for", "aria-labelledby", "aria-describedby")
+        self.targets += [attributes[name] for name in names if name in attributes]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -269,35 +258,33 @@ def test_the_page_is_one_sound_document_that_needs_nothing_else(text):
 
 
 def test_names_from_files_are_text(run, text):
-    assert HOSTILE not in text and "a&lt;b&gt;&amp;amp;{{style}}&lt;script&gt;&#x27;.txt" in text
+    assert HOSTILE not in text and "a&lt;b&gt;&amp;amp;{{style}}{%x%}&lt;script&gt;&#39;.txt" in text
     assert json.loads((run.path / "config.json").read_text())["map"].endswith(HOSTILE)
 
 
-def test_embedded_json_cannot_end_its_element():
-    value = {"a": "</script><script>alert(1)</script><!-- & "}
-    script = embedded("x", value)
-    assert script.count("<") == 2 and json.loads(script[script.index(">") + 1:script.rindex("<")]) == value
+def test_embedded_json_cannot_end_its_element(data, monkeypatch):
+    numbers = {**slider_numbers(data), "a": "</script><script>alert(1)</script><!-- & "}
+    monkeypatch.setattr(page, "slider_numbers", lambda data: numbers)
+    text = report.render(data, {})
+    assert "alert(1)</script>" not in text and Page(text).open == []
+    assert numbers_of(text) == json.loads(json.dumps(numbers))
 
 
-def test_slots_are_filled_once():
-    assert fill("{{a}} {{b}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2"
-
-
-def test_the_same_files_give_the_same_page(run, study, text):
+def test_the_same_files_give_the_same_page(run, data, text):
     figures = {name: run.path / "figures" / f"{name}.png" for name in PICTURES}
     before = {name: path.read_bytes() for name, path in figures.items()}
-    assert report.page(study, report_figures.draw_report(study)) == text
+    assert report.render(data, report_figures.draw_report(data)) == text
     assert {name: path.read_bytes() for name, path in figures.items()} == before
     assert run.verify() == []  # the manifest knows the page and its pictures
 
 
 def test_statistics_and_selection_stand_beside_it(run):
-    assert run.read_json("statistics.json") == json.loads(json.dumps(statistics.summary(Population.of(run))))
+    assert run.read_json("statistics.json") == json.loads(json.dumps(statistics.summary(Results.of(run))))
     assert len(run.read_json("selection.json")["estimates"]) == 8
 
 
-def test_the_page_names_what_reproduces_it(run, study, text):
-    first, second = report.commands(study)
+def test_the_page_names_what_reproduces_it(run, data, text):
+    first, second = page.commands(data)
     assert second == "python evaluate.py RUN --episodes 3 --report"
     assert " --alpha 0 5 " in first and " --num-seeds 2 " in first and "--gamma" not in first
     for name in ("config.json", "datasets/43.npz", "evaluation.json"):
@@ -307,8 +294,9 @@ def test_the_page_names_what_reproduces_it(run, study, text):
     assert hashlib.sha256(lines.encode()).hexdigest() in text
 
 
-@pytest.mark.parametrize("changed", [{}, {"alpha": (0.01, 3.0, 1e-5), "hidden": (), "gamma": 1.0, "double_q": True},
-                                     {"batch_size": 64, "max_episode_steps": 9, "penalty_threshold": 1.25, "hidden": (32,), "lr": 1e-4}])
+@pytest.mark.parametrize("changed", [
+    {}, {"alpha": (0.01, 3.0, 1e-5), "hidden": (), "gamma": 1.0, "double_q": True},
+    {"batch_size": 64, "max_episode_steps": 9, "penalty_threshold": 1.25, "hidden": (32,), "lr": 1e-4}])
 def test_a_command_line_gives_its_config_back(changed):
     config, parser = Config(**changed), argparse.ArgumentParser()
     settings.add_arguments(parser)
@@ -316,10 +304,10 @@ def test_a_command_line_gives_its_config_back(changed):
 
 
 def test_an_installed_package_holds_the_page():
-    root = Path(report.__file__).parents[2]
-    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cql.analysis"]
-    shipped = {path.name for pattern in patterns for path in Path(report.__file__).parent.glob(pattern)}
-    assert shipped == {path.name for path in Path(report.__file__).parent.iterdir() if path.suffix in (".html", ".css", ".js")}
+    folder = Path(report.__file__).parent
+    setup = tomllib.loads((folder.parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {path.name for pattern in setup["package-data"]["cql.analysis.report"] for path in folder.glob(pattern)}
+    assert shipped == {path.name for path in folder.iterdir() if path.suffix in (".html", ".css", ".js")}
 
 
 # ------------------------------------------------------------------------------------ runs of which less is known
@@ -338,21 +326,18 @@ def test_data_without_an_environment_give_a_page_of_what_is_known(tmp_path, undr
 
 
 def test_bc_alone_has_a_page(tmp_path, undrawn):
-    assert train.main([*TINY, "--steps", "0", "--map", "blocks", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
-    text = bare_page(tmp_path / "run")
+    text = bare_page(tmp_path / "run", "--steps", "0", "--map", "blocks")
     assert Page(text).open == [] and "the run has no CQL members" in text and 'id="choice"' not in text
 
 
 def test_a_loss_without_one_solution_leaves_the_trained_side(tmp_path, undrawn):
-    assert train.main([*TINY, "--td-loss", "huber", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
-    text = bare_page(tmp_path / "run")
+    text = bare_page(tmp_path / "run", "--td-loss", "huber", "--bc-steps", "0")
     draw = numbers_of(text)["draws"][0]
     assert draw["exact"] is None and len(draw["trained"]["actions"]) == 1 and "need not be unique" in text
 
 
 def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path, undrawn):
-    assert train.main([*TINY, "--penalty-threshold", "1.2", "--bc-steps", "0", "--episodes", "5", "--out", str(tmp_path / "run")]) == 0
-    text = bare_page(tmp_path / "run")
+    text = bare_page(tmp_path / "run", "--penalty-threshold", "1.2", "--bc-steps", "0")
     assert numbers_of(text)["draws"][0]["exact"] is None and "members learned alpha" in text
 
 
@@ -361,9 +346,9 @@ def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path,
 
 def shown(document: str, side: str) -> tuple[list[str], list[str], str]:
     """(action by cell, the numbers in words, the title) of one side."""
-    board = re.search(rf'<svg id="{side}-map".*?</svg>', document, re.S)[0]
+    grid = re.search(rf'<svg id="{side}-map".*?</svg>', document, re.S)[0]
     row = re.search(rf'<tr id="{side}-numbers">(.*?)</tr>', document, re.S)[1]
-    return (re.findall(r'data-action="(\d*)"', board), re.findall(r"<td>(.*?)</td>", row),
+    return (re.findall(r'data-action="(\d*)"', grid), re.findall(r"<td>(.*?)</td>", row),
             re.search(rf'<figcaption id="{side}-title">(.*?)</figcaption>', document)[1])
 
 
@@ -373,32 +358,34 @@ def four_digits(value: float) -> str:
 
 @browser.needed
 @pytest.mark.parametrize("how", ["address", "slider"])
-def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, study, text, tmp_path, how):
+def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, data, text, tmp_path, how):
     page, fragment, (draw, seed) = tmp_path / "page.html", "", (42, 42)
     if how == "address":
         (draw, seed), fragment = (43, 43), "#alpha=5&draw=43&seed=43&quantity=passing"
         page.write_text(text, encoding="utf-8")
     else:  # to 0, and then back to 5 as a hand would
         index = [draw["exact"]["alphas"] for draw in numbers_of(text)["draws"]][0].index(5)
-        page.write_text(text.replace("</body>", "<script>for (const place of [0, %d]) {"
-                                     " const slider = document.getElementById('alpha'); slider.value = place;"
-                                     " slider.dispatchEvent(new Event('input', {bubbles: true})); }</script></body>" % index),
-                        encoding="utf-8")
+        script = f"""<script>for (const position of [0, {index}]) {{
+            const slider = document.getElementById("alpha");
+            slider.value = position;
+            slider.dispatchEvent(new Event("input", {{bubbles: true}}));
+        }}</script></body>"""
+        page.write_text(text.replace("</body>", script), encoding="utf-8")
     document, start = (browser.dumped(page.as_uri() + part, tmp_path / "profile") if part is not None else None
                        for part in (fragment, "#alpha=0" if how == "address" else None))
     entry = next(e for e in run.read_json("evaluation.json")["members"]
                  if (e["alpha"], e["seed"], e["data_seed"]) == (5.0, seed, draw))
     policy = Policy.load(run.policy_path(Member("cql", 5.0, seed, draw).name))
-    terminal, oracle = study.pictured.mdp.terminal, study.oracles[draw]
+    terminal, exact = data.run_data.world.mdp.terminal, data.exact[draw]
     actions, words, title = shown(document, "trained")
     assert title.startswith("Trained network, α = 5") and "nearest" not in title
     assert actions == ["" if ended else str(a) for a, ended in zip(policy.act(np.arange(15)), terminal)]
     assert words[:2] == [four_digits(entry["exact"][name]) for name in ("return", "hazard_probability")]
     actions, words, title = shown(document, "exact")
-    n = oracle.at(5.0)
+    n = exact.at(5.0)
     assert title == "Exact solution, α = 5"
     assert actions == ["" if ended or not seen else str(a) for a, ended, seen in zip(
-        oracle.policies[n].argmax(-1), terminal, oracle.counts.any(-1))]
-    assert words[0] == four_digits(oracle.metrics["return"][n])
+        exact.policies[n].argmax(-1), terminal, exact.counts.any(-1))]
+    assert words[0] == four_digits(exact.metrics["return"][n])
     if start is not None:
         assert shown(start, "trained")[1] != shown(document, "trained")[1] and "→ 0" in shown(start, "exact")[2]

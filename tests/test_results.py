@@ -1,4 +1,4 @@
-"""results.csv and the population as arrays, from a run made for it."""
+"""results.csv and its numbers as arrays, from one small run."""
 
 import csv
 import json
@@ -9,18 +9,21 @@ import pytest
 
 import evaluate
 import train
-from cql.analysis import compare
-from cql.analysis.results import COLUMNS, Population, member_rows
-from cql.exact.tabular import TabularMDP, evaluate_policies, expected_visits
-from cql.runs import RunError, RunFolder
+from cql.analysis.results import COLUMNS, Results, member_rows
+from cql.commands import compare
+from cql.errors import RunError
+from cql.exact import TabularMDP, evaluate_policies, expected_visits
+from cql.run_folder import RunFolder
 from tests.mdps import random_table
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "run"
-    assert train.main(["--alpha", "1", "20", "--num-seeds", "2", "--num-datasets", "3", "--episodes", "20", "--steps", "60",
-                       "--bc-steps", "40", "--log-every", "20", "--hidden", "8", "--out", str(path)]) == 0
+    assert train.main("--alpha 1 20 --num-seeds 2 --num-datasets 3 --episodes 20 --steps 60 --bc-steps 40 "
+                      f"--log-every 20 --hidden 8 --out {path}".split()) == 0
     return RunFolder.open(path)
 
 
@@ -39,16 +42,16 @@ def test_one_line_per_member_with_the_numbers_of_the_evaluation(run):
             assert float(row["penalty"]) > 0 and row["final_alpha"] == row["alpha"] and row["penalty_threshold"] == ""
 
 
-def test_arrays_are_draws_by_seeds(run):
-    population = Population.of(run)
-    assert population.groups == [("bc", None), ("cql", 1.0), ("cql", 20.0)] and population.alphas == [1.0, 20.0]
-    returns = population.values("return", ("cql", 20.0))
+def test_arrays_are_data_sets_by_seeds(run):
+    results = Results.of(run)
+    assert results.groups == [("bc", None), ("cql", 1.0), ("cql", 20.0)] and results.alphas == [1.0, 20.0]
+    returns = results.values("return", ("cql", 20.0))
     assert returns.shape == (3, 2)
     wanted = {(e["data_seed"], e["seed"]): e["exact"]["return"] for e in run.read_json("evaluation.json")["members"]
               if e["alpha"] == 20.0}
     assert returns[2, 1] == wanted[44, 43] and returns[0, 1] == wanted[42, 43]
-    assert np.isnan(population.values("value_estimate", ("bc", None))).all()
-    assert not population.diverged(("cql", 1.0)).any()
+    assert np.isnan(results.values("value_estimate", ("bc", None))).all()
+    assert not results.diverged(("cql", 1.0)).any()
 
 
 def test_evaluating_again_writes_the_same_file(run):
@@ -58,11 +61,11 @@ def test_evaluating_again_writes_the_same_file(run):
 
 
 def test_a_run_without_a_model_has_empty_columns(tmp_path):
-    data = dict(observations=np.arange(6) % 3, actions=np.arange(6) % 2, rewards=np.ones(6), next_observations=np.arange(6) % 3,
-                terminations=np.array([0, 0, 1] * 2))
-    np.savez(tmp_path / "data.npz", **data)
+    states = np.arange(6) % 3
+    np.savez(tmp_path / "data.npz", observations=states, actions=np.arange(6) % 2, rewards=np.ones(6),
+             next_observations=states, terminations=states == 2)
     out = tmp_path / "run"
-    assert train.main(["--dataset", str(tmp_path / "data.npz"), "--steps", "4", "--bc-steps", "0", "--out", str(out)]) == 0
+    assert train.main(f"--dataset {tmp_path}/data.npz --steps 4 --bc-steps 0 --out {out}".split()) == 0
     with open(out / "results.csv", newline="") as file:
         row, = csv.DictReader(file)
     assert row["return"] == row["rollout_return"] == row["value_error"] == ""
@@ -75,13 +78,14 @@ def test_expected_visits_count_the_steps_of_an_episode():
     visits = expected_visits(mdp, policies, start=0, horizon=7)
     length = evaluate_policies(mdp, policies, start=0, horizon=7).length
     assert np.allclose(visits.sum(-1), length)
-    assert np.allclose(expected_visits(mdp, policies[0], start=0, horizon=1), np.eye(mdp.num_states)[0] * ~mdp.terminal[0])
+    first = np.eye(mdp.num_states)[0] * ~mdp.terminal[0]
+    assert np.allclose(expected_visits(mdp, policies[0], start=0, horizon=1), first)
 
 
 def test_without_slips_the_exact_unsupported_rate_is_that_of_every_rollout(tmp_path):
     out = tmp_path / "run"
-    assert train.main(["--slip", "0", "--alpha", "0", "6", "--num-seeds", "3", "--episodes", "5", "--steps", "40", "--bc-steps",
-                       "40", "--hidden", "8", "--out", str(out)]) == 0
+    assert train.main("--slip 0 --alpha 0 6 --num-seeds 3 --episodes 5 --steps 40 --bc-steps 40 --hidden 8 "
+                      f"--out {out}".split()) == 0
     rates = [(e["exact_unsupported_action_rate"], e["rollout"]["unsupported_action_rate"])
              for e in RunFolder.open(out).read_json("evaluation.json")["members"]]
     assert max(rate for rate, _ in rates) > 0
@@ -95,9 +99,9 @@ def copy(run, tmp_path):
 
 
 @pytest.mark.parametrize("edit, words", [
-    (lambda e: e["exact"].update({"return": "abc"}), "return is 'abc'"), (lambda e: e.update(exact=[1]), "AttributeError"),
-    (lambda e: e["exact"].update({"return": 10**400}), "OverflowError"), (lambda e: e.update(diverged={"reason": {}}), "diverged"),
-    (lambda e: e.pop("final_alpha"), "KeyError")])
+    (lambda e: e["exact"].update({"return": "abc"}), "return is 'abc'"),
+    (lambda e: e["exact"].update({"return": 10**400}), "OverflowError"), (lambda e: e.pop("final_alpha"), "KeyError"),
+    (lambda e: e.update(diverged={"reason": {}}), "diverged"), (lambda e: e.update(exact=[1]), "AttributeError")])
 def test_an_evaluation_of_another_kind_is_refused_in_one_sentence(copy, edit, words):
     evaluation = copy.read_json("evaluation.json")
     edit(evaluation["members"][0])

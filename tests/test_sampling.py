@@ -17,9 +17,10 @@ def dataset(length, seed=0, states=7, vectors=False):
     if vectors:
         table = random.normal(size=(states, 2)).astype(np.float32)
         observations, following = table[observations], table[following]
-    return OfflineDataset.from_arrays(observations, random.integers(0, 3, length), random.integers(-1, 2, length), following,
-                                      random.random(length) < 0.2,
-                                      metadata={"num_actions": 3} if vectors else {"num_actions": 3, "num_states": states})
+    return OfflineDataset.from_arrays(observations, random.integers(0, 3, length), random.integers(-1, 2, length),
+                                      following, random.random(length) < 0.2,
+                                      metadata={"num_actions": 3} if vectors
+                                      else {"num_actions": 3, "num_states": states})
 
 
 def test_mixing_function_gives_the_published_sequence():
@@ -64,7 +65,8 @@ def test_batches_are_the_data():
         transitions = Transitions([data], CPU, compress=False)
         batch = transitions.at(torch.arange(40)[None])
         np.testing.assert_array_equal(transitions.observations[batch.observations[0]].numpy(), data.observations)
-        np.testing.assert_array_equal(transitions.observations[batch.next_observations[0]].numpy(), data.next_observations)
+        np.testing.assert_array_equal(transitions.observations[batch.next_observations[0]].numpy(),
+                                      data.next_observations)
         np.testing.assert_array_equal(batch.actions[0].numpy(), data.actions)
         np.testing.assert_array_equal(batch.rewards[0].numpy(), data.rewards)
         np.testing.assert_array_equal(batch.terminations[0].numpy(), data.terminations)

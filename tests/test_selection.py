@@ -1,4 +1,4 @@
-"""The rules that choose alpha and their referee: constructed populations, and small runs made for it."""
+"""The rules that choose alpha, and what their choice is worth: by hand, and on small runs."""
 
 import json
 import shutil
@@ -12,13 +12,14 @@ import scipy.stats
 import train
 from cql.analysis import ope, selection
 from cql.analysis.evaluation import load_policy
-from cql.analysis.figure_data import states_of
-from cql.analysis.selection import Found, judge, picks, ranks, referee, regret, spearman
-from cql.collect import environment_of, generate_offline_episodes
-from cql.diagnostics import state_inputs
+from cql.analysis.selection import Evidence, judge, picks, ranks, referee, regret, spearman
+from cql.collect import generate_offline_episodes
+from cql.errors import RunError
 from cql.members import Member
-from cql.runs import RunError, RunFolder
+from cql.run_folder import RunFolder
+from cql.world import World, states_of
 
+pytestmark = pytest.mark.slow
 ALPHAS = (0.1, 1.0, 20.0)
 
 
@@ -30,7 +31,8 @@ def test_rank_correlation_is_that_of_scipy_with_ties_and_gaps():
         assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
         gaps = x.copy()
         gaps[[2, 5]] = np.nan
-        assert spearman(gaps, y) == pytest.approx(scipy.stats.spearmanr(np.delete(x, [2, 5]), np.delete(y, [2, 5])).statistic)
+        wanted = scipy.stats.spearmanr(np.delete(x, [2, 5]), np.delete(y, [2, 5])).statistic
+        assert spearman(gaps, y) == pytest.approx(wanted)
     for x in ([1.0, np.nan, np.nan], [1.0, 1.0, 1.0], [np.nan] * 3):
         assert np.isnan(spearman(np.array(x), np.arange(3.0)))
 
@@ -66,21 +68,22 @@ def test_the_training_curve_takes_the_smallest_alpha_with_the_fewest_signs():
     assert selection.workflow_scores(over, under).argmin(-1).tolist() == [1, 2, 0]
 
 
-def found(returns, hazards, fqe=None, flagged=None, over=None):
-    """A population [X, Y, Z] with these exact values; FQE estimates of the return with intervals of +-1."""
+def evidence(returns, hazards, fqe=None, flagged=None, over=None):
+    """Members [X, Y, Z] with these exact values; FQE estimates of the return with intervals of +-1."""
     returns = np.asarray(returns, dtype=float)
-    draws, seeds, _ = returns.shape
-    config = SimpleNamespace(data_seeds=range(draws), seeds=range(seeds), num_datasets=draws, num_seeds=seeds)
+    datasets, seeds, _ = returns.shape
+    config = SimpleNamespace(data_seeds=range(datasets), seeds=range(seeds), num_datasets=datasets, num_seeds=seeds)
     columns = {"return": returns, "hazard_probability": np.asarray(hazards, dtype=float)}
-    population = SimpleNamespace(config=config, alphas=list(ALPHAS), values=lambda metric, group: columns.get(
+    results = SimpleNamespace(config=config, alphas=list(ALPHAS), values=lambda metric, group: columns.get(
         metric, np.full(returns.shape, np.nan))[..., ALPHAS.index(group[1])])
     none = np.full((*returns.shape, 3), np.nan)
     estimates = {(name, target): none for name in ope.ESTIMATORS for target in ope.TARGETS}
     if fqe is not None:
         estimates["fqe", "return"] = np.asarray(fqe, dtype=float)[..., None] + [0, -1, 1]
     no = np.zeros(returns.shape, dtype=bool)
-    return Found(population, 80, "logged", estimates, np.full(returns.shape, 2.0), np.zeros(returns.shape),
-                 no if over is None else np.array(over), no, no if flagged is None else np.array(flagged), np.isfinite(returns))
+    return Evidence(results, 80, "logged", estimates, np.full(returns.shape, 2.0), np.zeros(returns.shape),
+                 no if over is None else np.array(over), no, no if flagged is None else np.array(flagged),
+                 np.isfinite(returns))
 
 
 def entry(result, name):
@@ -91,33 +94,35 @@ RETURNS = [[[1, 5, 3], [2, 6, 4]], [[1, 2, 9], [0, 5, 3]]]
 HAZARDS = [[[0.9, 0.1, 0.2], [0.9, 0.1, 0.2]], [[0.9, 0.8, 0.1], [0.9, 0.2, 0.3]]]
 
 
-def test_an_oracle_loses_nothing_and_its_opposite_the_most():
-    right = entry(judge(found(RETURNS, HAZARDS, RETURNS), 0), "fqe_return")
-    assert right["rank_correlation"]["return"][0] == right["rank_correlation"]["hazard_probability"][0] == pytest.approx(1)
-    assert right["regret"]["return"][0] == right["regret"]["hazard_probability"][0] == 0
+def test_the_exact_return_as_a_score_loses_nothing_and_its_opposite_the_most():
+    right = entry(judge(evidence(RETURNS, HAZARDS, RETURNS), 0), "fqe_return")
+    for target in ope.TARGETS:
+        assert right["rank_correlation"][target][0] == pytest.approx(1) and right["regret"][target][0] == 0
     assert right["coverage"] == {"return": 1.0, "hazard_probability": None} and right["within_one_point"] == 1
     assert right["picks"] == [[1.0, 3.0], [20.0, 1.0]] and right["available"] == right["of"] == 12
-    wrong = entry(judge(found(RETURNS, HAZARDS, -np.array(RETURNS)), 0), "fqe_return")
-    assert wrong["rank_correlation"]["return"][0] == pytest.approx(-1) and wrong["coverage"]["return"] == 1 / 12  # the 0
+    wrong = entry(judge(evidence(RETURNS, HAZARDS, -np.array(RETURNS)), 0), "fqe_return")
+    assert wrong["rank_correlation"]["return"][0] == pytest.approx(-1)
+    assert wrong["coverage"]["return"] == 1 / 12  # the 0
     assert wrong["regret"]["return"][0] == pytest.approx(((5 - 1 + 6 - 2) / 2 + (9 - 1 + 5 - 0) / 2) / 2)
     assert wrong["regret"]["hazard_probability"][0] == pytest.approx((0.8 + (0.8 + 0.7) / 2) / 2)
     assert wrong["within_one_point"] == 0
 
 
 def test_the_baselines_know_nothing():
-    result = judge(found(RETURNS, HAZARDS), 0)
+    result = judge(evidence(RETURNS, HAZARDS), 0)
     random, default = entry(result, "random"), entry(result, "default")
     assert random["regret"]["return"][0] == pytest.approx(np.mean([5 - 3, 6 - 4, 9 - 4, 5 - 8 / 3]))
     assert random["rank_correlation"]["return"] is None and [times for _, times in random["picks"]] == [1.3333] * 3
-    assert default["label"] == "always alpha = 1" and default["regret"]["return"][0] == pytest.approx((0 + 0 + 7 + 0) / 4)
+    assert default["label"] == "always alpha = 1"
+    assert default["regret"]["return"][0] == pytest.approx((0 + 0 + 7 + 0) / 4)
     assert result["verdict"]["return"]["baselines"] == {"default": default["regret"]["return"][0],
                                                         "random": random["regret"]["return"][0]}
 
 
 def test_a_runaway_member_is_not_picked_but_stays_the_measure():
     flagged = np.zeros((2, 2, 3), dtype=bool)
-    flagged[0, 0, 1] = True  # the best of its draw and seed
-    result = judge(found(RETURNS, HAZARDS, np.array(RETURNS) + 5.0 * flagged, flagged), 0)
+    flagged[0, 0, 1] = True  # the best of its data set and seed
+    result = judge(evidence(RETURNS, HAZARDS, np.array(RETURNS) + 5.0 * flagged, flagged), 0)
     right = entry(result, "fqe_return")
     assert right["coverage"]["return"] == 11 / 12  # where the estimator is judged, not the choice, it counts
     assert result["candidates"] == 11 and result["signs"][1]["diverged"] == 1 and right["available"] == 12
@@ -128,7 +133,7 @@ def test_a_member_without_a_policy_has_no_score():
     returns = np.array(RETURNS, dtype=float)
     returns[1, 0, 2] = np.nan
     flagged = np.isnan(returns)
-    result = judge(found(returns, np.where(flagged, np.nan, HAZARDS), returns, flagged), 0)
+    result = judge(evidence(returns, np.where(flagged, np.nan, HAZARDS), returns, flagged), 0)
     right = entry(result, "fqe_return")
     assert right["available"] == 11 and right["regret"]["return"][0] == 0
     assert sum(times for _, times in entry(result, "workflow")["picks"]) == 4
@@ -138,7 +143,7 @@ def test_signs_count_the_members_and_turn_the_rule():
     over = np.zeros((2, 2, 3), dtype=bool)
     over[..., 0] = True
     over[0, 0] = True
-    result = judge(found(RETURNS, HAZARDS, over=over), 0)
+    result = judge(evidence(RETURNS, HAZARDS, over=over), 0)
     assert [s["overfitting"] for s in result["signs"]] == [4, 1, 1] and result["signs"][0]["of"] == 4
     assert entry(result, "workflow")["picks"] == [[0.1, 1.0], [1.0, 3.0]]
 
@@ -146,29 +151,22 @@ def test_signs_count_the_members_and_turn_the_rule():
 def test_a_rule_that_cannot_always_choose_wins_no_verdict():
     fqe = np.array(RETURNS, dtype=float)
     fqe[0, 0] = np.nan
-    result = judge(found(RETURNS, HAZARDS, fqe), 0)
+    result = judge(evidence(RETURNS, HAZARDS, fqe), 0)
     assert entry(result, "fqe_return")["regret"]["return"][0] == 0
     assert "fqe_return" not in result["verdict"]["return"]["rules"]
 
 
-def test_a_single_draw_has_no_interval_over_draws():
-    right = entry(judge(found(RETURNS[:1], HAZARDS[:1], RETURNS[:1]), 0), "fqe_return")
+def test_a_single_data_set_has_no_interval_over_data_sets():
+    right = entry(judge(evidence(RETURNS[:1], HAZARDS[:1], RETURNS[:1]), 0), "fqe_return")
     assert right["regret"]["return"] == [0, None, None]
-
-
-# --------------------------------------------------------------------------------------------------------- whole runs
-
-
-def trained(path, *options) -> RunFolder:
-    assert train.main(["--episodes", "30", "--steps", "60", "--bc-steps", "20", "--log-every", "20", "--hidden", "8",
-                       "--out", str(path), *options]) == 0
-    return RunFolder.open(path)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("selection") / "run", "--alpha", "1", "20", "--num-seeds", "2",
-                   "--num-datasets", "2", "--observation", "coordinates")
+    path = tmp_path_factory.mktemp("selection") / "run"
+    assert train.main("--episodes 30 --steps 60 --bc-steps 20 --log-every 20 --hidden 8 --alpha 1 20 --num-seeds 2 "
+                      f"--num-datasets 2 --observation coordinates --out {path}".split()) == 0
+    return RunFolder.open(path)
 
 
 def checked(result):
@@ -178,7 +176,7 @@ def checked(result):
     return again
 
 
-def test_the_referee_reads_a_run(run):
+def test_the_rules_of_a_run(run):
     result = checked(referee(run, resamples=20))
     assert (result["members"], result["draws"], result["seeds"], result["horizon"]) == (8, 2, 2, 80)
     assert result["behavior"] == "logged" and len(result["estimates"]) == 8
@@ -187,14 +185,15 @@ def test_the_referee_reads_a_run(run):
     estimate = next(e for e in result["estimates"] if (e["alpha"], e["seed"], e["data_seed"]) == (20.0, 43, 43))
     data = run.datasets(run.config())[1]
     policy = load_policy(run, Member("cql", 20.0, 43, 43), data)
-    inputs = state_inputs(environment_of(data)).numpy()  # states by their own numbers, not by the distinct observations
+    inputs = World.of(data).inputs  # states by their own numbers, not by the distinct observations
     log = ope.EpisodeLog(states_of(data.observations, inputs), data.actions.astype(int), data.rewards,
                          states_of(data.next_observations, inputs), data.terminations, data.episode_starts, 225, 4,
                          data.behavior_probabilities)
     wanted = ope.estimate(log, policy.act(inputs)[None], 80, resamples=20)
     assert estimate["fqe_return"] == pytest.approx(wanted.values["fqe"]["return"][0].tolist())
-    assert estimate["unlogged"] == pytest.approx(wanted.unlogged[0])
-    exact = {(e["alpha"], e["seed"], e["data_seed"]): e["exact"]["return"] for e in run.read_json("evaluation.json")["members"]}
+    assert estimate["unlogged"] == pytest.approx(wanted.ood_probability[0])
+    exact = {(e["alpha"], e["seed"], e["data_seed"]): e["exact"]["return"]
+             for e in run.read_json("evaluation.json")["members"]}
     lost = [max(exact[1.0, s, d], exact[20.0, s, d]) - exact[1.0, s, d] for s in (42, 43) for d in (42, 43)]
     assert entry(result, "default")["regret"]["return"][0] == pytest.approx(np.mean(lost))
 
@@ -203,22 +202,21 @@ def test_coordinates_say_the_same_as_indices():
     logs = []
     for observation in ("index", "coordinates"):
         environment = gymnasium.make("envs:SafetyCriticalGridWorld-v0", observation=observation)
-        logs.append(selection.episode_log(generate_offline_episodes(environment, 40), environment)[0])
+        logs.append(selection.episode_log(generate_offline_episodes(environment, 40), World.around(environment))[0])
     assert logs[0].hazard.sum() == logs[1].hazard.sum() > 0
     down = np.ones((1, logs[0].num_states), dtype=int)  # the same action everywhere, however states are numbered
     index, coordinates = (ope.estimate(log, down, 80, resamples=10) for log in logs)
-    assert index.unlogged == pytest.approx(coordinates.unlogged)
+    assert index.ood_probability == pytest.approx(coordinates.ood_probability)
     for target in ope.TARGETS:
         assert index.values["dr"][target] == pytest.approx(coordinates.values["dr"][target])
 
 
 def test_without_a_model_rules_pick_and_nothing_is_judged(tmp_path):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "data.npz", observations=rng.integers(0, 3, 40), actions=rng.integers(0, 2, 40), rewards=np.ones(40),
-             next_observations=rng.integers(0, 3, 40), terminations=np.zeros(40, bool))  # one endless fragment
+    np.savez(tmp_path / "data.npz", observations=rng.integers(0, 3, 40), actions=rng.integers(0, 2, 40),
+             rewards=np.ones(40), next_observations=rng.integers(0, 3, 40), terminations=np.zeros(40, bool))  # endless
     out = tmp_path / "run"
-    assert train.main(["--dataset", str(tmp_path / "data.npz"), "--steps", "4", "--bc-steps", "0", "--alpha", "1", "6", "--out",
-                       str(out)]) == 0
+    assert train.main(f"--dataset {tmp_path}/data.npz --steps 4 --bc-steps 0 --alpha 1 6 --out {out}".split()) == 0
     result = checked(referee(RunFolder.open(out), resamples=5))
     assert result["behavior"] == "counts" and result["horizon"] == 40 and result["verdict"]["return"] is None
     fqe = entry(result, "fqe_return")
@@ -239,8 +237,8 @@ def test_frozen_lake_data_of_ones_own(tmp_path):
     names = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
     np.savez(tmp_path / "lake.npz", **{name: np.array(column) for name, column in zip(names, zip(*rows))})
     out = tmp_path / "run"
-    assert train.main(["--env", "FrozenLake-v1", "--dataset", str(tmp_path / "lake.npz"), "--steps", "30", "--bc-steps", "0",
-                       "--alpha", "1", "20", "--hidden", "8", "--out", str(out)]) == 0
+    assert train.main(f"--env FrozenLake-v1 --dataset {tmp_path}/lake.npz --steps 30 --bc-steps 0 --alpha 1 20 "
+                      f"--hidden 8 --out {out}".split()) == 0
     result = checked(referee(RunFolder.open(out), resamples=20))
     assert result["horizon"] == 100 and result["behavior"] == "counts"
     assert entry(result, "fqe_hazard")["coverage"]["hazard_probability"] is not None

@@ -1,4 +1,4 @@
-"""The service: its answers are the model's, bad requests are told why, promotions are followed, decisions are recorded."""
+"""The service: its answers are the model's, bad requests are told why, promotions followed, decisions recorded."""
 
 import base64
 import errno
@@ -12,10 +12,14 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,31 +32,28 @@ pytest.importorskip("httpx")
 
 from fastapi.testclient import TestClient
 
-from benchmarks.serve_client import Load
-from benchmarks.serve_load import (
-    ANYTHING,
-    KINDS,
-    malformed,
-    malformed_statuses,
-    service,
-)
+from cql.commands import serve
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy import door, in_service, serve
+from cql.deploy import door, in_service
 from cql.deploy.app import create_app
 from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
 from cql.deploy.decisions import LARGEST, Decisions, ObservationError
+from cql.deploy.gate import Limits
 from cql.deploy.model import Model
 from cql.deploy.page import PAGE
 from cql.deploy.reasons import Explainer
 from cql.deploy.store import Registry
+from cql.files import sha256
 from cql.members import Member
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import sha256
+from cql.world import World
 from tests import browser
+from tests.faults import MALFORMED, malformed
 
+pytestmark = pytest.mark.slow
 BC, ONE, SIX = "bc-s42-d42", "cql-a1-s42-d42", "cql-a6-s42-d42"
 TOKEN = "a token of some length"
 
@@ -95,7 +96,7 @@ def client(filled, tmp_path_factory):
 
 
 def promote(registry, id):
-    registry.promote(id, "bob", "a test", ANYTHING)
+    registry.promote(id, "bob", "a test", Limits(max_hazard=1.0, min_return=-1e9, max_unsupported=1.0))
 
 
 def waited_for(condition, seconds=10.0):
@@ -115,7 +116,7 @@ def counted(client, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-# --------------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
 def test_a_decision_is_the_policys_with_the_datas_count(client, filled, models):
@@ -141,7 +142,8 @@ def test_a_batch_is_its_observations_in_order(client):
 
 
 def test_three_point_nought_is_three_as_in_json(client):
-    assert client.post("/v1/act", content=b'{"observation": 3.0}', headers={"Content-Type": "application/json; charset=utf-8"}
+    assert client.post("/v1/act", content=b'{"observation": 3.0}',
+                       headers={"Content-Type": "application/json; charset=utf-8"}
                        ).json() == act(client, 3).json()
 
 
@@ -173,7 +175,8 @@ def test_the_map_holds_what_the_page_draws(client, models):
 def test_the_registrys_entries_are_listed(client, filled, deployable):
     found = client.get("/v1/models").json()
     assert (found["in_service"], found["problem"]) == (filled[1][SIX], None)
-    assert [(model["id"], model["member"]) for model in found["models"]] == [(id, name) for name, id in filled[1].items()]
+    assert [(model["id"], model["member"])
+            for model in found["models"]] == [(id, name) for name, id in filled[1].items()]
     assert found["models"][2]["sha256"] == sha256(deployable / "policies" / f"{SIX}.pt")
 
 
@@ -188,7 +191,7 @@ def test_the_page_loads_nothing_and_its_policy_lets_it_load_nothing(client):
     assert re.findall(r"https?://[^\"]*", page.text) == ["http://www.w3.org/2000/svg"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad requests
+# --------------------------------------------------------------------------------------------------------- bad requests
 
 JSON = "application/json"
 
@@ -239,15 +242,15 @@ def test_a_body_is_bounded_while_it_comes_whatever_its_headers_say(client):
     assert whole.json() == act(client, 3).json()
 
 
-def test_the_load_tests_malformed_bodies_are_of_every_kind_and_never_a_5xx(client):
+def test_malformed_bodies_of_every_kind_are_never_a_5xx(client):
     draw, statuses = random.Random(1), Counter()
-    for kind in KINDS:
+    for kind in MALFORMED:
         statuses[client.post("/v1/act", content=kind(draw), headers={"Content-Type": JSON}).status_code] += 1
     for _ in range(300):
         body, kind = malformed(draw)
         path = draw.choice(["/v1/act", "/v1/explain"])
         statuses[client.post(path, content=body, headers={"Content-Type": kind}).status_code] += 1
-    assert statuses.total() == 300 + len(KINDS) and set(statuses) == {400, 413, 415, 422}
+    assert statuses.total() == 300 + len(MALFORMED) and set(statuses) == {400, 413, 415, 422}
 
 
 def test_other_paths_and_methods(client):
@@ -257,7 +260,7 @@ def test_other_paths_and_methods(client):
     assert client.post("/v1/act/", json={"observation": 1}).status_code == 404
 
 
-# ------------------------------------------------------------------------------------------------------------------- the token
+# ------------------------------------------------------------------------------------------------------------ the token
 
 
 def test_a_token_guards_all_that_speaks_of_the_model(copied):
@@ -267,8 +270,10 @@ def test_a_token_guards_all_that_speaks_of_the_model(copied):
             assert client.get(path).status_code == 200
         for path in ("/v1/models", "/v1/map", "/metrics", "/openapi.json", "/nothing"):
             assert client.get(path).status_code == 401, path
-            assert client.get(path, headers={"Authorization": f"bearer {TOKEN}"}).status_code == (404 if path == "/nothing" else 200)
-        for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, b"Bearer \xff\xfe"):
+            status = client.get(path, headers={"Authorization": f"bearer {TOKEN}"}).status_code
+            assert status == (404 if path == "/nothing" else 200)
+        for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN,
+                      b"Bearer \xff\xfe"):
             answer = client.post("/v1/act", json={"observation": 1}, headers={"Authorization": wrong})
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert act(client, 1, Authorization=f"Bearer {TOKEN}").status_code == 200
@@ -279,8 +284,8 @@ def test_without_a_token_only_a_request_that_names_this_machine_is_answered(copi
     with client_of(registry, ids[SIX], hosts=serve._hosts("Some-Name")) as client:
         for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "some-name:1"):
             assert client.get("/", headers={"Host": host}).status_code == 200, host
-        for host in ("", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "localhost:x",
-                     "evil.example:127.0.0.1", "user@localhost", "[::2]:8000", "::1"):
+        for host in ("", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+                     "localhost:x", "evil.example:127.0.0.1", "user@localhost", "[::2]:8000", "::1"):
             for path in ("/", "/healthz", "/readyz", "/v1/map", "/metrics", "/nothing"):
                 answer = client.get(path, headers={"Host": host})
                 assert answer.status_code == 421 and answer.json().keys() == {"detail"}, (host, path)
@@ -288,11 +293,12 @@ def test_without_a_token_only_a_request_that_names_this_machine_is_answered(copi
 
 
 def test_a_request_of_two_lengths_is_refused(client):
-    answer = client.post("/v1/act", content=b'{"observation": 1}', headers={"Content-Type": JSON, "Transfer-Encoding": "chunked"})
+    answer = client.post("/v1/act", content=b'{"observation": 1}',
+                         headers={"Content-Type": JSON, "Transfer-Encoding": "chunked"})
     assert answer.status_code == 400 and answer.headers["connection"] == "close" and "either" in answer.json()["detail"]
 
 
-# ------------------------------------------------------------------------------------------------------------------ promotions
+# ----------------------------------------------------------------------------------------------------------- promotions
 
 
 def test_nothing_is_answered_until_a_model_is_promoted_and_then_each_promotion_is_followed(copied):
@@ -307,7 +313,8 @@ def test_nothing_is_answered_until_a_model_is_promoted_and_then_each_promotion_i
         assert client.get("/openapi.json").status_code == 200
         for name in (ONE, SIX):
             promote(registry, ids[name])
-            waited_for(lambda: client.get("/readyz").json() == {"ready": True, "model": ids[name], "sound": True})
+            ready = {"ready": True, "model": ids[name], "sound": True}
+            waited_for(lambda ready=ready: client.get("/readyz").json() == ready)
             assert act(client, 1).json()["model"] == ids[name]
         registry.rollback("cy", "a test")
         waited_for(lambda: act(client, 1).json()["model"] == ids[ONE])
@@ -352,7 +359,7 @@ def test_a_registry_that_cannot_be_read_changes_nothing(copied):
         assert act(client, 1).json()["model"] == ids[ONE] and client.get("/v1/models").status_code == 503
 
 
-# ------------------------------------------------------------------------------------------------- what is counted and recorded
+# ----------------------------------------------------------------------------------------- what is counted and recorded
 
 
 def test_requests_and_decisions_are_counted(copied, models):
@@ -394,10 +401,11 @@ def test_a_decision_that_cannot_be_recorded_is_not_given(copied, tmp_path, monke
     audit = AuditLog(tmp_path / "audit")
     with client_of(registry, ids[SIX], audit=audit) as client:
         with monkeypatch.context() as full:
-            full.setattr(audit, "append", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+            full.setattr(audit, "append",
+                         lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
             answer = act(client, 3)
-            assert answer.status_code == 503
-            assert answer.json() == {"detail": "the decision cannot be recorded (No space left on device), so it is not given."}
+            detail = "the decision cannot be recorded (No space left on device), so it is not given."
+            assert answer.status_code == 503 and answer.json() == {"detail": detail}
             assert counted(client, 'glassbox_decisions_total{supported="true"}') == 0
         assert act(client, 3).status_code == 200
 
@@ -412,7 +420,7 @@ def test_a_log_that_is_not_flushed_is_counted(copied, tmp_path):
         assert act(client, 3).status_code == 503
 
 
-# ------------------------------------------------------------------------------------------------------- the OpenAPI document
+# ------------------------------------------------------------------------------------------------- the OpenAPI document
 
 
 def test_the_document_says_what_the_model_in_service_may_be_asked(client, copied):
@@ -433,17 +441,17 @@ def test_the_document_says_what_the_model_in_service_may_be_asked(client, copied
     assert "security" not in document["paths"]["/readyz"]["get"]
 
 
-# ----------------------------------------------------------------------------------------------------- observations as vectors
+# ---------------------------------------------------------------------------------------------- observations as vectors
 
 
 def vector_model(weight=((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))) -> Model:
-    """Q(x) = (x0, x1, 0), without an environment; the data hold [1, 0] with action 0 twice and [0, 2] with action 0 once."""
+    """Q(x) = (x0, x1, 0), without an environment; the data hold action 0 at [1, 0] twice and at [0, 2] once."""
     observations = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
     dataset = OfflineDataset.from_arrays(observations, np.array([0, 0, 0]), np.ones(3), observations,
                                          np.array([False, False, True]), metadata={"num_actions": 3})
     parameters = [torch.tensor(weight)[None], torch.zeros(1, 1, 3)]
     policy = Policy(PopulationMLP(2, 3, (), False), parameters, "cql", 6.0, 42, 42)
-    return Model(Member("cql", 6.0, 42, 42), policy, dataset, Config(), 6.0, None, None)
+    return Model(Member("cql", 6.0, 42, 42), policy, dataset, Config(), 6.0, World(None, None))
 
 
 def test_vectors_by_hand():
@@ -456,7 +464,8 @@ def test_vectors_by_hand():
     assert decisions.map["board"] is None and decisions.observations["minItems"] == 2
 
 
-@pytest.mark.parametrize("value", [1, [1], [1, 2, 3], [1, "2"], [1, None], [1, True], [1, float("inf")], [1, float("nan")],
+@pytest.mark.parametrize("value",
+                         [1, [1], [1, 2, 3], [1, "2"], [1, None], [1, True], [1, float("inf")], [1, float("nan")],
                                    [1, 10**400], [[1, 2]], {"0": 1}, None, "12"])
 def test_what_is_no_vector_is_refused(value):
     with pytest.raises(ObservationError):
@@ -469,10 +478,45 @@ def test_outputs_that_are_not_finite_are_no_decision():
         decisions.decide([[LARGEST, 0.0]])
 
 
-# --------------------------------------------------------------------------------------------------------- the process itself
+# --------------------------------------------------------------------------------------------------- the process itself
 
 
-def test_a_running_service_answers_across_promotions_and_stops_with_every_decision_recorded(copied, models):
+@contextmanager
+def service(registry, *options):
+    """A running one: its port and its process, which is stopped at the end if it still runs."""
+    process = subprocess.Popen([sys.executable, "-m", "cql", "serve", str(registry), "--port", "0", *options],
+                               cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(re.search(r"http://\S+:(\d+)", process.stdout.readline())[1])
+        # the answer comes once the service has started
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()
+        yield port, process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def malformed_statuses(port: int, number: int) -> Counter:
+    """How so many malformed bodies are answered, by status."""
+    chosen, found = random.Random(3), Counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    for _ in range(number):
+        body, kind = malformed(chosen)
+        chunked, path = chosen.random() < 0.2, chosen.choice(["/v1/act", "/v1/explain"])
+        connection.request("POST", path, iter([body[:100], body[100:]]) if chunked else body, {"Content-Type": kind})
+        response = connection.getresponse()
+        assert isinstance(json.loads(response.read())["detail"], str), body[:100]
+        found[response.status] += 1
+    connection.close()
+    return found
+
+
+def test_a_running_service_answers_across_promotions_and_stops_with_every_decision_recorded(copied, models, times):
     registry, ids = copied
     promote(registry, ids[ONE])
     actions = {ids[name]: models[name].policy.act(np.arange(12)).tolist() for name in (ONE, SIX)}
@@ -495,13 +539,15 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
         asking = threading.Thread(target=ask)
         asking.start()
         for name in (SIX, ONE, SIX):
-            before = found[ids[name]]
-            promote(registry, ids[name])
-            waited_for(lambda: found[ids[name]] > before + 10)
+            id, enough = ids[name], found[ids[name]] + 10
+            promote(registry, id)
+            waited_for(lambda id=id, enough=enough: found[id] > enough)
         stop.set()
         asking.join()
         assert found["wrong"] == 0 and found["asked"] == found[ids[ONE]] + found[ids[SIX]]
-        assert set(malformed_statuses(port, 100, seed=3)) <= {400, 413, 415, 422}
+        statuses = malformed_statuses(port, times or 100)
+        print(f"malformed bodies by the status that answers them: {dict(statuses)}")
+        assert set(statuses) <= {400, 413, 415, 422}
         with socket.create_connection(("127.0.0.1", port)):  # a connection that only waits does not hold it up
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
@@ -523,7 +569,8 @@ def test_an_interrupt_ends_it_as_a_termination_does(copied, tmp_path):
 def listening(app, connections: int):
     """The port of a server of so many connections, in a thread of this process."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=door.Connection, log_level="critical", limit_concurrency=connections))
+    server = uvicorn.Server(uvicorn.Config(app, http=door.Connection, log_level="critical",
+                                           limit_concurrency=connections))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -554,13 +601,14 @@ def answer_of(connection, request: bytes) -> int:
 
 
 PING = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-LONG = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999999\r\n\r\n"
+LONG = (b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 999999999\r\n\r\n")
 
 
 def test_connections_beyond_the_limit_are_answered_503_and_beyond_the_burst_closed(copied, monkeypatch):
     monkeypatch.setattr(door, "BURST", 2)
     with listening(create_app(copied[0]), connections=3) as port:
-        connect = lambda: socket.create_connection(("127.0.0.1", port))
+        connect = partial(socket.create_connection, ("127.0.0.1", port))
         held = [connect() for _ in range(2)]
         assert [answer_of(connection, PING) for connection in held] == [200, 200]
         beyond = [connect() for _ in range(3)]
@@ -593,7 +641,8 @@ def test_a_connection_without_a_request_in_hand_is_closed(copied, monkeypatch):
 
 def test_of_a_body_that_is_answered_already_only_so_much_is_read(copied, monkeypatch):
     monkeypatch.setattr(door, "DRAIN", 2**20)
-    with listening(create_app(copied[0]), connections=50) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+    with (listening(create_app(copied[0]), connections=50) as port,
+          socket.create_connection(("127.0.0.1", port)) as connection):
         assert answer_of(connection, LONG + b" " * (MAX_BODY + 1)) == 413
         with pytest.raises(OSError):  # what the sockets' buffers hold comes on top of it
             for _ in range(2**12):
@@ -601,8 +650,8 @@ def test_of_a_body_that_is_answered_already_only_so_much_is_read(copied, monkeyp
 
 
 @pytest.mark.parametrize("soft, hard, connections, raised", [
-    (1024, 1024, 424, None), (256, 4096, 1000, 1600), (256, resource.RLIM_INFINITY, 1000, 1600), (20000, 20000, 1000, None),
-    (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000, None), (700, 800, 200, 800)])
+    (1024, 1024, 424, None), (256, 4096, 1000, 1600), (256, resource.RLIM_INFINITY, 1000, 1600),
+    (20000, 20000, 1000, None), (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000, None), (700, 800, 200, 800)])
 def test_there_are_as_many_connections_as_files_may_be_open(soft, hard, connections, raised, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     calls = []
@@ -629,15 +678,15 @@ def test_the_page_shows_a_browser_what_the_service_answers(copied, models, tmp_p
     assert html.unescape(re.search(r'<p id="text">(.*?)</p>', document)[1]) == found["text"]
     rows = re.findall(r"<tr.*?</tr>", re.search(r'<tbody id="actions">(.*?)</tbody>', document, re.S)[1], re.S)
     assert [" ".join(html.unescape(re.sub("<.*?>", " ", row)).split()) for row in rows] == [
-        " ".join([name, f"{q:.2f}".replace("-", "−"), f"{count}×" if count else "never", f"{p:.3f}" if p >= 0.001 else "< 0.001",
-                  f"{100 * hazard:.2f}"])
-        for name, q, count, p, hazard in zip(model.actions, found["q"], found["support"]["counts"], found["probabilities"],
-                                             found["hazard"]["by_action"])]
+        " ".join([name, f"{q:.2f}".replace("-", "−"), f"{count}×" if count else "never",
+                  f"{p:.3f}" if p >= 0.001 else "< 0.001", f"{100 * hazard:.2f}"])
+        for name, q, count, p, hazard in zip(model.actions, found["q"], found["support"]["counts"],
+                                             found["probabilities"], found["hazard"]["by_action"])]
     board = re.search(r'<svg id="map".*?</svg>', document, re.S)[0]
     turns = re.findall(r'class="arrow".*?rotate\((-?\d+)\)|class="(hazard|goal)"', board)
     turn = {0: "-90", 1: "90", 2: "180", 3: "0"}  # degrees of an arrow that points right
     assert ["".join(parts) for parts in turns] == [
-        "hazard" if model.mdp.hazard[s] else "goal" if model.mdp.goal[s] else turn[int(a)]
+        "hazard" if model.world.mdp.hazard[s] else "goal" if model.world.mdp.goal[s] else turn[int(a)]
         for s, a in enumerate(model.policy.act(np.arange(12)))]
 
 
@@ -658,7 +707,8 @@ const go = async hash => { location.hash = hash; await pause(); };
 const ready = model => ({ ready: true, model, sound: true });
 const note = name => {
   const text = id => document.getElementById(id).textContent, hidden = id => document.getElementById(id).hidden;
-  seen[name] = { model: text("model"), trouble: text("trouble"), hint: text("hint"), text: hidden("numbers") ? "" : text("text"),
+  seen[name] = { model: text("model"), trouble: text("trouble"), hint: text("hint"),
+                 text: hidden("numbers") ? "" : text("text"),
                  waiting: document.getElementById("answer").className, asked: !hidden("asked") };
 };
 addEventListener("load", async () => {
@@ -713,7 +763,8 @@ def test_the_page_shows_one_models_answers_under_its_own_map_whatever_comes_when
     document = browser.dumped(page.as_uri(), tmp_path / "profile")
     seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.S)[1]))
     assert seen.pop("left") == []
-    assert seen["overload"]["trouble"] == "The service cannot answer: status 503." and "No model" not in seen["overload"]["model"]
+    assert seen["overload"]["trouble"] == "The service cannot answer: status 503."
+    assert "No model" not in seen["overload"]["model"]
     assert seen["empty"]["model"].startswith("No model is in service yet.") and seen["empty"]["trouble"] == ""
     assert [name for name in seen if seen[name]["waiting"]] == ["pending"]
     assert [name for name in seen if not seen[name]["asked"]] == ["overload", "empty"]
@@ -751,26 +802,3 @@ def test_a_port_in_use_is_refused(filled, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main([str(filled[0]), "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot be listened at" in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------------------------------- the load test
-
-
-def test_the_client_counts_what_is_late_wrong_and_never_answered():
-    class Connection:
-        asked = []
-
-        def ask(self, request, state, due):
-            self.asked.append((state, due))
-
-    load, connection = Load({"a": [0, 1]}, rate=10.0), Connection()
-    load.free(connection)  # nothing is due
-    load.tick(0.35, start=100.0)  # three are, and one connection takes the first
-    assert connection.asked == [(0, 100.0)] and list(load.due) == [100.1, 100.2]
-    load.answered(0, 100.0, 200, b'{"model": "a", "decisions": [{"action": 0}]}')
-    load.free(connection)
-    load.answered(1, 100.1, 200, b'{"model": "a", "decisions": [{"action": 0}]}')
-    load.free(connection)
-    load.answered(0, 100.2, 503, b"")
-    assert connection.asked == [(0, 100.0), (1, 100.1), (0, 100.2)]
-    assert load.failures == {"wrong action": 1, "status 503": 1} and load.models == {"a": 1} and load.pending == 0

@@ -1,4 +1,4 @@
-"""Statistics of a population: against rliable and scipy, by hand, and by what an interval promises."""
+"""Statistics of a run: against rliable and scipy, by hand, and by what an interval promises."""
 
 import json
 import math
@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import interval_coverage
 from cql.analysis import statistics
-from cql.analysis.results import Population
+from cql.analysis.results import Results
 from cql.analysis.statistics import BC, METRICS, Bootstrap, replicates, resample_counts
 from cql.config import Config
 
+pytestmark = pytest.mark.slow
+
 # rliable 1.2.0 (arch 7.2.0, numpy 2.4.6, pandas 2.3.3) on X and Y, from rliable import library, metrics:
 #   metrics.aggregate_iqm(X[:, None]); metrics.aggregate_iqm(X[:15, None]); metrics.aggregate_mean(X[:, None])
-#   metrics.probability_of_improvement(X[None], Y[None])     one run of each task, the draw being the task
+#   metrics.probability_of_improvement(X[None], Y[None])     one run of each task, the data set being the task
 #   library.create_performance_profile({"x": X[:, None]}, TAUS, reps=100)
-#   library.get_interval_estimates({"x": X[:, None]}, lambda s: array([aggregate_mean(s), aggregate_iqm(s)]), reps=50000,
-#                                  random_state=RandomState(0))     one-level, plain percentile
+#   library.get_interval_estimates({"x": X[:, None]}, lambda s: array([aggregate_mean(s), aggregate_iqm(s)]),
+#                                  reps=50000, random_state=RandomState(0))     one-level, plain percentile
 X = np.array([18.4, 21.3, 7.1, 15.2, -79.4, 16.5, 20.9, 13.4, 18.0, 19.1, 12.6, 21.3, 14.7, 17.9, 16.4, 1.5])
 Y = np.array([14.0, 15.8, -80.7, 7.1, -79.4, 16.9, 15.1, 11.2, 9.8, 19.6, 3.5, 20.2, -12.3, 14.7, 10.6, 4.4])
 TAUS = np.array([-50.0, 5.0, 14.5, 17.0, 20.0])
@@ -27,26 +28,24 @@ RLIABLE = {"iqm": 16.3125, "iqm of 15": 16.62222222222222, "mean": 9.68125, "imp
            "iqm interval": (12.4, 18.525)}
 
 
-def bootstrap(draws, seeds=1, resamples=2000, level=0.95):
-    return Bootstrap(resample_counts(draws, seeds, resamples), level)
+def bootstrap(datasets, seeds=1, resamples=2000, level=0.95):
+    return Bootstrap(resample_counts(datasets, seeds, resamples), level)
 
 
-def population(values: dict, seeds=1):
+def results_of(values: dict, seeds=1):
     """Of {group: {metric: [D, S]}}; what is not given is not known."""
-    draws = len(next(iter(next(iter(values.values())).values())))
+    datasets = len(next(iter(next(iter(values.values())).values())))
     alphas = tuple(alpha for algorithm, alpha in values if algorithm == "cql")
-    config = Config(alpha=alphas, num_seeds=seeds, num_datasets=draws)
+    config = Config(alpha=alphas, num_seeds=seeds, num_datasets=datasets)
     rows = []
     for (algorithm, alpha), metrics in values.items():
         for d, data_seed in enumerate(config.data_seeds):
             for s, seed in enumerate(config.seeds):
-                known = {name: float(np.reshape(found, (draws, seeds))[d, s]) for name, found in metrics.items()}
-                rows.append({"algorithm": algorithm, "alpha": alpha, "seed": seed, "data_seed": data_seed, "diverged": None,
-                             **dict.fromkeys(METRICS), **{k: None if math.isnan(v) else v for k, v in known.items()}})
-    return Population(config, rows)
-
-
-# ------------------------------------------------------------------------------------------------------ references
+                known = {name: float(np.reshape(found, (datasets, seeds))[d, s]) for name, found in metrics.items()}
+                rows.append({"algorithm": algorithm, "alpha": alpha, "seed": seed, "data_seed": data_seed,
+                             "diverged": None, **dict.fromkeys(METRICS),
+                             **{k: None if math.isnan(v) else v for k, v in known.items()}})
+    return Results(config, rows)
 
 
 def test_the_one_level_case_is_rliables():
@@ -84,37 +83,15 @@ def test_student_and_wilson_are_scipys():
         assert statistics.wilson(hits / n, n, 0.95) == pytest.approx((found.low, found.high))
 
 
-def test_the_measured_alternatives_are_scipys():
-    counts = resample_counts(16, 1, 20_000, seed=1)
-    for name, method in (("percentile", interval_coverage.percentile), ("BCa", interval_coverage.bca)):
-        wanted = scipy.stats.bootstrap((X,), np.mean, n_resamples=20_000, method=name, rng=np.random.default_rng(2))
-        assert np.allclose(method(X[:, None], counts, "mean", 0.95), wanted.confidence_interval, atol=0.8), name
-
-
-def test_the_studentised_interval_of_a_mean_has_the_textbook_error():
-    # the jackknife's error of a mean is s / sqrt(n), also within a resample
-    counts = resample_counts(16, 1, 1000, seed=1)
-    repeated = [np.repeat(X, row) for row in counts[:, :, 0]]
-    error = X.std(ddof=1) / 4
-    with np.errstate(divide="ignore"):
-        t = np.array([(x.mean() - X.mean()) / (x.std(ddof=1) / 4) for x in repeated])
-    low, high = np.quantile(t, (0.025, 0.975), method="nearest")
-    assert interval_coverage.studentised(X[:, None], counts, "mean", 0.95) == pytest.approx(
-        (X.mean() - high * error, X.mean() - low * error))
-
-
-# ------------------------------------------------------------------------------------------------------ resampling
-
-
-def test_draws_are_resampled_first_and_seeds_within_them():
+def test_data_sets_are_resampled_first_and_seeds_within_them():
     counts = resample_counts(5, 3, 400)
     assert (counts.sum((1, 2)) == 15).all() and (counts.sum(2) % 3 == 0).all()
-    assert (counts.sum(2) == 3 * resample_counts(5, 1, 400)[:, :, 0]).all()  # the draws do not depend on the number of seeds
+    assert (counts.sum(2) == 3 * resample_counts(5, 1, 400)[:, :, 0]).all()
     assert (counts == resample_counts(5, 3, 400)).all()
     assert (counts > 3).any() and (counts[counts.sum(2) == 3] != 1).any()  # seeds are drawn with replacement too
 
 
-def test_equal_seeds_add_nothing_and_several_seeds_are_no_further_draws():
+def test_equal_seeds_add_nothing_and_several_seeds_are_no_further_data_sets():
     wide = bootstrap(16).estimate(X[:, None])
     assert bootstrap(16, 4).estimate(np.repeat(X[:, None], 4, axis=1)) == pytest.approx(wide)
     flat = bootstrap(64).estimate(np.repeat(X, 4)[:, None])
@@ -125,7 +102,7 @@ def test_the_variance_of_two_levels():
     random = np.random.default_rng(0)
     values = random.normal(0, 2, (400, 1)) + random.normal(0, 3, (400, 3))
     found = replicates(values, resample_counts(400, 3, 4000), "mean").var()
-    # Davison & Hinkley, section 3.8: between draws, and once more (b - 1) / b of the spread within
+    # Davison & Hinkley, section 3.8: between data sets, and once more (b - 1) / b of the spread within
     within = values.var(axis=1).mean() / 3
     assert found == pytest.approx((values.mean(1).var() + within) / 400, rel=0.1)
 
@@ -133,29 +110,38 @@ def test_the_variance_of_two_levels():
 def test_intervals_of_normal_values_cover_as_often_as_they_say():
     random = np.random.default_rng(1)
     eight = bootstrap(8, resamples=600)
-    found = [eight.estimate(random.normal(3, 1, (8, 1))) for _ in range(600)]
+    samples = random.normal(3, 1, (600, 8, 1))
+    found = [eight.estimate(values) for values in samples]
     assert np.mean([low <= 3 <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.03)
+    plain = [np.quantile(replicates(values, eight.counts, "mean"), (0.025, 0.975)) for values in samples]
+    assert np.mean([low <= 3 <= high for low, high in plain]) < 0.92  # the plain percentile promises more
 
 
-# ----------------------------------------------------------------------------------------- where no interval is given
+def test_intervals_of_a_rare_share_cover_where_a_percentile_would_not():
+    samples, sixteen = np.random.default_rng(2).random((300, 16, 1)) < 0.1, bootstrap(16, resamples=300)
+    found = [sixteen.share(values.astype(float)) for values in samples]
+    assert np.mean([low <= 0.1 <= high for _, low, high in found]) > 0.9
+    plain = [np.quantile(replicates(values.astype(float), sixteen.counts, "mean"), (0.025, 0.975))
+             for values in samples]
+    assert np.mean([low <= 0.1 <= high for low, high in plain]) < 0.9
 
 
-def test_no_interval_where_the_range_of_the_draws_would_not_do():
+def test_no_interval_where_the_range_of_the_data_sets_would_not_do():
     assert [statistics.units_needed(q, 0.95) for q in (0.5, 0.9, 1.0)] == [6, 36, math.inf]
     assert 2 * 0.5**6 <= 0.05 < 2 * 0.5**5 and 0.9**36 <= 0.025 < 0.9**35
     assert bootstrap(5).estimate(X[:5, None]) == [X[:5].mean(), None, None]
     assert bootstrap(1).estimate([[7.0]]) == [7.0, None, None]
-    for draws, given in ((35, False), (36, True)):
-        values = np.random.default_rng(0).random((draws, 1))
-        assert (bootstrap(draws).estimate(values, "q90")[1] is not None) == given
-        assert bootstrap(draws).estimate(values, "worst") == [values.max(), None, None]
+    for datasets, given in ((35, False), (36, True)):
+        values = np.random.default_rng(0).random((datasets, 1))
+        assert (bootstrap(datasets).estimate(values, "q90")[1] is not None) == given
+        assert bootstrap(datasets).estimate(values, "worst") == [values.max(), None, None]
     assert bootstrap(16, 2).estimate(np.ones((16, 2)) / 3) == [1 / 3, None, None]  # nothing varies
 
 
-def test_one_draw_speaks_of_seeds():
+def test_one_data_set_speaks_of_seeds():
     assert bootstrap(1, 16).estimate(X[None])[1] < X.mean()
-    assert bootstrap(2, 8).estimate(X.reshape(2, 8))[1:] == [None, None]  # sixteen members, but two draws
-    found = statistics.summary(population({("cql", 6.0): {"return": X[None]}}, seeds=16))
+    assert bootstrap(2, 8).estimate(X.reshape(2, 8))[1:] == [None, None]  # sixteen members, but two data sets
+    found = statistics.summary(results_of({("cql", 6.0): {"return": X[None]}}, seeds=16))
     assert found["intervals_over"] == "seeds only" and found["groups"][0]["metrics"]["return"]["mean"][1] is not None
 
 
@@ -165,9 +151,9 @@ def test_missing_members_are_left_out_and_counted():
     estimate, low, high = bootstrap(16, 2).estimate(values)
     assert estimate == pytest.approx(np.nanmean(values)) and low < estimate < high
     values[5:] = np.nan
-    assert bootstrap(16, 2).estimate(values) == [pytest.approx(np.nanmean(values)), None, None]  # five draws are left
+    assert bootstrap(16, 2).estimate(values) == [pytest.approx(np.nanmean(values)), None, None]  # five data sets
     assert bootstrap(16, 2).estimate(np.full((16, 2), np.nan)) is None
-    found = statistics.summary(population({("cql", 6.0): {"return": values}}, seeds=2))["groups"][0]
+    found = statistics.summary(results_of({("cql", 6.0): {"return": values}}, seeds=2))["groups"][0]
     assert found["members"] == 32 and found["missing"] == found["metrics"]["return"]["missing"] == 23
     assert found["metrics"]["hazard_probability"] is None and found["against_bc"] is None
 
@@ -181,11 +167,9 @@ def test_a_resample_without_any_value_is_left_out():
     assert np.isfinite(found).all() and empty == pytest.approx((9 / 16) ** 16, abs=2e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------- pairs
-
-
 def test_differences_are_paired():
-    shifted = statistics.paired(bootstrap(16), *({"return": x[:, None], "hazard_probability": -x[:, None]} for x in (X + 2, X)))
+    sides = ({"return": x[:, None], "hazard_probability": -x[:, None]} for x in (X + 2, X))
+    shifted = statistics.paired(bootstrap(16), *sides)
     assert shifted["return"] == [pytest.approx(2), None, None]  # no spread between pairs at all
     assert [share[0] for share in shifted["probability_of_improvement"].values()] == [1, 1]
     estimate, low, high = statistics.unpaired_difference((X + 2)[:, None], X[:, None])
@@ -211,12 +195,9 @@ def test_a_profile_is_the_share_at_least_as_good():
     values = np.array([[1.0, 2.0], [2.0, np.nan]])
     share, low, high = statistics.profile(values, np.array([0.0, 1.0, 2.0, 3.0]), bootstrap(2, 2))
     assert share == [1, 1, pytest.approx(2 / 3), 0] and all(a <= b <= c for a, b, c in zip(low, share, high))
-    assert low[0] > 0 and low[0] < 0.4 and high[0] == 1  # two draws say little, even if all are good
+    assert low[0] > 0 and low[0] < 0.4 and high[0] == 1  # two data sets say little, even if all are good
     assert statistics.profile(values, np.array([0.0, 1.0, 2.0, 3.0]), bootstrap(2, 2), False)[0] == [
         0, pytest.approx(1 / 3), 1, 1]
-
-
-# ------------------------------------------------------------------------------------------------------------- claims
 
 
 def story():
@@ -225,10 +206,11 @@ def story():
     bc = {"return": 10 + 3 * noise, "hazard_probability": 0.2 + 0.05 * noise, "action_mismatch_rate": 0.4 + 0 * noise}
 
     def moved(by, hazard, mismatch, wiggle):
-        return {"return": bc["return"] + by + wiggle * noise[::-1], "hazard_probability": bc["hazard_probability"] + hazard
-                + wiggle * noise**2 / 100, "action_mismatch_rate": bc["action_mismatch_rate"] + mismatch}
+        return {"return": bc["return"] + by + wiggle * noise[::-1],
+                "hazard_probability": bc["hazard_probability"] + hazard + wiggle * noise**2 / 100,
+                "action_mismatch_rate": bc["action_mismatch_rate"] + mismatch}
 
-    return population({BC: bc, ("cql", 0.0): moved(-50, 0.5, 0.3, 2), ("cql", 1.0): moved(6, -0.15, 0.02, 1),
+    return results_of({BC: bc, ("cql", 0.0): moved(-50, 0.5, 0.3, 2), ("cql", 1.0): moved(6, -0.15, 0.02, 1),
                        ("cql", 3.0): moved(5.9, -0.1, 0.02, 2), ("cql", 50.0): moved(0, 0.001, 0.02, 1),
                        ("cql", 100.0): moved(0.1, 0, 0.004, 1), ("cql", 200.0): moved(0, 0, 0, 0)})
 
@@ -248,8 +230,8 @@ def test_claims_by_hand():
 def test_becoming_bc_needs_every_larger_alpha():
     bc = {"return": X, "action_mismatch_rate": 0 * X, "hazard_probability": 0 * X}
     groups = {BC: bc, ("cql", 1.0): bc, ("cql", 2.0): {**bc, "return": X + 1 + 0.01 * Y}}
-    assert statistics.summary(population(groups))["claims"]["becomes_bc"]["alpha"] is None
-    assert statistics.summary(population({**groups, ("cql", 4.0): bc}))["claims"]["becomes_bc"]["alphas"] == [4.0]
+    assert statistics.summary(results_of(groups))["claims"]["becomes_bc"]["alpha"] is None
+    assert statistics.summary(results_of({**groups, ("cql", 4.0): bc}))["claims"]["becomes_bc"]["alphas"] == [4.0]
 
 
 def test_a_summary_is_json_without_nan_and_deterministic():
@@ -257,9 +239,9 @@ def test_a_summary_is_json_without_nan_and_deterministic():
     assert json.dumps(found, allow_nan=False) == json.dumps(statistics.summary(story()), allow_nan=False)
     assert [group["alpha"] for group in found["groups"]] == [None, 0.0, 1.0, 3.0, 50.0, 100.0, 200.0]
     assert list(found["groups"][1]["metrics"]) == list(METRICS)
-    assert list(found["groups"][1]["metrics"]["hazard_probability"]) == ["missing", "mean", "q90", "worst"]  # never an IQM
-    assert [(pair["alpha"], pair["other"]) for pair in found["pairs"]] == [(1.0, 0.0), (3.0, 1.0), (50.0, 3.0), (100.0, 50.0),
-                                                                           (200.0, 100.0)]
+    assert list(found["groups"][1]["metrics"]["hazard_probability"]) == ["missing", "mean", "q90", "worst"]  # no IQM
+    assert [(pair["alpha"], pair["other"]) for pair in found["pairs"]] == [
+        (1.0, 0.0), (3.0, 1.0), (50.0, 3.0), (100.0, 50.0), (200.0, 100.0)]
     assert found["pairs"][0]["return"][0] == pytest.approx(56)
     for metric, first in (("return", 1), ("hazard_probability", 0)):
         profile = found["profiles"][metric]
@@ -271,10 +253,12 @@ def test_a_summary_is_json_without_nan_and_deterministic():
 
 
 def test_without_bc_and_without_a_model_the_rest_stands():
-    found = statistics.summary(population({("cql", 6.0): {"value_estimate": X}}))
+    found = statistics.summary(results_of({("cql", 6.0): {"value_estimate": X}}))
     assert found["groups"][0]["metrics"]["value_estimate"]["mean"][0] == pytest.approx(X.mean())
-    assert found["groups"][0]["against_bc"] is None and found["profiles"] == {"return": None, "hazard_probability": None}
-    assert found["claims"]["best_return"] is None and found["claims"]["hazard_below_bc"] == {"alpha": None, "alphas": []}
+    assert found["groups"][0]["against_bc"] is None
+    assert found["profiles"] == {"return": None, "hazard_probability": None}
+    assert found["claims"]["best_return"] is None
+    assert found["claims"]["hazard_below_bc"] == {"alpha": None, "alphas": []}
     assert "CQL         6       16  –" in statistics.table(found)
     with pytest.raises(ValueError, match="level"):
         statistics.summary(story(), level=1.0)
@@ -282,42 +266,8 @@ def test_without_bc_and_without_a_model_the_rest_stands():
 
 def test_the_table_says_what_the_summary_holds():
     text = statistics.table(statistics.summary(story()))
-    assert "8 data draws × 1 training seeds" in text and "95% intervals" in text
+    assert "8 data sets × 1 training seeds" in text and "95% intervals" in text
     assert "Hazard below BC's with 95% confidence: from alpha = 1; it holds at 1, 3." in text
     assert "paired lead over alpha = 3: +0.10 [" in text and text.endswith("from alpha = 100 on.")
     few = {group: {"return": X[:3], "hazard_probability": Y[:3]} for group in (BC, ("cql", 6.0))}
-    assert "confidence: too few to say." in statistics.table(statistics.summary(population(few)))
-
-
-# ----------------------------------------------------------------------------------------------------------- coverage
-
-
-def test_coverage_is_counted_as_it_is_defined():
-    normal = np.random.default_rng(5).normal(size=4000)
-    found = interval_coverage.coverage(("CQL", "return", "mean", normal), 8, 200, 300, 0.95)
-    assert set(found) == {"percentile", "BCa", "studentised", "expanded", "given"}
-    assert found["given"] == found["expanded"] and found["percentile"][0] < found["expanded"][0]
-    assert found["expanded"][0] == pytest.approx(0.95, abs=0.04)
-    inside, above, below, none, width = found["expanded"]
-    assert inside + above + below == pytest.approx(1) and none == 0 and width > 0
-    assert interval_coverage.coverage(("CQL", "hazard_probability", "worst", normal), 8, 5, 100, 0.95)["given"][3] == 1
-    rare = (np.arange(4000) % 10 == 0).astype(float)
-    share = interval_coverage.coverage(("CQL", "return", "share", rare), 16, 300, 300, 0.95)
-    assert share["given"][0] > 0.9 > share["percentile"][0]
-
-
-def test_the_coverage_command_on_solved_draws(tmp_path, capsys):
-    cache = tmp_path / "solved.npz"
-    arguments = ["--num-datasets", "3", "--episodes", "20", "--alpha", "6", "--cache", str(cache), "--processes", "1",
-                 "--sizes", "6", "--trials", "3", "--resamples", "20"]
-    assert interval_coverage.main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("3 draws solved exactly") and any("alpha 6 better than BC" in line for line in lines)
-    with np.load(cache) as file:
-        assert file["return"].shape == file["hazard_probability"].shape == (3, 2)
-        bc = file["return"][:, 1].mean()
-    assert any("BC " in line and f"{bc:8.4g}" in line for line in lines)
-    assert interval_coverage.main([*arguments, "--alpha", "20"]) == 2 and "another setting" in capsys.readouterr().err
-    cache.write_bytes(b"x")
-    assert interval_coverage.main(arguments) == 2 and "cannot be read" in capsys.readouterr().err
-    assert interval_coverage.main(["--trials", "1"]) == 2 and capsys.readouterr().err.startswith("error: --sizes")
+    assert "confidence: too few to say." in statistics.table(statistics.summary(results_of(few)))

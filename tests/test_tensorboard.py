@@ -1,4 +1,4 @@
-"""TensorBoard's own hyperparameters backend, reading a population: one trial a member, with its settings and its outcome."""
+"""TensorBoard's own hyperparameters backend, reading a population: one trial a member, with settings and outcome."""
 
 from types import SimpleNamespace
 
@@ -13,6 +13,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from cql.members import all_members
 from cql.metrics import TRIAL_METRICS, read_metrics
 from tests.test_training import run_of
+
+pytestmark = pytest.mark.slow
 
 
 def trials(folder) -> dict:

@@ -11,21 +11,24 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cql import device, losses, training
-from cql.collect import datasets_for, environment_of
+from cql.collect import datasets_for
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.device import resolve_device
 from cql.diagnostics import Diagnostics
 from cql.engine import cohort, trainer
-from cql.files import write_whole
+from cql.errors import RunError
+from cql.files import archive_bytes, atomic_write, load_archive
 from cql.members import all_members
 from cql.metrics import METRICS, read_metrics
 from cql.network import PopulationMLP
 from cql.policy import Policy
-from cql.runs import RunError, RunFolder, archive_bytes, load_archive
+from cql.run_folder import RunFolder
 from cql.sampling import Transitions
 from cql.training import Interrupted, train
+from cql.world import World
 
+pytestmark = pytest.mark.slow
 SMALL = dict(episodes=30, hidden=(16,), bc_steps=60, steps=90, batch_size=16, target_interval=25, log_every=30,
              checkpoint_every=40, lr=1e-2, device="cpu")
 
@@ -36,7 +39,7 @@ def run_of(path, **changes) -> RunFolder:
     config = Config(**{**SMALL, **changes})
     datasets = datasets_for(config, {})
     run = RunFolder.create(str(path), config, datasets)
-    train(run, config, datasets, environment_of(datasets[0]))
+    train(run, config, datasets, World.of(datasets[0]))
     return run
 
 
@@ -72,7 +75,7 @@ def test_threads_and_cohorts_change_nothing(tmp_path, monkeypatch):
     runs = []
     for threads, size in ((3, 2**22), (1, 2**22), (3, 1)):
         monkeypatch.setattr(trainer, "COHORT_BYTES", size)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         runs.append(run_of(tmp_path / f"{threads}-{size}", **settings))
     assert policy_bytes(runs[0]) == policy_bytes(runs[1])
     assert (runs[0].path / "metrics.csv").read_bytes() == (runs[1].path / "metrics.csv").read_bytes()
@@ -95,7 +98,7 @@ def test_members_that_do_not_fit_the_memory_are_trained_in_smaller_slices(monkey
 
 
 def test_members_that_share_a_seed_are_paired(tmp_path):
-    """The same seed and data and alpha 0 twice: as a member of its own and beside another alpha, step for step equal."""
+    """The same seed and data and alpha 0 twice: as a member of its own and beside another alpha, equal at each step."""
     run = run_of(tmp_path / "r", alpha=(0.0, 1e-12), bc_steps=0)
     for a, b in zip(parameters(run, "cql-a0-s42-d42"), parameters(run, "cql-a1e-12-s42-d42")):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -112,10 +115,13 @@ def test_the_same_run_twice_is_bit_identical(tmp_path):
 @pytest.mark.parametrize("settings", [dict(), LEARNED])
 @pytest.mark.parametrize("change", [dict(log_every=7), dict(log_every=90), dict(checkpoint_every=11)])
 def test_cadences_change_no_result(tmp_path, change, settings):
-    assert policy_bytes(run_of(tmp_path / "a", **settings)) == policy_bytes(run_of(tmp_path / "b", **settings, **change))
+    assert policy_bytes(run_of(tmp_path / "a",
+                               **settings)) == policy_bytes(run_of(tmp_path / "b", **settings, **change))
 
 
-@pytest.mark.parametrize("change", [dict(), dict(batch_size="full"), dict(double_q=True), LEARNED, LEARNED | dict(batch_size="full")])
+@pytest.mark.parametrize("change",
+                         [dict(), dict(batch_size="full"), dict(double_q=True), LEARNED,
+                          LEARNED | dict(batch_size="full")])
 def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
     whole = policy_bytes(run_of(tmp_path / "a", **change))
     monkeypatch.setattr(cohort, "BLOCK", 1)
@@ -136,7 +142,8 @@ def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
         for metric in expected:
             steps, values = series[member.name, metric]
             scalars = [s for s in events.Scalars(metric)]
-            assert [s.step for s in scalars] == steps == list(range(30, (60 if member.algorithm == "bc" else 90) + 1, 30))
+            assert [s.step
+                    for s in scalars] == steps == list(range(30, (60 if member.algorithm == "bc" else 90) + 1, 30))
             np.testing.assert_allclose([s.value for s in scalars], values, rtol=1e-6)
 
 
@@ -148,8 +155,10 @@ def test_logged_losses_are_those_of_the_updates(tmp_path, who):
     transitions = Transitions(run.datasets(run.config()), torch.device("cpu"), False)
     batch = transitions.minibatch(torch.tensor([0]), torch.tensor([42]), 0, 16)
     network = PopulationMLP(225, 4, (16,), True)
-    q, following = (network.q_values(network.initial([42]), rows) for rows in (batch.observations, batch.next_observations))
-    terms = losses.cql_loss(q, batch.actions, losses.td_target(batch.rewards, batch.terminations, following.amax(-1), 0.99),
+    q, following = (network.q_values(network.initial([42]), rows)
+                    for rows in (batch.observations, batch.next_observations))
+    terms = losses.cql_loss(q, batch.actions,
+                            losses.td_target(batch.rewards, batch.terminations, following.amax(-1), 0.99),
                             torch.tensor([6.0]))
     for name, term in zip(("losses/td", "losses/penalty", "losses/total"), terms):
         assert series["cql-a6-s42-d42", name][1] == pytest.approx([term.item()], rel=1e-5)
@@ -196,8 +205,10 @@ def interrupt_after(monkeypatch, blocks: int):
     after_each_yield(monkeypatch, count)
 
 
-@pytest.mark.parametrize("changes", [dict(slice_size=1), dict(slice_size=1, batch_size="full"), LEARNED | dict(batch_size="full"),
-                                     LEARNED | dict(trainer="plain"), dict(trainer="plain", td_loss="huber", batch_size="full")])
+@pytest.mark.parametrize("changes",
+                         [dict(slice_size=1), dict(slice_size=1, batch_size="full"), LEARNED | dict(batch_size="full"),
+                                     LEARNED | dict(trainer="plain"),
+                          dict(trainer="plain", td_loss="huber", batch_size="full")])
 @pytest.mark.parametrize("blocks", [1, 4, 9, 101])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, blocks):
     settings = dict(alpha=(1.0, 6.0), **changes)
@@ -209,7 +220,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, 
     cut = RunFolder.open(tmp_path / "cut")
     config = cut.config()
     data = cut.datasets(config)
-    train(cut, config, data, environment_of(data[0]), resume=True)
+    train(cut, config, data, World.of(data[0]), resume=True)
     assert policy_bytes(cut) == policy_bytes(whole)
     assert (cut.path / "metrics.csv").read_bytes() == (whole.path / "metrics.csv").read_bytes()
     for member in all_members(config):
@@ -225,23 +236,25 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     whole, cut = run_of(tmp_path / "whole"), run_of(tmp_path / "cut")
     (cut.path / "checkpoint.pt").unlink()
     config = cut.config()
-    train(cut, config, data := cut.datasets(config), environment_of(data[0]), resume=True)
+    train(cut, config, data := cut.datasets(config), World.of(data[0]), resume=True)
     assert policy_bytes(cut) == policy_bytes(whole)
     assert (cut.path / "metrics.csv").read_bytes() == (whole.path / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("edit, sentence", [
     (lambda c: c | {"format": 1}, "of a format"), (lambda c: c | {"files": {}}, "does not belong to"),
-    (lambda c: c | {"number": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"), (lambda c: c | {"files": 3}, "is no"),
-    (lambda c: c | {"number": "x"}, "is no"), (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
-    (lambda c: c | {"format": torch.zeros(2)}, "is no checkpoint"), (lambda c: c | {"log_sizes": {"metrics.csv": 0, 1: 0}}, "does not fit"),
+    (lambda c: c | {"number": 99}, "does not fit"), (lambda c: {}, "is no checkpoint"),
+    (lambda c: c | {"files": 3}, "is no"), (lambda c: c | {"number": "x"}, "is no"),
+    (lambda c: c | {"log_sizes": {"metrics.csv": 10**9}}, "is missing or shorter"),
+    (lambda c: c | {"format": torch.zeros(2)}, "is no checkpoint"),
+    (lambda c: c | {"log_sizes": {"metrics.csv": 0, 1: 0}}, "does not fit"),
 ])
 def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
     run = run_of(tmp_path / "r")
-    write_whole(run.path / "checkpoint.pt", archive_bytes(edit(load_archive(run.path / "checkpoint.pt"))))
+    atomic_write(run.path / "checkpoint.pt", archive_bytes(edit(load_archive(run.path / "checkpoint.pt"))))
     config = run.config()
     with pytest.raises(RunError, match=sentence):
-        train(run, config, run.datasets(config), None, resume=True)
+        train(run, config, run.datasets(config), World.around(None), resume=True)
 
 
 def test_a_checkpoint_of_another_slice_does_not_fit(tmp_path, monkeypatch):
@@ -251,11 +264,12 @@ def test_a_checkpoint_of_another_slice_does_not_fit(tmp_path, monkeypatch):
             run_of(tmp_path / "r")
     run = RunFolder.open(tmp_path / "r")
     contents = load_archive(run.path / "checkpoint.pt")
-    for state in (contents["state"] | {"parameters": [torch.zeros(3)]}, contents["state"] | {"alpha": torch.zeros((1,), dtype=int)},
+    for state in (contents["state"] | {"parameters": [torch.zeros(3)]},
+                  contents["state"] | {"alpha": torch.zeros((1,), dtype=int)},
                   contents["state"] | {"target": contents["state"]["target"][:1]}):
-        write_whole(run.path / "checkpoint.pt", archive_bytes(contents | {"state": state}))
+        atomic_write(run.path / "checkpoint.pt", archive_bytes(contents | {"state": state}))
         with pytest.raises(RunError, match="does not fit"):
-            train(run, run.config(), run.datasets(run.config()), None, resume=True)
+            train(run, run.config(), run.datasets(run.config()), World.around(None), resume=True)
 
 
 def test_devices_that_are_not_there():
@@ -271,7 +285,8 @@ def test_ood_mass_and_mismatch_by_hand(tmp_path):
     transitions = Transitions([data], torch.device("cpu"), False)
     network = PopulationMLP(2, 3, (), True)
     q = torch.tensor([[[3.0, 3.0, 3.0], [7.0, 7.0, 7.0]]])
-    found = Diagnostics(transitions, [data], None).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
+    found = Diagnostics(transitions, [data],
+                        World.around(None)).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
     assert found["policy/ood_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
     assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
     assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])

@@ -17,11 +17,12 @@ from cql.collect import datasets_for
 from cql.config import Config
 from cql.device import torch_settings
 from cql.engine import cohort, trainer, workers
+from cql.errors import RunError
 from cql.losses import Objective
 from cql.network import PopulationMLP
-from cql.runs import RunError
 from cql.sampling import Transitions
 
+pytestmark = pytest.mark.slow
 FORKS = pytest.mark.skipif(not workers.FORKS, reason="worker processes are forked on Linux only")
 
 
@@ -53,7 +54,8 @@ def children_of(work):
 
 
 def trained(updates):
-    found = [(step, [tensor.clone() for tensor in (*state.parameters, state.alpha, *terms)]) for step, state, terms in updates]
+    found = [(step, [tensor.clone() for tensor in (*state.parameters, state.alpha, *terms)])
+             for step, state, terms in updates]
     assert [step for step, _ in found] == [20, 40, 60]
     return found
 
@@ -104,9 +106,10 @@ def test_workers_are_deaf_to_what_stops_the_group(number, transitions):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint(number, tmp_path):
     """As torchrun and schedulers send it: parent and workers at once."""
-    job = subprocess.Popen([sys.executable, "train.py", "--episodes", "30", "--num-seeds", "4", "--hidden", "8", "--bc-steps", "0",
-                            "--steps", "1000000", "--out", str(tmp_path / "run")], start_new_session=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen([sys.executable, "train.py", "--episodes", "30", "--num-seeds", "4", "--hidden", "8",
+                            "--bc-steps", "0", "--steps", "1000000", "--out", str(tmp_path / "run")],
+                           start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run/metrics.csv"
     deadline = time.monotonic() + 60
     while not (log.exists() and "losses" in log.read_text()) and time.monotonic() < deadline:
@@ -131,4 +134,5 @@ def test_shared_memory_is_a_copy():
     copy = workers.shared(original)
     assert torch.equal(copy, original)
     copy.zero_()
-    assert original.sum() == 15 and workers.shared(torch.zeros(0)).shape == (0,) and workers.shared(torch.tensor(3.0)).item() == 3
+    assert original.sum() == 15
+    assert workers.shared(torch.zeros(0)).shape == (0,) and workers.shared(torch.tensor(3.0)).item() == 3

@@ -1,26 +1,24 @@
-"""Off-policy estimates: what policies are worth, judged from logged episodes alone.
+"""Off-policy estimates: the worth of policies, from logged episodes alone.
 
-Finite horizon and undiscounted, as the truth they are held against (`cql.exact.tabular.evaluate_policies`), for two targets:
-the return, and the probability of entering a hazard (reward 1 on the first entry). Four estimators:
+Finite horizon and undiscounted, as `cql.exact.evaluate_policies`, for two targets: the return, and the probability of
+entering a hazard (reward 1 on the first entry). Four estimators:
 
-- fqe: fitted Q evaluation. With one value per (state, action, steps left) the regression has an exact minimiser: backward
-  induction on the relative frequencies of the data. A pair without data is worth 0, as a table says that nobody ever
-  updated; ``unlogged`` says how much of a policy's episodes, in that model, come to such a pair.
-- wis: weighted importance sampling of whole trajectories, sum_i w_i G_i / sum_i w_i with w_i = prod_t pi(a|s) / beta(a|s).
-- pdis: its per-decision form: the reward of step t is weighed by the product of the ratios up to t, normalised at every t.
+- fqe: fitted Q evaluation. With one value per (state, action, steps left) the regression has an exact minimiser:
+  backward induction on the relative frequencies of the data. An OOD action is worth 0; ``ood_probability`` says how
+  often a policy's episodes, in that model, come to one.
+- wis: weighted importance sampling of trajectories, sum_i w_i G_i / sum_i w_i with w_i = prod_t pi(a|s) / beta(a|s).
+- pdis: its per-decision form: the ratios up to t weigh the reward of step t, normalised at every t.
 - dr: weighted doubly robust (Jiang & Li 2016, arXiv 1511.03722; Thomas & Brunskill 2016, arXiv 1604.00923) with the fqe
-  table as control variate. Their sum, grouped by step, is
+  table as control variate. Grouped by step, this is fqe plus the weighted errors of its own backups:
 
-      mean_i V_H(s_0) + sum_t sum_i w_t^i (r_t - Q_{H-t}(s_t, a_t) + V_{H-t-1}(s_{t+1})),     w_t normalised over i:
+      mean_i V_H(s_0) + sum_t sum_i w_t^i (r_t - Q_{H-t}(s_t, a_t) + V_{H-t-1}(s_{t+1})),     w_t normalised over i.
 
-  fqe, corrected by the weighted errors of its own backups. At steps that no trajectory reaches with a weight nothing
-  corrects it, so where importance sampling has no estimate, dr is fqe with the first few steps corrected.
+An ended trajectory keeps its weight, with reward 0, to the horizon. A fragment, which stops before an end and before
+the horizon, says nothing of the steps after it: it leaves the averages of wis altogether and those of pdis from there
+on; dr goes on with the fqe table from its last state. Weights leave out steps beyond the horizon.
 
-An ended trajectory keeps its weight, with reward 0, to the horizon. One that is cut short by neither an end nor the
-horizon (a fragment) says nothing of the steps after it: it leaves the averages of wis altogether and those of pdis from
-there on; dr lets the fqe table go on from its last state. Steps beyond the horizon are left out of the weights.
-
-Axes: D transition, E episode, N policy, S state, A action, R bootstrap column (the first: the data as they are). float64.
+Axes: D transition, E episode, N policy, S state, A action, R bootstrap column (the first: the data as they are).
+float64.
 """
 
 from dataclasses import dataclass
@@ -30,20 +28,22 @@ import numpy as np
 ESTIMATORS = ("fqe", "wis", "pdis", "dr")
 TARGETS = ("return", "hazard_probability")
 CONFIDENCE = 0.95
-CHUNK = 2 ** 18  # entries of a model worked on at once
+CHUNK = 2 ** 18  # entries of a model in one computation
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class EpisodeLog:
     """Logged episodes over numbered states.
 
     Args:
-        states, actions, next_states: ``[D]`` int; an episode's transitions stand together, in order.
-        rewards: ``[D]``; terminations: ``[D]`` bool.
+        states, actions, next_states: ``[D]`` int, one episode after the other. rewards, terminations: ``[D]``.
         starts: ``[E]``, index of the first transition of each episode.
-        num_states, num_actions: S and A.
-        behavior: ``[D]``, the probability with which the logged action was taken; None: its relative frequency in its state.
-        hazard: ``[S]`` bool, or None where the data's user knows no hazards.
+        behavior: ``[D]``, the probability of the logged action; None: its relative frequency in its state.
+        hazard: ``[S]`` bool, or None where hazards are unknown.
+
+    Attributes:
+        lengths: ``[E]``. episodes, steps, pairs: of each transition, the number of its episode, its number in the
+            episode from 0, and the number of its (state, action), ``[D]``.
     """
 
     states: np.ndarray
@@ -57,115 +57,104 @@ class EpisodeLog:
     behavior: np.ndarray | None = None
     hazard: np.ndarray | None = None
 
-    @property
-    def pairs(self) -> np.ndarray:
-        """Number of each transition's (state, action), ``[D]``."""
-        return self.states * self.num_actions + self.actions
-
-    @property
-    def episodes(self) -> np.ndarray:
-        """Number of each transition's episode, ``[D]``."""
-        return np.repeat(np.arange(len(self.starts)), np.diff(self.starts, append=len(self.states)))
-
-    @property
-    def steps(self) -> np.ndarray:
-        """Place of each transition in its episode, ``[D]``, from 0."""
-        return np.arange(len(self.states)) - self.starts[self.episodes]
+    def __post_init__(self) -> None:
+        self.lengths = np.diff(self.starts, append=len(self.states))
+        self.episodes = np.repeat(np.arange(len(self.starts)), self.lengths)
+        self.steps = np.arange(len(self.states)) - self.starts[self.episodes]
+        self.pairs = self.states * self.num_actions + self.actions
 
     def propensities(self) -> np.ndarray:
-        """``[D]``: the logged probability of each action, or its relative frequency where none was logged."""
+        """The probability of each logged action, ``[D]``, or its relative frequency where none was logged."""
         if self.behavior is not None:
             return np.asarray(self.behavior, dtype=np.float64)
         return np.bincount(self.pairs)[self.pairs] / np.bincount(self.states)[self.states]
 
+    def complete(self, horizon: int) -> np.ndarray:
+        """``[E]`` bool: whether an episode ended or reached the horizon."""
+        return self.terminations[self.starts + self.lengths - 1] | (self.lengths >= horizon)
+
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the data say of N policies.
+    """Estimates of N policies.
 
     Args:
-        values: estimator -> target -> ``[N, 3]``: estimate, and the ends of its 95 % interval; NaN where there is none.
-            A target is missing if nothing is known of it (no hazards).
-        effective_sample_size: ``[N]``, (sum w)^2 / sum w^2 (Kish) over the whole-trajectory weights; 0 if none matches.
-        unlogged: ``[N]``, probability in the data's model that an episode comes to a pair without data.
-        behavior: "logged" or "counts", where the denominators of the weights come from.
+        values: estimator -> known target -> ``[N, 3]``: estimate and 95 % interval; NaN if none.
+        effective_sample_size: ``[N]``, (sum w)^2 / sum w^2 (Kish 1965) of the trajectory weights; 0 without weight.
+        ood_probability: ``[N]``, probability in the data's model that an episode comes to an OOD action.
     """
 
     values: dict[str, dict[str, np.ndarray]]
     effective_sample_size: np.ndarray
-    unlogged: np.ndarray
-    behavior: str
+    ood_probability: np.ndarray
 
 
 def estimate(log: EpisodeLog, policies, horizon: int, resamples: int = 200, seed: int = 0) -> Estimates:
     """All estimates of all policies, with percentile bootstrap intervals over episodes.
 
-    Every policy and estimator sees the same resamples, and each resample has its own fqe model. Propensities that were
-    counted are not counted anew. A resample without an estimate is left out of the interval.
+    All policies and estimators share the resamples; each refits fqe; counted propensities stay those of the data. A
+    resample without an estimate is left out of the interval.
 
     Args:
         policies: ``[N, S]`` int, deterministic, or ``[N, S, A]`` probabilities.
         horizon: steps of an episode; resamples: 0 for estimates without intervals.
-
-    Raises:
-        ValueError: policies of another shape, or no distributions over actions.
     """
-    tables = _probabilities(policies, log)
-    tables[:, np.bincount(log.states, minlength=log.num_states) == 0] = np.arange(log.num_actions) == 0  # no data, no matter
+    tables = np.array(policies)
+    if tables.ndim == 2:
+        tables = (tables[..., None] == np.arange(log.num_actions)).astype(np.float64)
+    without_data = np.bincount(log.states, minlength=log.num_states) == 0
+    tables[:, without_data] = np.arange(log.num_actions) == 0  # policies that differ there alone have equal estimates
     _, first, which = np.unique(tables.reshape(len(tables), -1), axis=0, return_index=True, return_inverse=True)
     tables, which = tables[first], which.reshape(-1)
-    counts = _resampled_counts(len(log.starts), resamples, seed)  # [E, R]
+    size = len(log.starts)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
+    counts = np.concatenate([np.ones((1, size)), drawn]).T.copy()  # [E, R]: each episode once, then of each resample
     weights = [trajectory_weights(log, table, horizon) for table in tables]  # each [E, H]
-    values = {name: {} for name in ESTIMATORS}
-    for target, signal in _signals(log).items():
+    values: dict[str, dict] = {name: {} for name in ESTIMATORS}
+    for target, signal in signals(log).items():
         fqe, correction = fitted_q(log, signal, tables, counts, horizon, weights)  # each [N, R]
         wis, pdis = np.stack([weighted_sampling(log, signal, w, counts) for w in weights], axis=1)
         for name, replicates in zip(ESTIMATORS, (fqe, wis, pdis, fqe + correction)):
             values[name][target] = _intervals(replicates)[which]
-    complete = _complete(log, horizon)
-    sizes = np.array([effective_sample_size(w[complete, -1]) for w in weights])
-    lost = Signal(np.zeros(len(log.states)), ~log.terminations, missing=1.0)
-    unlogged = fitted_q(log, lost, tables, counts[:, :1], horizon)[0][:, 0]
-    return Estimates(values, sizes[which], unlogged[which], "counts" if log.behavior is None else "logged")
+    last = np.array([w[log.complete(horizon), -1] for w in weights])
+    total, square = last.sum(-1), np.square(last).sum(-1)
+    sizes = np.divide(total ** 2, square, out=np.zeros(len(last)), where=square > 0)
+    ood = Signal(np.zeros(len(log.states)), ~log.terminations, ood_worth=1.0)
+    ood_probability = fitted_q(log, ood, tables, counts[:, :1], horizon)[0][:, 0]
+    return Estimates(values, sizes[which], ood_probability[which])
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What an estimate adds up over an episode.
+    """The terms that an estimate sums over an episode.
 
     Args:
         rewards: ``[D]``; goes_on: ``[D]`` bool, whether anything can follow a transition.
-        missing: worth of a pair without data.
-        open: ``[D]`` bool, whether the sum is still on when a transition begins; None: always.
+        ood_worth: of an OOD action; open: ``[D]`` bool, False once the sum is over; None: never over.
     """
 
     rewards: np.ndarray
     goes_on: np.ndarray
-    missing: float = 0.0
+    ood_worth: float = 0.0
     open: np.ndarray | None = None
 
 
-def _signals(log) -> dict[str, Signal]:
-    found = {"return": Signal(np.asarray(log.rewards, dtype=np.float64), ~log.terminations)}
-    if log.hazard is not None:  # 1 on the first entry; where that does not end the episode, the rest of it adds nothing
+def signals(log: EpisodeLog) -> dict[str, Signal]:
+    """The signal of every target that is known."""
+    by_target = {"return": Signal(np.asarray(log.rewards, dtype=np.float64), ~log.terminations)}
+    if log.hazard is not None:  # 1 on the first entry, which ends the sum even where it does not end the episode
         enters = log.hazard[log.next_states]
         before = np.cumsum(enters) - enters  # entries before each transition, in this episode and those above it
-        found["hazard_probability"] = Signal(enters.astype(np.float64), ~log.terminations & ~enters,
-                                             open=before == before[log.starts][log.episodes])
-    return found
-
-
-# ------------------------------------------------------------------------------------------------- importance sampling
+        by_target["hazard_probability"] = Signal(enters.astype(np.float64), ~log.terminations & ~enters,
+                                                 open=before == before[log.starts][log.episodes])
+    return by_target
 
 
 def trajectory_weights(log: EpisodeLog, policy, horizon: int) -> np.ndarray:
-    """Products of pi(a|s) / beta(a|s) up to each step, ``[E, horizon]``, those of an ended episode repeated to the end.
+    """Products of pi(a|s) / beta(a|s) up to each step, ``[E, horizon]``; the last one is repeated after an end.
 
-    Each step's column is divided by its largest entry, which no normalised weight sees: products of many ratios would
-    leave the range of floating point. A column in which no trajectory has a weight is 0.
-
-    Args:
-        policy: ``[S, A]`` probabilities.
+    Every column is divided by its largest entry, which normalisation undoes: products of many ratios would leave the
+    range of floating point. A column without weight is 0. The policy is ``[S, A]`` probabilities.
     """
     steps, within = log.steps, log.steps < horizon
     with np.errstate(divide="ignore"):
@@ -175,12 +164,6 @@ def trajectory_weights(log: EpisodeLog, policy, horizon: int) -> np.ndarray:
     logs = logs.cumsum(-1)
     largest = logs.max(0)
     return np.exp(logs - np.where(np.isneginf(largest), 0.0, largest))
-
-
-def effective_sample_size(weights) -> float:
-    """(sum w)^2 / sum w^2 (Kish 1965): how many equally weighted trajectories would be as good; 0 without weight."""
-    total, square = np.sum(weights), np.sum(np.square(weights))
-    return float(total ** 2 / square) if square > 0 else 0.0
 
 
 def weighted_sampling(log: EpisodeLog, signal: Signal, weights, counts) -> tuple[np.ndarray, np.ndarray]:
@@ -193,50 +176,47 @@ def weighted_sampling(log: EpisodeLog, signal: Signal, weights, counts) -> tuple
     within = steps < horizon if signal.open is None else (steps < horizon) & signal.open
     rewards = np.zeros(weights.shape)
     rewards[log.episodes[within], steps[within]] = signal.rewards[within]
-    complete = _complete(log, horizon)
-    lengths = np.diff(log.starts, append=len(log.states))
-    known = complete[:, None] | (np.arange(horizon) < lengths[:, None])  # [E, H]
+    complete = log.complete(horizon)
+    known = complete[:, None] | (np.arange(horizon) < log.lengths[:, None])  # [E, H]
     last = weights[:, -1] * complete
     with np.errstate(invalid="ignore", divide="ignore"):
-        whole = (last * rewards.sum(-1)) @ counts / (last @ counts)
-        stepwise = ((weights * rewards).T @ counts / ((weights * known).T @ counts)).sum(0)
-    return whole, stepwise
+        wis = (last * rewards.sum(-1)) @ counts / (last @ counts)
+        pdis = ((weights * rewards).T @ counts / ((weights * known).T @ counts)).sum(0)
+    return wis, pdis
 
 
-# ------------------------------------------------------------------------------------------------- fitted Q evaluation
-
-
-def fitted_q(log: EpisodeLog, signal: Signal, policies, counts, horizon: int, weights=None) -> tuple[np.ndarray, np.ndarray]:
+def fitted_q(log: EpisodeLog, signal: Signal, policies, counts, horizon: int,
+             weights=None) -> tuple[np.ndarray, np.ndarray]:
     """The fqe value at the first states of the episodes, and its doubly robust correction: each ``[N, R]``.
 
     Args:
         policies: ``[N, S, A]``; counts: ``[E, R]``, how often each episode counts.
         weights: N of ``[E, H]``, of ``trajectory_weights``; without them the correction is 0.
     """
-    value, correction = np.zeros((2, len(policies), counts.shape[1]))
+    value, total = np.zeros((2, len(policies), counts.shape[1]))
     model = _Model(log, signal)
     size = max(1, CHUNK // max(len(model.pair), log.num_states))
     for start in range(0, counts.shape[1], size):
         columns = slice(start, start + size)
         part = counts[:, columns]  # [E, R']
-        mean, follows = model.fit(part)
+        mean, probability = model.fit(part)
         for n, policy in enumerate(policies):
-            added = None if weights is None else _Correction(log, signal, weights[n], part)
-            v = _backward(model, policy, mean, follows, horizon, added)
+            correction = None if weights is None else _Correction(log, signal, weights[n], part)
+            v = _backward(model, policy, mean, probability, horizon, correction)
             value[n, columns] = (v[log.states[log.starts]] * part).sum(0) / part.sum(0)
-            if added is not None:
-                correction[n, columns] = added.total
-    return value, correction
+            if correction is not None:
+                total[n, columns] = correction.total
+    return value, total
 
 
 class _Model:
-    """The data as relative frequencies: pairs with their mean reward, and the states after which the sum goes on.
+    """The data as relative frequencies: the mean reward of a pair, and the states after which the sum goes on.
 
-    Those of a pair stand in slots: ``target [K, S A]``, padded.
+    The K states after a pair are ``target [K, S A]``, padded.
     """
 
     def __init__(self, log, signal):
-        self.log, self.signal, self.pairs, self.episodes = log, signal, log.pairs, log.episodes
+        self.signal, self.pairs, self.episodes = signal, log.pairs, log.episodes
         self.on = np.flatnonzero(signal.goes_on)
         edges, edge = np.unique(self.pairs[self.on] * log.num_states + log.next_states[self.on], return_inverse=True)
         self.edge = edge.reshape(-1)
@@ -248,19 +228,21 @@ class _Model:
     def fit(self, counts):
         """Mean rewards ``[S A, R]`` and probabilities of the targets ``[K, S A, R]``, of episode counts ``[E, R]``."""
         size = self.target.shape[1], counts.shape[1]
-        seen, rewarded, follows = np.empty(size), np.empty(size), np.zeros((len(self.target), *size))
+        visits, rewards, follows = np.empty(size), np.empty(size), np.zeros((len(self.target), *size))
         for r in range(size[1]):
             weight = counts[self.episodes, r]
-            seen[:, r] = np.bincount(self.pairs, weight, size[0])
-            rewarded[:, r] = np.bincount(self.pairs, weight * self.signal.rewards, size[0])
+            visits[:, r] = np.bincount(self.pairs, weight, size[0])
+            rewards[:, r] = np.bincount(self.pairs, weight * self.signal.rewards, size[0])
             follows[self.slot, self.pair, r] = np.bincount(self.edge, weight[self.on], len(self.pair))
-        mean = np.divide(rewarded, seen, out=np.full(size, self.signal.missing), where=seen > 0)
-        return mean, follows / np.maximum(seen, 1)
+        mean = np.divide(rewards, visits, out=np.full(size, self.signal.ood_worth), where=visits > 0)
+        return mean, follows / np.maximum(visits, 1)
 
 
-def _backward(model, policy, mean, follows, horizon, added) -> np.ndarray:
-    """V with the whole horizon left, ``[S, R]``, by backward induction over the B most likely actions of every state,
-    B being as many as the policy has anywhere (1 if it is deterministic). ``added``: a _Correction, or None."""
+def _backward(model, policy, mean, probability, horizon, correction) -> np.ndarray:
+    """V with all steps left, ``[S, R]``, by backward induction.
+
+    Only the B most likely actions of every state take part, B being the most that the policy takes in any state.
+    """
     num_states, num_actions = policy.shape
     most = (policy > 0).sum(-1).max()
     actions = np.argsort(-policy, axis=-1, kind="stable")[:, :most].T  # [B, S]
@@ -268,19 +250,19 @@ def _backward(model, policy, mean, follows, horizon, added) -> np.ndarray:
     pairs = np.arange(num_states) * num_actions + actions
     row = np.zeros(policy.size, dtype=np.intp)  # of each pair in [B S, R]
     row[pairs.ravel()] = np.arange(pairs.size)
-    target, follows, mean = model.target[:, pairs], follows[:, pairs], mean[pairs]
+    target, probability, mean = model.target[:, pairs], probability[:, pairs], mean[pairs]
     v = np.zeros((num_states, mean.shape[-1]))
     for step in reversed(range(horizon)):
         following = v
-        q = mean + np.einsum("kbsr,kbsr->bsr", following[target], follows)  # [B, S, R]
+        q = mean + np.einsum("kbsr,kbsr->bsr", following[target], probability)  # [B, S, R]
         v = (share * q).sum(0)
-        if added is not None:
-            added.at(step, q.reshape(-1, q.shape[-1]), row, following)
+        if correction is not None:
+            correction.add(step, q.reshape(-1, q.shape[-1]), row, following)
     return v
 
 
 class _Correction:
-    """What the weighted errors of the fqe backups add up to, ``total [R]``, step by step."""
+    """The sum of the weighted errors of the fqe backups, ``total [R]``."""
 
     def __init__(self, log, signal, weights, counts):
         self.log, self.signal, self.weights, self.counts = log, signal, weights, counts
@@ -292,7 +274,7 @@ class _Correction:
         self.rows = np.split(rows, np.searchsorted(log.steps[rows], np.arange(1, weights.shape[1])))  # by step
         self.total = np.zeros(counts.shape[1])
 
-    def at(self, step, q, row, following) -> None:
+    def add(self, step, q, row, following) -> None:
         """Adds the errors r - Q + V' of one step: Q of a pair is ``q[row[pair]]``, V' is ``following [S, R]``."""
         rows = self.rows[step]
         if not rows.size:
@@ -305,42 +287,13 @@ class _Correction:
         self.total += np.divide(error.sum(0), weight, out=np.zeros_like(weight), where=weight > 0)
 
 
-# ------------------------------------------------------------------------------------------------------ the machinery
-
-
 def _intervals(replicates) -> np.ndarray:
     """``[N, R] -> [N, 3]``: the first column, and the ends of the percentile interval of the others."""
     out = np.full((len(replicates), 3), np.nan)
     out[:, 0] = replicates[:, 0]
     tail = (1 - CONFIDENCE) / 2
     for n, row in enumerate(replicates[:, 1:]):
-        known = row[np.isfinite(row)]
-        if known.size and np.isfinite(out[n, 0]):
-            out[n, 1:] = np.quantile(known, [tail, 1 - tail])
+        finite = row[np.isfinite(row)]
+        if finite.size and np.isfinite(out[n, 0]):
+            out[n, 1:] = np.quantile(finite, [tail, 1 - tail])
     return out
-
-
-def _resampled_counts(episodes: int, resamples: int, seed: int) -> np.ndarray:
-    """``[E, 1 + resamples]``: once each, then how often each resample drew each episode."""
-    drawn = np.random.default_rng(seed).multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
-    return np.concatenate([np.ones((1, episodes)), drawn]).T.copy()
-
-
-def _complete(log, horizon) -> np.ndarray:
-    """``[E]`` bool: the episodes that are known to the horizon, since they ended or reached it."""
-    last = np.append(log.starts[1:], len(log.states)) - 1
-    return log.terminations[last] | (log.steps[last] + 1 >= horizon)
-
-
-def _probabilities(policies, log) -> np.ndarray:
-    policies = np.asarray(policies)
-    if policies.ndim == 2 and np.issubdtype(policies.dtype, np.integer) and policies.shape[1] == log.num_states:
-        if policies.size and not 0 <= policies.min() <= policies.max() < log.num_actions:
-            raise ValueError(f"actions must lie in 0..{log.num_actions - 1}.")
-        return (policies[..., None] == np.arange(log.num_actions)).astype(np.float64)
-    if policies.ndim != 3 or policies.shape[1:] != (log.num_states, log.num_actions):
-        raise ValueError(f"policies must be [N, {log.num_states}] actions or [N, {log.num_states}, {log.num_actions}] "
-                         f"probabilities, got {policies.dtype} {policies.shape}.")
-    if (policies < 0).any() or (np.abs(policies.sum(-1) - 1) > 1e-6).any():
-        raise ValueError("policies are no distributions over actions.")
-    return policies.astype(np.float64)

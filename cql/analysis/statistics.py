@@ -1,75 +1,68 @@
-"""Honest statistics of a population: estimates with bootstrap intervals, paired differences, profiles, claims.
+"""Statistics of the members of a run: estimates with bootstrap intervals, paired differences, profiles, claims.
 
-Values are arrays ``[D, S]``, data draws by training seeds; exact returns and hazards, so that all spread is between runs.
+Values are arrays ``[D, S]``, data sets by training seeds; exact returns and hazards, so that runs alone vary.
 
-**Resampling** is hierarchical (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 3.8): draws with
-replacement, then seeds with replacement within each drawn one. The same indices serve all groups and metrics, so differences
-are paired. With one draw only seeds are resampled: such an interval says nothing about other data (``intervals_over``). The
-second stage counts the spread between seeds somewhat more than once, on the careful side.
+**Resampling** is hierarchical (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 3.8): data
+sets with replacement, then seeds with replacement within each. All groups and metrics share the indices, so differences
+are paired. With one data set only seeds are resampled: such an interval says nothing about other data. The variance
+between seeds is counted somewhat more than once, on the careful side.
 
 **Intervals** are percentiles of the resampled statistic, moved outwards so that for n normal values they are Student's
-(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile).
-Chosen by measurement against the plain percentile, BCa and the studentised bootstrap (Efron & Tibshirani 1993, "An
-Introduction to the Bootstrap", chapters 12 to 14): ``python -m benchmarks.interval_coverage``. Of its 95 % intervals from 16
-draws, 94 to 95 % contain the mean of CQL, 96 to 97 % its interquartile mean, 92 to 93 % a difference between two alphas.
-Shares (profiles, probability of improvement) have Wilson's score interval (Wilson 1927) with n draws, which stays honest
-at 0 and 1 (95 to 98 %).
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile). Measured
+against the plain percentile, BCa and the studentised bootstrap by ``python -m benchmarks.interval_coverage``: of the
+95 % intervals from 16 data sets, 94 to 95 % contain the mean of CQL, 96 to 97 % its interquartile mean, 92 to 93 % a
+difference between two alphas. Shares have Wilson's score interval (Wilson 1927), honest at 0 and 1 too.
 
-**No interval** (low and high None) where none would hold: no resampled statistic leaves the range of the n independent units
-(draws; seeds where there is one draw), and that range lies on one side of a q-quantile with probability q**n or (1 - q)**n.
-If the larger exceeds (1 - level) / 2, nothing is given: a mean (taken as q = 1/2) needs 6 draws at 95 %, the 90 % quantile
-36, and the worst (q = 1) has none at any number. Nor is there one where nothing varies. What the rule cannot see: a value
-rare enough to be missing in all n draws. BC fails badly on one draw in twelve: of the intervals for its means, and for
-mean differences to it, 73 to 76 % contain the truth at 16 draws and 92 % at 32, by any of the four; nearly all others make BC
-too good, so that a claim to beat it errs on the careful side. Its interquartile mean is covered (96 %).
+**No interval** (low and high None) is given where none would be valid: a resampled statistic stays in the range of the
+n independent units (data sets; seeds of a single one), which misses a q-quantile on one side with probability
+q**n or (1 - q)**n. If the larger exceeds (1 - level) / 2, none is given: a mean (taken as q = 1/2) needs 6 data sets
+at 95 %, the 90 % quantile 36, and the worst (q = 1) never has one. Nor is one given where nothing varies. The rule
+cannot see a value rare enough to be missing in all n data sets: BC fails badly on one in twelve, and its means and mean
+differences are covered by 73 to 76 % of the intervals from 16 data sets, 92 % from 32; nearly all others make BC too
+good.
 
-**Missing values** are NaN: members without a policy, or a metric they do not have. They are left out of a statistic and
-counted beside it; a draw without any is no unit, a pair needs both. Nothing left: None.
+**Missing values** are NaN: members without a policy or a metric. They are left out of a statistic and counted beside
+it; a data set without values is no unit, a pair needs both. Without values a statistic is None.
 
-The interquartile mean, and profiles and probability of improvement in the one-level case, are those of Agarwal et al. 2021,
-"Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264; rliable).
+The interquartile mean, and profiles and probability of improvement with one seed per data set, are those of Agarwal et
+al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264; rliable).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 
-from cql.analysis.results import Group, Population
+from cql.analysis.results import Group, Results
+from cql.text import aligned, interval, number
 
 BC: Group = ("bc", None)
 METRICS = ("return", "hazard_probability", "goal_probability", "action_mismatch_rate", "unsupported_action_rate",
            "penalty", "td", "value_estimate", "value_error", "ood_mass")
 PAIRED = ("return", "hazard_probability")
 HIGHER_IS_BETTER = {"return": True, "hazard_probability": False}
-MISMATCH_WITHIN = 0.005  # CQL is taken for BC if it departs from the logged action on so much more of the data at most
+MISMATCH_WITHIN = 0.005  # CQL counts as BC if their mismatch rates differ by at most so much
 THRESHOLDS = 101  # of a profile: quantiles of all members' values
-ROUNDING = 1e-12  # relative width below which an interval is none
+ROUNDING = 1e-12  # relative width below which nothing varies
 
+Interval = tuple[float, float] | tuple[None, None]
 Estimate = list  # [estimate, low, high]; low and high None where there is no interval
 
 
-# --------------------------------------------------------------------------------------------------- statistics
-
-
-def mean(values, counts):
-    """Mean of values [N] that occur counts [R, N] times: [R]."""
-    return counts @ values / counts.sum(-1)
-
-
 def interquartile_mean(values, counts):
-    """Mean of what is left when floor(n / 4) of the n = sum of counts values are cut at each end; [N], [R, N] -> [R]."""
+    """The mean without the floor(n / 4) least and largest of n values [N] that occur counts [R, N] times, ``[R]``."""
     values, counts, until = _sorted(values, counts)
     total = until[:, -1:]
     cut = total // 4
-    kept = np.clip(np.minimum(until, total - cut) - np.maximum(until - counts, cut), 0, None)
-    return kept @ values / kept.sum(-1)
+    weights = np.clip(np.minimum(until, total - cut) - np.maximum(until - counts, cut), 0, None)
+    return weights @ values / weights.sum(-1)
 
 
 def quantile(values, counts, q):
-    """The q-quantile, linear between order statistics (NumPy's default); [N], [R, N] -> [R]."""
+    """The q-quantile, linear between order statistics (NumPy's default)."""
     values, counts, until = _sorted(values, counts)
     last = until[:, -1] - 1
     position = q * last
@@ -78,48 +71,43 @@ def quantile(values, counts, q):
     return low + (position - below) * (high - low)
 
 
-def largest(values, counts):
-    """The largest value that occurs; [N], [R, N] -> [R]."""
-    return np.where(counts > 0, values, -np.inf).max(-1)
-
-
 def _sorted(values, counts):
     order = np.argsort(values, kind="stable")
-    counts = counts[:, order]
-    return values[order], counts, counts.cumsum(-1)
+    return values[order], counts[:, order], counts[:, order].cumsum(-1)
 
 
-STATISTICS = {"mean": (mean, 0.5), "iqm": (interquartile_mean, 0.5),  # name -> (function, the quantile it is bounded as)
-              "q90": (partial(quantile, q=0.9), 0.9), "worst": (largest, 1.0)}
-SHOWN = {"return": ("mean", "iqm"), "hazard_probability": ("mean", "q90", "worst")}  # a hazard's tail is the point: no IQM
+STATISTICS: dict[str, tuple[Callable, float]] = {  # name -> (function, the quantile that its interval is bounded as)
+    "mean": (lambda values, counts: counts @ values / counts.sum(-1), 0.5), "iqm": (interquartile_mean, 0.5),
+    "q90": (partial(quantile, q=0.9), 0.9),
+    "worst": (lambda values, counts: np.where(counts > 0, values, -np.inf).max(-1), 1.0)}
+SHOWN = {"return": ("mean", "iqm"), "hazard_probability": ("mean", "q90", "worst")}  # an IQM would hide a hazard's tail
 
 
-# ---------------------------------------------------------------------------------------------------- intervals
-
-
-def resample_counts(draws: int, seeds: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each member occurs in each resample, ``[R, D, S]`` int64; the draws do not depend on the number of seeds."""
+def resample_counts(datasets: int, seeds: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each member occurs in each resample, ``[R, D, S]`` int64; ``seeds`` does not change the data sets."""
     random = np.random.default_rng(seed)
-    drawn = random.integers(0, draws, (resamples, draws))
-    within = random.integers(0, seeds, (resamples, draws, seeds))
-    counts = np.zeros((resamples, draws, seeds), dtype=np.int64)
+    drawn = random.integers(0, datasets, (resamples, datasets))
+    within = random.integers(0, seeds, (resamples, datasets, seeds))
+    counts = np.zeros((resamples, datasets, seeds), dtype=np.int64)
     np.add.at(counts, (np.arange(resamples)[:, None, None], drawn[..., None], within), 1)
     return counts
 
 
 def replicates(values, counts, statistic: str) -> np.ndarray:
-    """The statistic of each resample: values [D, S], counts [R, D, S] -> [at most R]; one without any value is left out."""
+    """The statistic of every resample with a value: values ``[D, S]``, counts ``[R, D, S]`` -> ``[at most R]``."""
     present = ~np.isnan(values)
     counts = counts[:, present]
     return STATISTICS[statistic][0](values[present], counts[counts.any(-1)])
 
 
-def expanded_percentile(replicates, units: int, level: float) -> tuple[float, float]:
-    """Percentile interval of resampled statistics [R] of n = ``units`` independent values, at the expanded level
-    Phi(-sqrt(n / (n - 1)) t) with t Student's quantile (Hesterberg 2015)."""
+def expanded_percentile(replicates, units: int, level: float, scale: float) -> Interval:
+    """Percentile interval of a statistic's resamples ``[R]`` for n = ``units`` independent values (Hesterberg 2015).
+
+    The level is expanded to Phi(-sqrt(n / (n - 1)) t), t Student's quantile. None if narrower than ROUNDING * scale.
+    """
     tail = NormalDist().cdf(-math.sqrt(units / (units - 1)) * student_quantile((1 + level) / 2, units - 1))
-    low, high = np.quantile(replicates, (tail, 1 - tail))
-    return float(low), float(high)
+    low, high = map(float, np.quantile(replicates, (tail, 1 - tail)))
+    return (low, high) if high - low > ROUNDING * scale else (None, None)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -131,18 +119,18 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def units_needed(q: float, level: float) -> float:
-    """The fewest independent units whose range misses a q-quantile to one side with probability at most (1 - level) / 2."""
+    """The fewest independent units whose range misses a q-quantile on one side with probability <= (1 - level) / 2."""
     outside = max(q, 1 - q)
     return math.inf if outside == 1 else max(2, math.ceil(math.log((1 - level) / 2) / math.log(outside)))
 
 
 def units(present) -> int:
-    """Independent values among present [D, S]: draws with any; seeds where there is one draw."""
+    """Independent units among present ``[D, S]``: data sets with a value; seeds where there is one data set."""
     return int(present.any(1).sum()) if len(present) > 1 else int(present.sum())
 
 
 def wilson(share: float, n: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a share seen in n independent units (a unit may hold any value in [0, 1])."""
+    """Wilson's score interval of a share in n independent units (the share of a unit may be any number in [0, 1])."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -151,37 +139,37 @@ def wilson(share: float, n: int, level: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """One set of resamples for all groups and metrics of a population.
+    """One set of resamples for all groups and metrics of a run.
 
     Args:
-        counts: [R, D, S], ``resample_counts``; level: of the intervals.
+        counts: ``[R, D, S]``, of ``resample_counts``; level: of the intervals.
     """
 
     counts: np.ndarray
     level: float = 0.95
 
     @classmethod
-    def of(cls, population: Population, resamples: int = 2000, level: float = 0.95) -> "Bootstrap":
+    def of(cls, results: Results, resamples: int = 2000, level: float = 0.95) -> "Bootstrap":
         """Raises ValueError for a level outside (0, 1) or fewer than 2 resamples."""
         if not (0 < level < 1 and resamples >= 2):
             raise ValueError(f"a level in (0, 1) and at least 2 resamples are needed, not {level} and {resamples}.")
-        config = population.config
-        return cls(resample_counts(config.num_datasets, config.num_seeds, resamples), level)
+        return cls(resample_counts(results.config.num_datasets, results.config.num_seeds, resamples), level)
 
     def estimate(self, values, statistic: str = "mean") -> Estimate | None:
-        """[estimate, low, high] of a statistic of values [D, S]; None if all are NaN. See the module for the rules."""
+        """[estimate, low, high] of a statistic of values ``[D, S]``; None if all are NaN."""
         values, (function, q) = np.asarray(values, dtype=np.float64), STATISTICS[statistic]
         present = ~np.isnan(values)
         if not present.any():
             return None
         used, n = values[present], units(present)
-        found = float(function(used, np.ones((1, used.size), dtype=np.int64))[0])
+        estimate = float(function(used, np.ones((1, used.size), dtype=np.int64))[0])
         if n < units_needed(q, self.level):
-            return [found, None, None]
-        return [found, *_spread(replicates(values, self.counts, statistic), n, self.level, np.abs(used).max())]
+            return [estimate, None, None]
+        resampled = replicates(values, self.counts, statistic)
+        return [estimate, *expanded_percentile(resampled, n, self.level, np.abs(used).max())]
 
     def share(self, hits) -> Estimate | None:
-        """[share, low, high] of hits [D, S] in [0, 1], NaN where missing; None if all are."""
+        """[share, low, high] of hits ``[D, S]`` in [0, 1]; None if all are NaN."""
         present = ~np.isnan(hits)
         if not present.any():
             return None
@@ -189,171 +177,153 @@ class Bootstrap:
         return [share, *wilson(share, units(present), self.level)]
 
 
-def _spread(replicates, n, level, scale):
-    low, high = expanded_percentile(replicates, n, level)
-    return (low, high) if high - low > ROUNDING * scale else (None, None)
-
-
 def improvement(values, other, higher_is_better: bool = True) -> np.ndarray:
-    """Per pair of the same draw and seed: 1 where the first is better, 1/2 for a tie, 0 where worse; NaN where one is
-    missing. ``[D, S]``. Its mean is the probability of improvement over pairs, not over all combinations of runs."""
+    """1 where ``values`` are better than ``other`` of the same member, 1/2 for a tie, 0 where worse, ``[D, S]``.
+
+    NaN without a pair. Its mean is the probability of improvement over pairs, not over all combinations of runs.
+    """
     return (np.sign(values - other) * (1 if higher_is_better else -1) + 1) / 2
 
 
 def unpaired_difference(values, other, resamples: int = 2000, level: float = 0.95) -> Estimate | None:
-    """[mean(values) - mean(other), low, high] of two independent samples [D, S] and [D', S'], each resampled by itself."""
-    sides = [np.asarray(side, dtype=np.float64) for side in (values, other)]
-    if any(np.isnan(side).all() for side in sides):
+    """[mean(values) - mean(other), low, high] of two independent samples ``[D, S]`` and ``[D', S']``."""
+    if np.isnan(values).all() or np.isnan(other).all():
         return None
-    found = float(np.nanmean(sides[0]) - np.nanmean(sides[1]))
-    n = min(units(~np.isnan(side)) for side in sides)
+    difference = float(np.nanmean(values) - np.nanmean(other))
+    n = min(units(~np.isnan(side)) for side in (values, other))
     if n < units_needed(0.5, level):
-        return [found, None, None]
-    resampled = [replicates(side, resample_counts(*side.shape, resamples, seed), "mean") for seed, side in enumerate(sides)]
-    common = min(map(len, resampled))
-    scale = max(np.nanmax(np.abs(side)) for side in sides)
-    return [found, *_spread(resampled[0][:common] - resampled[1][:common], n, level, scale)]
+        return [difference, None, None]
+    first, second = (replicates(side, resample_counts(len(side), len(side[0]), resamples, seed), "mean")
+                     for seed, side in enumerate((values, other)))
+    common, scale = min(len(first), len(second)), max(np.nanmax(np.abs(side)) for side in (values, other))
+    return [difference, *expanded_percentile(first[:common] - second[:common], n, level, scale)]
 
 
-# ------------------------------------------------------------------------------------------------------ summary
-
-
-def summary(population: Population, resamples: int = 2000, level: float = 0.95) -> dict:
-    """Everything about a population as JSON without NaN; deterministic.
+def summary(results: Results, resamples: int = 2000, level: float = 0.95) -> dict:
+    """All statistics of a run, the content of ``statistics.json``; deterministic.
 
     ``metrics`` of a group: name -> {"missing", statistic: [estimate, low, high]}, None where no member has it.
-    Differences are paired: this minus BC, ``alpha`` minus ``other``, same draw and seed. Hazard improves downwards.
+    Differences are paired: this minus BC, ``alpha`` minus ``other``, same data set and seed.
 
     Raises:
         ValueError: a level outside (0, 1) or fewer than 2 resamples.
     """
-    bootstrap = Bootstrap.of(population, resamples, level)
-    config, alphas = population.config, population.alphas
+    bootstrap = Bootstrap.of(results, resamples, level)
+    config, alphas = results.config, results.alphas
+    needed = {name: units_needed(q, level) for name, (_, q) in STATISTICS.items()}
     return {
         "level": level, "resamples": resamples, "draws": config.num_datasets, "seeds": config.num_seeds,
         "method": "hierarchical bootstrap, expanded percentile; Wilson's score interval for shares",
-        "intervals_over": "draws and seeds" if config.num_datasets > 1 else "seeds only",
-        "units_needed": {name: _finite(units_needed(q, level)) for name, (_, q) in STATISTICS.items()},
-        "groups": [_group(population, bootstrap, group) for group in population.groups],
-        "pairs": [{"alpha": alpha, "other": other, **against(population, bootstrap, ("cql", alpha), ("cql", other))}
+        "intervals_over": "data sets and seeds" if config.num_datasets > 1 else "seeds only",
+        "units_needed": {name: None if math.isinf(n) else n for name, n in needed.items()},
+        "groups": [_group(results, bootstrap, group) for group in results.groups],
+        "pairs": [{"alpha": alpha, "other": other, **_against(results, bootstrap, ("cql", alpha), ("cql", other))}
                   for other, alpha in zip(alphas, alphas[1:])],
-        "profiles": {metric: _profile(population, bootstrap, metric) for metric in PAIRED},
-        "claims": claims(population, bootstrap),
+        "profiles": {metric: _profiles(results, bootstrap, metric) for metric in PAIRED},
+        "claims": claims(results, bootstrap),
     }
 
 
-def _group(population, bootstrap, group):
+def _group(results, bootstrap, group):
     metrics = {}
     for metric in METRICS:
-        values = population.values(metric, group)
-        found = {name: bootstrap.estimate(values, name) for name in SHOWN.get(metric, ("mean",))}
+        values = results.values(metric, group)
         missing = int(np.isnan(values).sum())
-        metrics[metric] = None if missing == values.size else {"missing": missing, **found}
-    known = group != BC and BC in population.groups
+        metrics[metric] = None if missing == values.size else {
+            "missing": missing, **{name: bootstrap.estimate(values, name) for name in SHOWN.get(metric, ("mean",))}}
+    has_bc = group != BC and BC in results.groups
     return {"algorithm": group[0], "alpha": group[1], "members": values.size,
-            "diverged": int(population.diverged(group).sum()),
-            "missing": int(np.isnan(population.values("return", group)).sum()),
-            "metrics": metrics, "against_bc": against(population, bootstrap, group, BC) if known else None}
+            "diverged": int(results.diverged(group).sum()),
+            "missing": int(np.isnan(results.values("return", group)).sum()),
+            "metrics": metrics, "against_bc": _against(results, bootstrap, group, BC) if has_bc else None}
 
 
-def against(population: Population, bootstrap: Bootstrap, group: Group, other: Group) -> dict:
-    """``paired`` of two groups of one population."""
-    return paired(bootstrap, *({metric: population.values(metric, side) for metric in PAIRED} for side in (group, other)))
+def _against(results, bootstrap, *groups):
+    return paired(bootstrap, *({metric: results.values(metric, group) for metric in PAIRED} for group in groups))
 
 
-def paired(bootstrap: Bootstrap, mine: dict, theirs: dict) -> dict:
-    """Paired mean differences ``mine`` minus ``theirs`` and probability of improvement, by metric; None where no pair has it.
+def paired(bootstrap: Bootstrap, values: dict, other: dict) -> dict:
+    """Paired mean differences ``values - other`` and probability of improvement, by metric; None without a pair.
 
     Args:
-        mine, theirs: the metrics of ``PAIRED`` -> [D, S], the same draw and seed at the same place.
+        values, other: the metrics of ``PAIRED`` -> ``[D, S]`` of the same data sets and seeds.
     """
-    return {**{metric: bootstrap.estimate(mine[metric] - theirs[metric]) for metric in PAIRED},
-            "probability_of_improvement": {metric: bootstrap.share(improvement(mine[metric], theirs[metric],
-                                                                               HIGHER_IS_BETTER[metric])) for metric in PAIRED}}
+    return {**{metric: bootstrap.estimate(values[metric] - other[metric]) for metric in PAIRED},
+            "probability_of_improvement": {metric: bootstrap.share(
+                improvement(values[metric], other[metric], HIGHER_IS_BETTER[metric])) for metric in PAIRED}}
 
 
-def _profile(population, bootstrap, metric):
-    """Share of members at least as good as each threshold, by group; thresholds are values that occur."""
-    values = {group: population.values(metric, group) for group in population.groups}
-    pooled = np.concatenate([found[~np.isnan(found)] for found in values.values()])
+def _profiles(results, bootstrap, metric):
+    """The profile of every group, at thresholds that are values of members; None without values."""
+    values = {group: results.values(metric, group) for group in results.groups}
+    pooled = np.concatenate([array[~np.isnan(array)] for array in values.values()])
     if not pooled.size:
         return None
     thresholds = np.unique(np.quantile(pooled, np.linspace(0, 1, THRESHOLDS), method="nearest"))
     groups = []
-    for (algorithm, alpha), found in values.items():
-        shares = profile(found, thresholds, bootstrap, HIGHER_IS_BETTER[metric])
+    for (algorithm, alpha), array in values.items():
+        shares = profile(array, thresholds, bootstrap, HIGHER_IS_BETTER[metric])
         if shares is not None:
             groups.append({"algorithm": algorithm, "alpha": alpha, **dict(zip(("share", "low", "high"), shares))})
     return {"thresholds": thresholds.tolist(), "groups": groups}
 
 
-def profile(values, thresholds, bootstrap: Bootstrap, higher_is_better: bool = True) -> tuple[list, list, list] | None:
-    """(share, low, high) of members [D, S] at or above (below, if lower is better) each threshold [T], pointwise intervals."""
+def profile(values, thresholds, bootstrap: Bootstrap, higher_is_better: bool = True) -> tuple[list, ...] | None:
+    """(share, low, high) of members ``[D, S]`` at least as good as each threshold ``[T]``, intervals pointwise."""
     if np.isnan(values).all():
         return None
-    good = (values >= thresholds[:, None, None]) if higher_is_better else (values <= thresholds[:, None, None])  # [T, D, S]
+    good = (values >= thresholds[:, None, None]) if higher_is_better else (values <= thresholds[:, None, None])
     return tuple(map(list, zip(*(bootstrap.share(np.where(np.isnan(values), np.nan, hits)) for hits in good))))
 
 
-# ------------------------------------------------------------------------------------------------------- claims
-
-
-def claims(population: Population, bootstrap: Bootstrap) -> dict:
-    """What a sweep over alpha allows to be said; each value None where nothing satisfies it or nothing can be known.
+def claims(results: Results, bootstrap: Bootstrap) -> dict:
+    """The claims that the alphas of a run allow; a value is None where no alpha satisfies it or nothing is known.
 
     - ``hazard_below_bc``: the smallest alpha whose paired hazard difference to BC has its whole interval below 0, and
-      ``alphas``, all for which that holds (each by itself: no correction for looking at several).
-    - ``best_return``, ``best_hazard``: the alpha with the highest mean return and the lowest mean hazard, and the paired mean
-      ``lead`` over the runner-up; an interval that contains 0 is a tie. Having been picked, a leader leads a little too far.
-    - ``becomes_bc``: the smallest alpha that, like every larger one in the run, has a paired return difference to BC that is 0
-      or has 0 in its interval, *and* differs by at most ``mismatch_within`` from BC in the share of the data whose
-      logged action it departs from (paired mean). The interval alone would take few or noisy draws for equality.
+      ``alphas``, all such (each by itself: no correction for looking at several).
+    - ``best_return``, ``best_hazard``: the alpha with the highest mean return and the lowest mean hazard, and the
+      paired mean ``lead`` over the runner-up; an interval that contains 0 is a tie. The lead of a best one is biased
+      upwards.
+    - ``becomes_bc``: the smallest alpha that, like every larger one, has a paired return difference to BC that is 0 or
+      has 0 in its interval, *and* a paired mismatch difference of at most ``mismatch_within``. The interval alone would
+      take few or noisy data sets for equality.
     """
-    below, same = [], []
-    for alpha in population.alphas if BC in population.groups else []:
-        group = ("cql", alpha)
-        hazard, returns, mismatch = (bootstrap.estimate(population.values(metric, group) - population.values(metric, BC))
-                                     for metric in ("hazard_probability", "return", "action_mismatch_rate"))
-        if hazard is not None and hazard[2] is not None and hazard[2] < 0:
+    below: list[float] = []
+    same: list[float] = []
+    for alpha in results.alphas if BC in results.groups else []:
+        differences = (results.values(metric, ("cql", alpha)) - results.values(metric, BC)
+                       for metric in ("hazard_probability", "return", "action_mismatch_rate"))
+        hazard, returns, mismatch = (bootstrap.estimate(array) or [math.nan, None, None] for array in differences)
+        if hazard[2] is not None and hazard[2] < 0:
             below.append(alpha)
-        alike = returns is not None and (returns[0] == 0 or (returns[1] is not None and returns[1] <= 0 <= returns[2]))
-        # an alpha that fails breaks the chain
-        same = [*same, alpha] if alike and mismatch is not None and abs(mismatch[0]) <= MISMATCH_WITHIN else []
+        alike = returns[0] == 0 or (returns[1] is not None and returns[1] <= 0 <= returns[2])
+        same = [*same, alpha] if alike and abs(mismatch[0]) <= MISMATCH_WITHIN else []  # a failure restarts the list
     return {"hazard_below_bc": {"alpha": min(below, default=None), "alphas": below},
-            "best_return": _best(population, bootstrap, "return"),
-            "best_hazard": _best(population, bootstrap, "hazard_probability"),
+            "best_return": _best(results, bootstrap, "return"),
+            "best_hazard": _best(results, bootstrap, "hazard_probability"),
             "becomes_bc": {"alpha": min(same, default=None), "alphas": same, "mismatch_within": MISMATCH_WITHIN}}
 
 
-def _best(population, bootstrap, metric):
-    found = {alpha: population.values(metric, ("cql", alpha)) for alpha in population.alphas}
-    means = {alpha: bootstrap.estimate(values) for alpha, values in found.items()}
-    ranked = sorted((alpha for alpha in means if means[alpha] is not None),
-                    key=lambda alpha: means[alpha][0], reverse=HIGHER_IS_BETTER[metric])
-    if not ranked:
+def _best(results, bootstrap, metric):
+    values = {alpha: results.values(metric, ("cql", alpha)) for alpha in results.alphas}
+    means = {alpha: estimate for alpha in values if (estimate := bootstrap.estimate(values[alpha])) is not None}
+    if not means:
         return None
-    first, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    first, second = [*sorted(means, key=lambda alpha: means[alpha][0], reverse=HIGHER_IS_BETTER[metric]), None][:2]
     return {"alpha": first, "mean": means[first], "runner_up": second,
-            "lead": None if second is None else bootstrap.estimate(found[first] - found[second])}
-
-
-def _finite(number):
-    return None if math.isinf(number) else number
-
-
-# --------------------------------------------------------------------------------------------------------- text
+            "lead": None if second is None else bootstrap.estimate(values[first] - values[second])}
 
 
 def table(summary: dict) -> str:
-    """A ``summary`` as text for a terminal."""
+    """A ``summary`` for the terminal."""
     needed, pairs = summary["units_needed"], summary["pairs"]
-    held = [(_alpha(group), group["against_bc"]) for group in summary["groups"] if group["against_bc"]]
-    lines = [f"{summary['draws']} data draws × {summary['seeds']} training seeds, all values exact; [{summary['level']:.0%} "
-             f"intervals] over {summary['intervals_over']}.",
-             f"{needed['mean']} {'draws' if summary['draws'] > 1 else 'seeds'} are the fewest that give a mean an interval, "
-             f"{needed['q90']} a 90 % quantile; the worst has none.", "", *group_lines(summary["groups"])]
-    if held:
-        lines += ["", "CQL minus BC, paired by data draw and seed", *difference_lines(held)]
+    to_bc = [(number(group["alpha"], "g"), group["against_bc"]) for group in summary["groups"] if group["against_bc"]]
+    lines = [f"{summary['draws']} data sets × {summary['seeds']} training seeds, all values exact; "
+             f"[{summary['level']:.0%} intervals] over {summary['intervals_over']}.",
+             f"{needed['mean']} {'data sets' if summary['draws'] > 1 else 'seeds'} are the fewest that give a mean an "
+             f"interval, {needed['q90']} a 90 % quantile; the worst has none.", "", *group_lines(summary["groups"])]
+    if to_bc:
+        lines += ["", "CQL minus BC, paired by data set and seed", *difference_lines(to_bc)]
     if pairs:
         lines += ["", "alpha minus the next lower, paired",
                   *difference_lines([(f"{pair['alpha']:g} - {pair['other']:g}", pair) for pair in pairs])]
@@ -361,61 +331,39 @@ def table(summary: dict) -> str:
 
 
 def group_lines(groups: list[dict]) -> list[str]:
-    """A heading and a line for each of a summary's groups."""
-    rows = [("policy", "alpha", "members", "return: mean", "interquartile mean", "hazard: mean", "90 % quantile", "worst",
-             "mismatch", "")]
+    """A heading and a line for every group of a summary."""
+    rows = [("policy", "alpha", "members", "return: mean", "interquartile mean", "hazard: mean", "90 % quantile",
+             "worst", "mismatch", "")]
     for group in groups:
-        returns, hazards, mismatch = (group["metrics"][name] or {} for name in
-                                      ("return", "hazard_probability", "action_mismatch_rate"))
-        rows.append((group["algorithm"].upper(), _alpha(group), str(group["members"]),
-                     *(interval_text(returns.get(name)) for name in ("mean", "iqm")),
-                     *(interval_text(hazards.get(name), 3) for name in ("mean", "q90", "worst")),
-                     interval_text(mismatch.get("mean"), 3),
+        returns, hazards, mismatch = (group["metrics"][name] or {} for name in (*PAIRED, "action_mismatch_rate"))
+        rows.append((group["algorithm"].upper(), number(group["alpha"], "g"), str(group["members"]),
+                     *(interval(returns.get(name)) for name in SHOWN["return"]),
+                     *(interval(hazards.get(name), ".3f") for name in SHOWN["hazard_probability"]),
+                     interval(mismatch.get("mean"), ".3f"),
                      ", ".join(f"{group[name]} {name}" for name in ("diverged", "missing") if group[name])))
-    return aligned(rows, right=(1, 2))
+    return aligned(rows, left=(0, *range(3, 10)))
 
 
 def difference_lines(rows: list[tuple[str, dict]]) -> list[str]:
-    """A heading and a line for each (name, ``paired``)."""
-    lines = [("alpha", "return", "hazard", "P(higher return)", "P(lower hazard)")]
-    for name, row in rows:
-        better = row["probability_of_improvement"]
-        lines.append((name, interval_text(row["return"], 2, "+"), interval_text(row["hazard_probability"], 3, "+"),
-                      *(interval_text(better[metric]) for metric in PAIRED)))
-    return aligned(lines, right=(0,))
-
-
-def interval_text(estimate: Estimate | None, places: int = 2, sign: str = "") -> str:
-    """``18.43 [15.20, 20.90]``, without brackets where there is no interval, – where there is no estimate."""
-    if estimate is None:
-        return "–"
-    value, low, high = (None if x is None else format(x, f"{sign}.{places}f") for x in estimate)
-    return value if low is None else f"{value} [{low}, {high}]"
-
-
-def aligned(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
-    """Lines with columns of equal width; those numbered in ``right`` are set to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.rjust(width) if n in right else cell.ljust(width)
-                      for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
-
-
-def _alpha(group) -> str:
-    return "–" if group["alpha"] is None else f"{group['alpha']:g}"
+    """A heading and a line for every (name, ``paired``)."""
+    lines: list[tuple[str, ...]] = [("alpha", "return", "hazard", "P(higher return)", "P(lower hazard)")]
+    lines += [(name, interval(row["return"], "+.2f"), interval(row["hazard_probability"], "+.3f"),
+               *(interval(row["probability_of_improvement"][metric]) for metric in PAIRED)) for name, row in rows]
+    return aligned(lines, left=range(1, 5))
 
 
 def _sentences(summary) -> list[str]:
-    claims, enough = summary["claims"], max(summary["draws"], summary["seeds"] if summary["draws"] == 1 else 0)
-    unknown = "at no alpha of this run." if enough >= summary["units_needed"]["mean"] else "too few to say."
+    claims, units = summary["claims"], summary["draws"] if summary["draws"] > 1 else summary["seeds"]
+    unknown = "at no alpha of this run." if units >= summary["units_needed"]["mean"] else "too few to say."
     below, same = claims["hazard_below_bc"], claims["becomes_bc"]
     lines = [f"Hazard below BC's with {summary['level']:.0%} confidence: " + (
         f"from alpha = {below['alpha']:g}; it holds at {', '.join(f'{alpha:g}' for alpha in below['alphas'])}."
         if below["alphas"] else unknown)]
-    for name, words, places in (("best_return", "Highest mean return", 2), ("best_hazard", "Lowest mean hazard", 3)):
-        best = claims[name]
+    for best, words, form in ((claims["best_return"], "Highest mean return", ".2f"),
+                              (claims["best_hazard"], "Lowest mean hazard", ".3f")):
         if best is not None:
-            lead = "" if best["lead"] is None else (f"; paired lead over alpha = {best['runner_up']:g}: "
-                                                    f"{interval_text(best['lead'], places, '+')}")
-            lines.append(f"{words}: alpha = {best['alpha']:g}, {interval_text(best['mean'], places)}{lead}.")
+            lead = "" if best["lead"] is None else (
+                f"; paired lead over alpha = {best['runner_up']:g}: {interval(best['lead'], '+' + form)}")
+            lines.append(f"{words}: alpha = {best['alpha']:g}, {interval(best['mean'], form)}{lead}.")
     return [*lines, f"CQL acts as BC (equal return, mismatch within {same['mismatch_within']:g}): " + (
         unknown if same["alpha"] is None else f"from alpha = {same['alpha']:g} on.")]

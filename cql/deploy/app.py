@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -21,7 +21,7 @@ from cql.deploy.measures import Measures
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
 from cql.deploy.store import Registry
-from cql.runs import RunError
+from cql.errors import RunError
 
 WAITING = 32  # explanations that may wait: they are made one after the other, each for milliseconds
 
@@ -31,8 +31,8 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
     """The service over a registry.
 
     Args:
-        token: what requests must carry as ``Authorization: Bearer …``; None: nothing. The page, /healthz and /readyz are open.
-        audit: where decisions are recorded, before they are answered; None: nowhere. The application closes it at its end.
+        token: what requests must carry as ``Authorization: Bearer …``; None: nothing. Open: page, /healthz, /readyz.
+        audit: where decisions are recorded before they are answered; None: nowhere. It is closed with the application.
         hosts: what requests may name as ``Host``, beside a port, in lower case; None: anything.
     """
     service = InService(registry)
@@ -51,7 +51,8 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
             if audit is not None:
                 audit.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)  # their pages load from elsewhere
+    # no pages of documentation: they load from elsewhere
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Door, token=token, hosts=hosts, measures=measures)
     document = lru_cache(1)(lambda decisions: api.document(app, decisions, token is not None))
     app.openapi = lambda: document(service.current)
@@ -76,7 +77,8 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
             try:
                 audit.append(_lines(request, decisions, observations, decided))
             except OSError as error:
-                raise HTTPException(503, f"the decision cannot be recorded ({error.strerror}), so it is not given.") from None
+                reason = f"the decision cannot be recorded ({error.strerror}), so it is not given."
+                raise HTTPException(503, reason) from None
         measures.decided(decided)
         return _json({"model": decisions.id, "decisions": [decision._asdict() for decision in decided]})
 
@@ -91,7 +93,8 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
             raise HTTPException(503, f"{WAITING} explanations are waiting already.", {"Retry-After": "1"})
         async with places:
             try:
-                explained = await asyncio.get_running_loop().run_in_executor(explaining, decisions.explain, observation, action)
+                loop = asyncio.get_running_loop()
+                explained = await loop.run_in_executor(explaining, decisions.explain, observation, action)
             except RunError as error:
                 raise HTTPException(422, str(error)) from None
         return _json({"model": decisions.id, **explained})
@@ -117,9 +120,10 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
         """Whether the process answers at all."""
         return _json({"alive": True})
 
-    @app.get("/readyz", response_model=api.Ready, responses={503: {"model": api.Ready, "description": "Nothing is in service."}})
+    @app.get("/readyz", response_model=api.Ready,
+             responses={503: {"model": api.Ready, "description": "Nothing is in service."}})
     async def readyz() -> Response:
-        """Whether a model answers; /v1/models says what is wrong where one does not, or another than the promoted one."""
+        """Whether a model answers; /v1/models says what is wrong where none does, or another than the promoted one."""
         current = service.current
         return _json({"ready": current is not None, "model": current and current.id, "sound": service.problem is None},
                      200 if current is not None else 503)
@@ -150,11 +154,11 @@ def _observations(body: dict) -> list:
 
 def _lines(request: Request, decisions: Decisions, observations: list, decided: list[Decision]) -> bytes:
     """Of the audit log."""
-    facts = {"time": datetime.now(timezone.utc).isoformat(), "request": request.scope["request_id"],
+    facts = {"time": datetime.now(UTC).isoformat(), "request": request.scope["request_id"],
              "client": request.client and request.client.host, "model": decisions.digest}
     return b"".join(
-        _dumped({**facts, "observation": observation, "action": decision.action, "supported": decision.supported}) + b"\n"
-        for observation, decision in zip(observations, decided))
+        _dumped(facts | {"observation": seen, "action": decision.action, "supported": decision.supported}) + b"\n"
+        for seen, decision in zip(observations, decided))
 
 
 def _dumped(value) -> bytes:

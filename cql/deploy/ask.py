@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 KEY = "GLASSBOX_API_KEY"  # environment variable
 MAX_REPLY = 2**20  # bytes
-TASK = ("You explain to a field operator why a decision model acts as it does. Use only the facts and numbers in the JSON that "
-        "follows, in plain words and at most eight sentences. Null means not known: say so, do not guess.")
+TASK = ("You explain to a field operator why a decision model acts as it does. Use only the facts and numbers in the "
+        "JSON that follows, in plain words and at most eight sentences. Null means not known: say so, do not guess.")
 
 
 class AskError(RuntimeError):
@@ -26,7 +26,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def ask(url: str, name: str, explanation: dict, timeout: float = 30.0) -> str:
-    """What the model ``name`` at ``url`` + "/chat/completions" says about an explanation, unprintable characters removed.
+    """What the model ``name`` at ``url`` + "/chat/completions" says of an explanation, without unprintable characters.
 
     Args:
         url: base URL, http or https, as "http://127.0.0.1:8080/v1". The key in GLASSBOX_API_KEY, if set, is sent as
@@ -34,7 +34,7 @@ def ask(url: str, name: str, explanation: dict, timeout: float = 30.0) -> str:
         timeout: seconds for the whole answer.
 
     Raises:
-        AskError: a bad URL, no answer in time, an error status, a redirect, a reply that is too large or not of the known form.
+        AskError: a bad URL, no answer in time, an error status, a redirect, a reply too large or of another form.
     """
     deadline = time.monotonic() + timeout
     request = _request(url, name, explanation)
@@ -64,7 +64,8 @@ def _request(url: str, name: str, explanation: dict) -> urllib.request.Request:
         valid = False
     if not valid:
         raise AskError("--ask takes a URL that begins with http:// or https://.")
-    messages = [{"role": "system", "content": TASK}, {"role": "user", "content": json.dumps(explanation, allow_nan=False)}]
+    messages = [{"role": "system", "content": TASK},
+                {"role": "user", "content": json.dumps(explanation, allow_nan=False)}]
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(KEY):
         headers["Authorization"] = f"Bearer {key}"

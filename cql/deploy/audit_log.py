@@ -2,10 +2,10 @@
 
     FOLDER/decisions-00000001.jsonl  decisions-00000002.jsonl  …  lock
 
-A line is with the operating system before its decision is answered: it outlives the process however that ends. A thread flushes
-to the disk every ``FLUSH`` seconds: a power failure takes at most the lines since then. A file is never renamed, and never
-written again once the next one is begun; when one is full, the newest ``files`` of them are kept. The log may hold a decision
-whose answer did not get out, never the other way round.
+A line is with the operating system before its decision is answered: it outlives the process however that ends. A thread
+flushes to the disk every ``FLUSH`` seconds: a power failure takes at most the lines since then. A file is never
+renamed, and never written again once the next one is begun; when one is full, the newest ``files`` of them are kept.
+The log may hold a decision whose answer did not get out, never the other way round.
 
 All is done in the folder that was opened, wherever that is moved. If it is removed, nothing can be appended any more.
 """
@@ -16,9 +16,10 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from cql.runs import RunError
+from cql.errors import RunError
 
 FLUSH = 1.0  # seconds
 TAIL = 2**20  # bytes: longer than any line (numbers are written at most four times as long as a body may give them)
@@ -57,9 +58,10 @@ class AuditLog:
             self._file, self._length = self._opened(self._number)
         except OSError as error:
             raise RunError(f"the audit log {self.folder} cannot be written ({error.strerror}).") from None
-        self._full = []  # open files that are no longer written, to be flushed and closed
+        self._full: list[int] = []  # open files that are no longer written, to be flushed and closed
         self._lost = False  # whether what the present file holds may be torn, not on the disk, or out of reach
-        self._failing = False  # whether the last flush of a present file failed: one new file is begun for it, not one a second
+        # whether the last flush of a present file failed: one new file is begun for it, not one a second
+        self._failing = False
         self.problem: str | None = None
         self._writing, self._stop = threading.Lock(), threading.Event()
         self._flusher = threading.Thread(target=self._flush_until_stopped, name="audit log", daemon=True)
@@ -104,11 +106,11 @@ class AuditLog:
 
     def _remove_oldest(self) -> None:
         for number in self._numbers()[: -self.files]:
-            if failure := _failure(lambda: os.unlink(_name(number), dir_fd=self._directory)):
+            if failure := _failure(partial(os.unlink, _name(number), dir_fd=self._directory)):
                 log.warning("audit log %s: %s stays: %s.", self.folder, _name(number), failure)
 
     def _opened(self, number: int) -> tuple[int, int]:
-        """The file of this number, cut back to its last whole line (what follows was never answered), and its length."""
+        """The file of this number, cut back to its last whole line (the rest was never answered), and its length."""
         file = os.open(_name(number), OPENING | os.O_APPEND, 0o600, dir_fd=self._directory)
         try:
             length = os.fstat(file).st_size
@@ -165,3 +167,4 @@ def _failure(action: Callable, *arguments) -> str | None:
         action(*arguments)
     except OSError as error:
         return str(error)
+    return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Set
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
@@ -25,7 +26,8 @@ async def read_object(request: Request) -> dict:
         async with asyncio.timeout(PATIENCE):
             text = await _bounded(request)
     except TimeoutError:
-        raise HTTPException(408, f"the body was not there within {PATIENCE:g} seconds.", {"Connection": "close"}) from None
+        reason = f"the body was not there within {PATIENCE:g} seconds."
+        raise HTTPException(408, reason, {"Connection": "close"}) from None
     except ClientDisconnect:
         raise HTTPException(400, "the body was never finished.") from None
     try:
@@ -40,7 +42,7 @@ async def read_object(request: Request) -> dict:
     return value
 
 
-def asked(body: dict, required: set[str], optional: set[str] = frozenset()) -> dict:
+def asked(body: dict, required: set[str], optional: Set[str] = frozenset()) -> dict:
     """The body, if it has these members and no others. Raises HTTPException 422."""
     if not required <= body.keys() <= required | optional:
         names = [f'"{name}"' for name in sorted(required)] + [f'"{name}" if wanted' for name in sorted(optional)]
@@ -52,7 +54,7 @@ async def _bounded(request: Request) -> bytes:
     parts, length = [], 0
     async for part in request.stream():  # whatever Content-Length says
         length += len(part)
-        if length > MAX_BODY:  # the server passes over the rest: closing on a client that still sends would lose it the answer
+        if length > MAX_BODY:  # the server reads on: closing on a client that still sends would lose it the answer
             raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes.")
         parts.append(part)
     return b"".join(parts)

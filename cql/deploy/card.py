@@ -4,17 +4,15 @@ import hashlib
 import json
 from pathlib import Path
 
-from cql.analysis.audit import Exact, audit_policy
-from cql.analysis.logged import known_model
-from cql.analysis.statistics import aligned
-from cql.config import ConfigError
-from cql.dataset import DatasetError
+from cql.analysis.audit import ExactTables, audit_policy
 from cql.deploy.model import CONFIG, DATA, POLICY, Model
-from cql.runs import MANIFEST, RunError, RunFolder, commit, versions
+from cql.errors import ConfigError, DatasetError, RunError
+from cql.run_folder import MANIFEST, RunFolder, commit, versions
+from cql.text import aligned, number
 
 FILES = (CONFIG, DATA, POLICY)  # what an entry's ID is made of
-CARD_KEYS = {"id", "member", "registered", "files", "data_digest", "config", "evaluation", "audit", "no_audit", "versions",
-             "commit"}
+CARD_KEYS = {"id", "member", "registered", "files", "data_digest", "config", "evaluation", "audit", "no_audit",
+             "versions", "commit"}
 
 
 def id_of(digests: dict[str, str]) -> str:
@@ -29,10 +27,10 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
         RunError: the run is not finished and evaluated, not what its manifest records, or has no such member.
     """
     run = RunFolder.open(path)
-    run.refuse_changes()
+    run.check_manifest()
     model = Model.of_run(path, member)
-    member = model.member
-    sources = {CONFIG: "config.json", DATA: f"datasets/{member.data_seed}.npz", POLICY: f"policies/{member.name}.pt"}
+    sources = {CONFIG: "config.json", DATA: f"datasets/{model.member.data_seed}.npz",
+               POLICY: f"policies/{model.member.name}.pt"}
     contents = {name: (run.path / source).read_bytes() for name, source in sources.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = run.read_json(MANIFEST) if (run.path / MANIFEST).is_file() else {}
@@ -41,7 +39,7 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
     if not isinstance(manifest.get("versions", {}), dict):
         raise RunError(f"{run.path / MANIFEST} holds versions in no known form.")
     audit, no_audit = _audit_of(model)
-    return contents, {"id": id_of(digests), "member": member.name, "registered": None, "files": digests,
+    return contents, {"id": id_of(digests), "member": model.member.name, "registered": None, "files": digests,
                       "data_digest": digests[DATA], "config": json.loads(contents[CONFIG]),
                       "evaluation": _evaluation_of(run, model), "audit": audit, "no_audit": no_audit,
                       "versions": {"run": manifest.get("versions"), "registry": versions()},
@@ -52,15 +50,20 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
     """The member's entry of the run's evaluation, with what that holds for all."""
     try:
         evaluation = run.read_json("evaluation.json")
-        [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in vars(model.member).items())]
+        wanted = vars(model.member).items()
+        [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in wanted)]
         alone = {name: entry[name] for name in ("exact_unsupported_action_rate", "final_alpha")}
         for numbers in (entry["exact"], entry["rollout"], alone):
             if not all(map(_number_or_none, (numbers or {}).values())):
                 raise TypeError("a number is none")
-        return {**entry, **{name: evaluation[name] for name in ("environment", "references", "rollout_episodes", "rollout_seed")}}
+        common = ("environment", "references", "rollout_episodes", "rollout_seed")
+        return {**entry, **{name: evaluation[name] for name in common}}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = "is missing" if not (run.path / "evaluation.json").exists() else (
-            f"cannot be read ({error})" if isinstance(error, RunError) else f"has no sound entry of {model.member.name}")
+        reason = f"has no sound entry of {model.member.name}"
+        if isinstance(error, RunError):
+            reason = f"cannot be read ({error})"
+        if not (run.path / "evaluation.json").exists():
+            reason = "is missing"
         raise RunError(f"{run.path / 'evaluation.json'} {reason}: evaluate the run first.") from None
 
 
@@ -71,11 +74,11 @@ def _number_or_none(value) -> bool:
 def _audit_of(model: Model) -> tuple[dict | None, str | None]:
     """The member's audit without its per-state arrays, or why there is none."""
     try:
-        exact = Exact.of(model.dataset, model.environment, known_model(model.environment), model.config,
-                         [] if model.final_alpha is None else [model.final_alpha])
+        tables = ExactTables(model.dataset, model.world, model.config.objective,
+                             [] if model.final_alpha is None else [model.final_alpha])
     except (RunError, DatasetError, ConfigError) as error:
         return None, str(error)
-    return audit_policy(exact, model.policy, model.inputs, model.final_alpha)[0], None
+    return audit_policy(tables, model.policy, model.world.inputs, model.final_alpha)[0], None
 
 
 def listed(cards: list[dict], promoted: str | None) -> str:
@@ -86,11 +89,11 @@ def listed(cards: list[dict], promoted: str | None) -> str:
     for card in cards:
         exact = card["evaluation"].get("exact") or {}
         rows.append(("*" if card["id"] == promoted else "", card["id"], card["member"], card["registered"],
-                     _number(exact.get("return"), ".2f"), _number(exact.get("hazard_probability"), ".4f"),
-                     _number(card["evaluation"].get("exact_unsupported_action_rate"), ".4f")))
-    service = "* in service." if promoted else "None is in service."
-    return "\n".join([*aligned(rows, right=(4, 5, 6)), "",
-                      f"return, hazard, unsupported: exact, of an episode; – where the model is not known.   {service}"])
+                     number(exact.get("return"), ".2f"), number(exact.get("hazard_probability"), ".4f"),
+                     number(card["evaluation"].get("exact_unsupported_action_rate"), ".4f")))
+    note = "return, hazard, unsupported: exact, of an episode; – where the model is not known.   "
+    return "\n".join([*aligned(rows, left=range(4)), "",
+                      note + ("* in service." if promoted else "None is in service.")])
 
 
 def shown(card: dict, records: list[dict]) -> str:
@@ -103,21 +106,25 @@ def shown(card: dict, records: list[dict]) -> str:
             *((f"versions of {who}", ", ".join(f"{k} {v}" for k, v in (card["versions"][who] or {}).items()) or "–")
               for who in ("run", "registry")),
             ("environment", _environment(evaluation["environment"])),
-            *((f"exact {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in exact.items()),
-            *((f"rollout {name.replace('_', ' ')}", _number(value, ".6g")) for name, value in rollout.items())]
+            *((f"exact {name.replace('_', ' ')}", number(value, ".6g")) for name, value in exact.items()),
+            *((f"rollout {name.replace('_', ' ')}", number(value, ".6g")) for name, value in rollout.items())]
     if audit is None:
         rows.append(("audit", card["no_audit"]))
     elif card["member"].startswith("cql"):
-        rows += [("audit: |Q - oracle|", f"mean {audit['distance']['mean']:.3g}, largest {audit['distance']['max']:.3g}"),
+        rows += [("audit: |Q - oracle|",
+                  f"mean {audit['distance']['mean']:.3g}, largest {audit['distance']['max']:.3g}"),
                  ("audit: value at the start", ", ".join(f"{word} {audit['start'][name]:.4g}" for word, name in (
                      ("learned", "value_estimate"), ("true", "true_value"), ("oracle's", "oracle_value")))),
-                 ("audit: hazard chosen", f"in {audit['hazard']['states_by_network']} of the "
-                                          f"{audit['hazard']['states_with_logged_hazard_action']} states whose data hold one")]
+                 ("audit: hazard chosen",
+                  f"in {audit['hazard']['states_by_network']} of the "
+                  f"{audit['hazard']['states_with_logged_hazard_action']} states whose data hold one")]
     else:
         rows.append(("audit: KL from the data", f"mean {audit['kl_mean']:.3g}, largest {audit['kl_max']:.3g}"))
-    rows += [(f"{record['action']} {record['time']}", f"by {record['by']}" + (f": {record['why']}" if record["why"] else ""))
+    rows += [(f"{record['action']} {record['time']}",
+              f"by {record['by']}" + (f": {record['why']}" if record["why"] else ""))
              for record in records if record["id"] == card["id"]]
-    return "\n".join(aligned([tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]))
+    printable = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]
+    return "\n".join(aligned(printable, left=range(2)))
 
 
 def _environment(spec) -> str:
@@ -125,9 +132,6 @@ def _environment(spec) -> str:
     if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         return "none"
     steps = spec.get("max_episode_steps")  # None: the environment's own limit
-    return ", ".join([f"{spec.get('id')}", *(f"{name} {value}" for name, value in spec["arguments"].items() if name != "desc"),
+    return ", ".join([f"{spec.get('id')}",
+                      *(f"{name} {value}" for name, value in spec["arguments"].items() if name != "desc"),
                       *[f"{steps} steps"] * (steps is not None)])
-
-
-def _number(value, form: str) -> str:
-    return "–" if value is None else format(value, form)

@@ -1,8 +1,9 @@
 """An append-only log of JSON records, one a line, each of which carries the SHA-256 of the line before it.
 
-Whoever edits, removes, inserts or reorders a line breaks the chain there. What a chain cannot show: that its last lines were
-cut off whole, or that someone who may write the file made all of it anew. Against both there is its head, the ``sha256`` of
-the last record: kept elsewhere, it must be found again in every later state of the log (``ChainedLog.problems(head)``).
+Whoever edits, removes, inserts or reorders a line breaks the chain there. What a chain cannot show: that its last lines
+were cut off whole, or that someone who may write the file made all of it anew. Against both there is its head, the
+``sha256`` of the last record: kept elsewhere, it must be found again in every later state of the log
+(``ChainedLog.problems(head)``).
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import re
 import stat
 from pathlib import Path
 
-from cql.runs import RunError
+from cql.errors import RunError
 
 FIRST = "0" * 64  # what the first record has for the line before it
 MAX_LINE = 2**16  # bytes
@@ -57,7 +58,8 @@ def unchained(lines: list[bytes], sound: int = 0) -> tuple[list[dict], list[str]
             continue
         expected = sealed({}, n, lines[n - 1] if n else None)
         if record.get("previous") != expected["previous"]:
-            problems.append(f"line {n + 1} does not follow the line before it: lines were removed, added, changed or moved.")
+            problems.append(f"line {n + 1} does not follow the line before it: "
+                            "lines were removed, added, changed or moved.")
         elif record.get("n") != n:
             problems.append(f"line {n + 1} has the number {record.get('n')!r}.")
         records.append(record)
@@ -65,12 +67,12 @@ def unchained(lines: list[bytes], sound: int = 0) -> tuple[list[dict], list[str]
 
 
 class ChainedLog:
-    """The log in one file. Readers never lock: a line counts once its end is written. Writers hold a lock of their own."""
+    """The log in one file. Readers never lock: a line counts once its end is written. Writers hold their own lock."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._last = (None, None)  # state of the file, its last record
-        self._sound = ([], [])  # lines found sound before, their records
+        self._last: tuple[tuple | None, dict | None] = (None, None)  # state of the file, its last record
+        self._sound: tuple[list, list] = ([], [])  # lines found sound before, their records
 
     def records(self) -> list[dict]:
         """Every record, in order; a last line without an end is left out. Raises RunError if the chain is broken."""
@@ -115,12 +117,13 @@ class ChainedLog:
         if torn:
             found.append(f"line {len(lines) + 1} has no end: its writer was stopped, and the next record cuts it off.")
         if head is not None and head != FIRST and head not in {record["sha256"] for record in records}:
-            found.append(f"no record has the digest {head}: the log was cut off or written anew since that was its head.")
+            found.append(f"no record has the digest {head}: "
+                         "the log was cut off or written anew since that was its head.")
         return [f"{self.path.name}: {problem}" for problem in found]
 
     def append(self, facts: dict) -> dict:
-        """Adds a record on disk and returns it; the caller holds the writers' lock. A torn last line is cut off, and the record
-        says so: ``cut`` is the SHA-256 of its text, else None.
+        """Adds a record on disk and returns it; the caller holds the writers' lock. A torn last line is cut off, and
+        the record says so: ``cut`` is the SHA-256 of its text, else None.
 
         Raises:
             RunError: the chain is broken, or the record too long. OSError: nothing was added.
@@ -172,7 +175,7 @@ class ChainedLog:
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raises RunError if the path is a link, a pipe or a folder where a plain file is expected. What is not there passes."""
+    """Raises RunError if the path is a link, a pipe or a folder instead of a plain file. What is not there passes."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

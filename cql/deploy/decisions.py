@@ -12,6 +12,7 @@ from cql.deploy.model import POLICY, Model
 from cql.deploy.reasons import Explainer
 from cql.deploy.store import Registry
 
+MASKS = ("hazard", "goal", "terminal", "start")  # of a board
 LARGEST_BOARD = 10_000  # cells that are still drawn
 LARGEST = 1e18  # number of an observation: far from where float32 ends, so that the network's sums stay below it
 
@@ -24,7 +25,7 @@ class Decision(NamedTuple):
     """What the model does at one observation.
 
     Attributes:
-        q: ``[A]``, None for Behaviour Cloning. probabilities: ``[A]``, softmax of the outputs; the action is the greedy one.
+        action: the greedy one. q: ``[A]``, None for Behaviour Cloning. probabilities: ``[A]``, softmax of the outputs.
         supported: whether the data ever took this action there. count: how often.
     """
 
@@ -37,7 +38,7 @@ class Decision(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Of the policy, and what the data did: actions ``[N]``, q ``[N, A]`` or None, probabilities ``[N, A]``, counts ``[N, A]``."""
+    """Of the policy, and what the data did: actions ``[N]``; q or None, probabilities and counts, all ``[N, A]``."""
 
     actions: np.ndarray
     q: np.ndarray | None
@@ -97,17 +98,17 @@ class Decisions:
         """
         found, rows = self._states, observations
         if found is None:
-            found, rows = Outputs.of_vectors(self.model, observations), range(len(observations))
+            found, rows = Outputs.of_vectors(self.model, observations), list(range(len(observations)))
         decided = []
         for row in rows:
             action = int(found.actions[row])
-            count = int(found.counts[row, action])
-            decided.append(Decision(action, self.model.actions[action], None if found.q is None else found.q[row].tolist(),
-                                    found.probabilities[row].tolist(), count > 0, count))
+            count, q = int(found.counts[row, action]), None if found.q is None else found.q[row].tolist()
+            decided.append(Decision(action, self.model.actions[action], q, found.probabilities[row].tolist(), count > 0,
+                                    count))
         return decided
 
     def explain(self, observation, action: int | None) -> dict:
-        """As `cql.deploy.reasons` has it; the first one makes its tables. Raises RunError where outputs are not finite."""
+        """As `cql.deploy.reasons` has it; the first makes its tables. Raises RunError where outputs are not finite."""
         return self._explainer.explain(observation, action)
 
     @cached_property
@@ -126,22 +127,23 @@ class Decisions:
     def map(self) -> dict:
         """What the page draws. ``board`` is None where states are not the cells of one grid, or too many to draw:
         else for each cell its observation, the greedy action, and how often the data took each action there."""
-        board = self.model.board
+        board = self.model.world.grid
         drawn = board is not None and len(board.terminal) <= LARGEST_BOARD
         return {"model": self.id, "member": self.model.member.name, "actions": self.model.actions,
                 "observations": self.observations, "board": self._board() if drawn else None}
 
     def _board(self) -> dict:
-        board, inputs = self.model.board, self.model.inputs
+        board, inputs = self.model.world.grid, self.model.world.inputs
         found = self._states or Outputs.of_vectors(self.model, inputs.tolist())
         return {"rows": board.shape[0], "columns": board.shape[1], "moves": board.moves.astype(int).tolist(),
-                **{name: np.flatnonzero(getattr(board, name)).tolist() for name in ("hazard", "goal", "terminal", "start")},
+                **{mask: np.flatnonzero(getattr(board, mask)).tolist() for mask in MASKS},
                 "cells": inputs.tolist(), "greedy": found.actions.tolist(), "counts": found.counts.tolist()}
 
 
 def _outputs(model: Model, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     policy = model.policy
-    q, probabilities = policy.q_values(observations) if policy.algorithm == "cql" else None, policy.probabilities(observations)
+    q = policy.q_values(observations) if policy.algorithm == "cql" else None
+    probabilities = policy.probabilities(observations)
     if not np.isfinite(probabilities if q is None else q).all():
         raise ObservationError(f"the outputs of {model.member.name} are not finite there.")
     return policy.act(observations), q, probabilities

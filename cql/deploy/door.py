@@ -1,4 +1,4 @@
-"""What every connection and request passes: bounds on waiting, the host asked for, the token, a number, and the clock."""
+"""What every connection and request passes: bounds on waiting, the host asked for, the token, a number, the clock."""
 
 import hashlib
 import hmac
@@ -17,9 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cql.deploy.measures import Measures
 
 OPEN = frozenset({"/", "/healthz", "/readyz"})  # paths that need no token: they say nothing of the model but its ID
-WAIT = 20.0  # seconds that a request's headers, or the rest of a body that is answered already, may take; at most twice that
+WAIT = 20.0  # seconds that a request's headers, or the rest of a body answered already, may take; at most twice that
 DRAIN = 2**24  # bytes of a body that is answered already: after more of them the connection is closed
-BURST = 100  # connections beyond the server's limit_concurrency, which answers them 503; those after them are closed at once
+BURST = 100  # connections beyond the server's limit_concurrency, which get 503; any more are closed at once
 
 
 class Connection(H11Protocol):
@@ -27,9 +27,10 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self._seen, self._passed_over = self, (None, 0)
+        self._seen: object = self
+        self._passed_over: tuple[object, int] = (None, 0)  # a request that is answered, bytes of its body since then
         self._look = self.loop.call_later(WAIT, self._look_after)
-        if len(self.connections) > self.limit_concurrency + BURST:
+        if len(self.connections) > (self.limit_concurrency or 0) + BURST:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,7 +60,7 @@ class Door:
 
     Args:
         token: what requests must carry as ``Authorization: Bearer …`` beyond the open paths; None: nothing.
-        hosts: what they may name as ``Host``, beside a port; None: anything. A page of elsewhere whose name is made to lead
+        hosts: what they may name as ``Host``, beside a port; None: anything. A foreign page whose name was made to lead
             here (DNS rebinding) names another.
     """
 
@@ -88,7 +89,7 @@ class Door:
         try:
             await (self._refusal(scope) or self.app)(scope, receive, passed_on)
         finally:
-            route = getattr(scope.get("route"), "path", "other")  # never the path asked for: there are as many as one likes
+            route = getattr(scope.get("route"), "path", "other")  # not the path asked for: there is no end of these
             self.measures.request(route, status, time.perf_counter() - begun)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
@@ -100,15 +101,18 @@ class Door:
         if self._expected is None or scope["path"] in OPEN:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        granted = scheme.lower() == "bearer" and hmac.compare_digest(_digest(given.strip(" ").encode("latin-1")), self._expected)
+        digest = _digest(given.strip(" ").encode("latin-1"))
+        granted = scheme.lower() == "bearer" and hmac.compare_digest(digest, self._expected)
         return None if granted else _NO_TOKEN
 
 
 _PORT = re.compile(r":\d*$")
 _TWO_LENGTHS = JSONResponse({"detail": "a request has either Transfer-Encoding or Content-Length."}, 400,
                             {"Connection": "close"})
-_ELSEWHERE = JSONResponse({"detail": "without a token the service answers only requests whose Host names this machine."}, 421)
-_NO_TOKEN = JSONResponse({"detail": "a valid token is needed: Authorization: Bearer …"}, 401, {"WWW-Authenticate": "Bearer"})
+_ELSEWHERE = JSONResponse(
+    {"detail": "without a token the service answers only requests whose Host names this machine."}, 421)
+_NO_TOKEN = JSONResponse({"detail": "a valid token is needed: Authorization: Bearer …"}, 401,
+                         {"WWW-Authenticate": "Bearer"})
 
 
 def _digest(token: bytes) -> bytes:

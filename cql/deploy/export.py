@@ -1,26 +1,24 @@
 """A policy as a file that needs nothing of this package: a torch.export program (``.pt2``) or ONNX.
 
-    python -m cql.deploy.export RUN exported --member cql-a6-s42-d42 --format all
+    python -m cql export RUN exported --member cql-a6-s42-d42 --format all
 
-writes ``exported/cql-a6-s42-d42.pt2`` and ``.onnx``, which ``docs/examples/load_torch.py`` and ``load_onnx.py`` run. ONNX needs
-the extra ``export``.
+writes ``exported/cql-a6-s42-d42.pt2`` and ``.onnx``, which ``docs/examples/load_torch.py`` and ``load_onnx.py`` run.
+ONNX needs the extra ``export``.
 
-Both take a batch of observations, ``[B]`` int64 state indices or ``[B, n]`` float32, of any size B, 0 and 1 too, and return the
-outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the lowest. An index that
-is no state is an error in both; NaN in a vector is not, so whoever loads the file checks that. Before a file is written it is
-loaded from its bytes and must act as the policy does on every state (without a known model, on every distinct observation of the
-data).
+Both take a batch of observations, ``[B]`` int64 state indices or ``[B, n]`` float32, of any size B, 0 and 1 too, and
+return the outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the
+lowest. An index that is no state is an error in both; NaN in a vector is not, so whoever loads the file checks that.
+Before a file is written it is loaded from its bytes and must act as the policy does on every state (without a known
+model, on every distinct observation of the data).
 
-``torch.export.load`` can unpickle what a ``.pt2`` holds, so it must never read a file of unknown origin. Files written here hold
-no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes with the same versions of the
-packages: what would name the source folder and the process is left out.
+``torch.export.load`` can unpickle what a ``.pt2`` holds, so it must never read a file of unknown origin. Files written
+here hold no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes with the
+same versions of the packages: what would name the source folder and the process is left out.
 """
 
-import argparse
 import io
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +29,10 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from cql.deploy.model import CARD, POLICY, Model
-from cql.files import write_whole
+from cql.errors import RunError
+from cql.files import atomic_write, sha256
 from cql.policy import Policy
-from cql.runs import RunError, RunFolder, sha256
+from cql.run_folder import RunFolder
 
 TOLERANCE = 1e-5  # of an output, relative to the largest one: other products round otherwise
 ROWS, ALONE = 4096, 1000  # observations that are checked at once, and at most one by one
@@ -46,9 +45,11 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # observations [B] 
 class Greedy(torch.nn.Module):
     """A policy as a module: observations ``[B]`` or ``[B, n]`` to outputs ``[B, A]`` and greedy actions ``[B]``.
 
-    As ``Policy.outputs``, of which it is the same function: an index is looked up among the outputs of all states, a vector is
-    read in float64, so that no action depends on the size of the batch.
+    As ``Policy.outputs``, of which it is the same function: an index is looked up among the outputs of all states, a
+    vector is read in float64, so that no action depends on the size of the batch.
     """
+
+    table: Tensor
 
     def __init__(self, policy: Policy):
         super().__init__()
@@ -126,7 +127,8 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
     """How far the outputs of an exported policy are from its own, relative to the largest.
 
     Args:
-        observations: ``[N]`` or ``[N, n]``; asked in batches of none and of ``ROWS``, and alone (of very many, ``ALONE``).
+        observations: ``[N]`` or ``[N, n]``; asked in batches of none and of ``ROWS``, and alone (of very many,
+            ``ALONE``).
 
     Raises:
         RunError: another action somewhere, an output further off than ``TOLERANCE``, or other shapes or types.
@@ -138,26 +140,28 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
         expected, outputs, actions = policy.outputs(batch), *run(batch)
         right = (expected.shape, np.float32, (len(batch),), np.int64)
         if (outputs.shape, outputs.dtype, actions.shape, actions.dtype) != right:
-            raise RunError(f"an exported batch of {len(batch)} has outputs {outputs.dtype} {list(outputs.shape)} and actions "
-                           f"{actions.dtype} {list(actions.shape)}: the file is not kept.")
+            raise RunError(f"an exported batch of {len(batch)} has outputs {outputs.dtype} {list(outputs.shape)} and "
+                           f"actions {actions.dtype} {list(actions.shape)}: the file is not kept.")
         differ = np.flatnonzero(actions != policy.act(batch))
         if len(differ):
-            raise RunError(f"the exported policy acts otherwise on {len(differ)} of {len(batch)} observations, first on "
-                           f"{batch[differ[0]].tolist()}: the file is not kept.")
+            raise RunError(f"the exported policy acts otherwise on {len(differ)} of {len(batch)} observations, first "
+                           f"on {batch[differ[0]].tolist()}: the file is not kept.")
         differences.append(np.abs(outputs - expected).max(initial=0.0))
         sizes.append(np.abs(expected).max(initial=0.0))
     largest = float(np.max(sizes))
     relative = float(np.max(differences)) / (largest or 1.0)
     if not relative <= TOLERANCE:  # NaN is not
-        raise RunError(f"the exported policy's outputs are {relative:.1e} off, more than {TOLERANCE:g}: the file is not kept.")
+        raise RunError(f"the exported policy's outputs are {relative:.1e} off, more than {TOLERANCE:g}: "
+                       "the file is not kept.")
     return relative
 
 
 def observations_of(model: Model) -> np.ndarray:
-    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else all distinct observations of the data."""
+    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else the data's observations."""
     if model.policy.network.discrete:
         return np.arange(model.policy.network.inputs)
-    return np.asarray(model.support.observations if model.inputs is None else model.inputs, dtype=np.float32)
+    known = model.world.inputs
+    return np.asarray(model.support.observations if known is None else known, dtype=np.float32)
 
 
 def metadata(model: Model, digest: str) -> str:
@@ -170,11 +174,13 @@ def metadata(model: Model, digest: str) -> str:
     return json.dumps({
         "member": member.name, "algorithm": member.algorithm, "alpha": member.alpha, "final_alpha": model.final_alpha,
         "observations": {"kind": "index" if network.discrete else "vector", "size": network.inputs},
-        "outputs": "q_values" if member.algorithm == "cql" else "logits", "actions": model.actions, "policy_sha256": digest,
+        "outputs": "q_values" if member.algorithm == "cql" else "logits", "actions": model.actions,
+        "policy_sha256": digest,
     }, allow_nan=False)
 
 
-def export(path: str | Path, out: str | Path, member: str | None = None, formats: tuple[str, ...] = ("torch",)) -> list[str]:
+def export(path: str | Path, out: str | Path, member: str | None = None,
+           formats: tuple[str, ...] = ("torch",)) -> list[str]:
     """Writes a policy in these formats, all checked before the first is written.
 
     Args:
@@ -200,34 +206,11 @@ def export(path: str | Path, out: str | Path, member: str | None = None, formats
     lines = []
     for ending, contents, difference in made:
         target = Path(out) / f"{model.member.name}{ending}"
-        write_whole(target, contents)
-        lines.append(f"{target}: {len(contents):,} bytes; acts as the policy on all of {len(observations):,} observations, its "
-                     f"outputs differ by at most {difference:.1e} of the largest")
+        atomic_write(target, contents)
+        lines.append(f"{target}: {len(contents):,} bytes; acts as the policy on all of {len(observations):,} "
+                     f"observations, its outputs differ by at most {difference:.1e} of the largest")
     return lines
 
 
 def _extra_missing(error: ModuleNotFoundError) -> RunError:
     return RunError(f"ONNX needs the extra export: pip install 'glassbox-cql[export]' ({error}).")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cql.deploy.export", description=__doc__.splitlines()[0])
-    parser.add_argument("path", metavar="RUN|ENTRY", help="a run folder, or an entry's folder in a registry")
-    parser.add_argument("out", metavar="OUT", help="folder for the files, which are named after the member")
-    parser.add_argument("--member", metavar="NAME", help="of the run, cql-a6-s42-d42 (default: its only CQL member)")
-    parser.add_argument("--format", choices=[*FORMATS, "all"], default="torch", help="(default %(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        formats = tuple(FORMATS) if arguments.format == "all" else (arguments.format,)
-        print("\n".join(export(arguments.path, arguments.out, arguments.member, formats)))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: files are written whole or not at all.", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

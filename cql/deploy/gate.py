@@ -1,21 +1,23 @@
 """The gate before a promotion: what a policy is worth on a fixed test set, held against stated limits.
 
-The environment is the one that the entry's data name. Where it has a transition table, every measure is the exact expectation
-over one episode, by the functions of the evaluation. Elsewhere it comes from episodes of a fixed test set, number i from
-environment seed ``TEST_SEED + i``, each measure with limits of its own at ``Limits.confidence`` (two-sided, not jointly); the
-worse of the two must meet the stated limit:
+The environment is the one that the entry's data name. Where it has a transition table, every measure is the exact
+expectation over one episode, by the functions of the evaluation. Elsewhere it comes from episodes of a fixed test set,
+number i from environment seed ``TEST_SEED + i``, each measure with limits of its own at ``Limits.confidence``
+(two-sided, not jointly); the worse of the two must meet the stated limit:
 
-- hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard if the
-  environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0 and 1: only the
-  limit 1 lets that pass.
-- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of a
-  catastrophe that no episode of the test set met: limit its probability as a hazard.
-- unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each other, so
-  the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the step limit; each
-  is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients bound the rate. That
-  holds for any distribution of episodes, and is wide. Observations count as seen if the data hold the very same numbers.
+- hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard
+  if the environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0
+  and 1: only the limit 1 lets that pass.
+- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of
+  a catastrophe that no episode of the test set met: limit its probability as a hazard.
+- unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each
+  other, so the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the
+  step limit; each is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients
+  bound the rate. That holds for any distribution of episodes, and is wide. Observations count as seen if the data hold
+  the very same numbers.
 
-The limits hold for one policy judged once: of many judged on the same test set until one passes, that one was chosen for it.
+The limits hold for one policy judged once: of many judged on the same test set until one passes, that one was chosen
+for it.
 """
 
 import math
@@ -25,14 +27,19 @@ from numbers import Real
 
 import numpy as np
 
-from cql.analysis.evaluation import Rollouts, exact_members
-from cql.analysis.statistics import aligned, student_quantile
+from cql.analysis.evaluation import Rollouts, exact_evaluation
+from cql.analysis.statistics import student_quantile
 from cql.deploy.model import Model
-from cql.runs import RunError
+from cql.errors import RunError
+from cql.text import aligned, number
+from cql.world import World
 
 TEST_SEED = 20_000  # environment seed of the first episode of the fixed test set
 FEWEST, MOST = 30, 100_000  # episodes
-NAMES = {"hazard_probability": "hazard probability", "return": "return", "unsupported_action_rate": "unsupported-action rate"}
+NAMES = {"hazard_probability": "hazard probability", "return": "return",
+         "unsupported_action_rate": "unsupported-action rate"}
+
+Limited = tuple[float | None, float, float]  # a measure (None: unknown) and its limits
 
 
 @dataclass(frozen=True)
@@ -72,18 +79,19 @@ def judge(model: Model, limits: Limits) -> dict:
 
     Returns:
         ``{"exact", "episodes", "seed", "confidence", "limits", "measures": [{"name", "value", "low", "high", "limit",
-        "passed", "missed_by"}], "passed", "reasons"}``: ``low`` and ``high`` are ``value`` where it is exact; ``missed_by`` is
-        0 where it passed; ``reasons`` has a sentence for every limit missed. A model without an environment has no
-        measures, did not pass, and one reason.
+        "passed", "missed_by"}], "passed", "reasons"}``: ``low`` and ``high`` are ``value`` where it is exact;
+        ``missed_by`` is 0 where it passed; ``reasons`` has a sentence for every limit missed. A model without an
+        environment has no measures, did not pass, and one reason.
 
     Raises:
         RunError: the environment gives rewards that are no finite numbers, or too large to be added up.
     """
-    exact = model.mdp is not None
+    exact = model.world.mdp is not None
     found = {"exact": exact, "episodes": None if exact else int(limits.episodes), "seed": None if exact else TEST_SEED,
              "confidence": None if exact else float(limits.confidence),
-             "limits": {**{name: float(value) for name, value in asdict(limits).items()}, "episodes": int(limits.episodes)}}
-    if model.environment is None:
+             "limits": {name: float(value) for name, value in asdict(limits).items()} | {
+                 "episodes": int(limits.episodes)}}
+    if model.world.environment is None:
         return {**found, "measures": [], "passed": False,
                 "reasons": ["the data name no environment, so nothing can be said of how the policy would act in one."]}
     hazard, returns, unsupported = _exact(model) if exact else _sampled(model, limits)
@@ -91,7 +99,8 @@ def judge(model: Model, limits: Limits) -> dict:
                 _measure("return", *returns, limits.min_return, True),
                 _measure("unsupported_action_rate", *unsupported, limits.max_unsupported, False)]
     missed = [measure for measure in measures if not measure["passed"]]
-    return {**found, "measures": measures, "passed": not missed, "reasons": [_reason(measure, found) for measure in missed]}
+    return {**found, "measures": measures, "passed": not missed,
+            "reasons": [_reason(measure, found) for measure in missed]}
 
 
 def table(gate: dict) -> str:
@@ -100,41 +109,42 @@ def table(gate: dict) -> str:
         return "nothing was measured"
     rows = [("", "value", "" if gate["exact"] else "low", "" if gate["exact"] else "high", "limit", "")]
     for m in gate["measures"]:
-        limits = ("", "") if gate["exact"] else (_number(m["low"]), _number(m["high"]))
-        rows.append((NAMES[m["name"]], _number(m["value"]), *limits,
-                     ("at least " if m["name"] == "return" else "at most ") + _number(m["limit"]),
-                     "passed" if m["passed"] else f"MISSED by {_number(m['missed_by'])}"))
+        limits = ("", "") if gate["exact"] else (number(m["low"], ".4g"), number(m["high"], ".4g"))
+        rows.append((NAMES[m["name"]], number(m["value"], ".4g"), *limits,
+                     ("at least " if m["name"] == "return" else "at most ") + number(m["limit"], ".4g"),
+                     "passed" if m["passed"] else f"MISSED by {number(m['missed_by'], '.4g')}"))
     how = ("exact expectations over an episode" if gate["exact"] else
            f"{gate['episodes']} episodes from seed {gate['seed']}, {100 * gate['confidence']:g} % limits")
-    return "\n".join([how, *aligned(rows, right=(1, 2, 3, 4))])
+    return "\n".join([how, *aligned(rows, left=(0, 5))])
 
 
-# ---------------------------------------------------------------------------------------------------------- the measures
+# --------------------------------------------------------------------------------------------------------- the measures
 
 
-def _exact(model: Model):
-    """(value, low, high) of hazard probability, return and unsupported-action rate, all three equal; unknown ones as such."""
-    [(known, unsupported)] = exact_members(model.mdp, model.environment, [model.policy], [model.support], model.config.gamma)
+def _exact(model: Model) -> tuple[Limited, ...]:
+    """(value, low, high) of hazard probability, return and unsupported-action rate: equal, or an unknown one's."""
+    [(known, unsupported)] = exact_evaluation(model.world, [model.policy], [model.support], model.config.gamma)
     return tuple((None, 0.0, 1.0) if value is None else (value,) * 3
                  for value in (known["hazard_probability"], known["return"], unsupported))
 
 
-def _sampled(model: Model, limits: Limits):
+def _sampled(model: Model, limits: Limits) -> tuple[Limited, ...]:
     """(value, low, high) of the three from the episodes of the test set."""
-    rolled = Rollouts(model.environment, None, int(limits.episodes), TEST_SEED).roll(model.policy)
+    rolled = Rollouts(World(model.world.environment, None), int(limits.episodes), TEST_SEED).of(model.policy)
     n, level = len(rolled.returns), float(limits.confidence)
     mean = float(rolled.returns.mean())
     half = student_quantile((1 + level) / 2, n - 1) * float(rolled.returns.std(ddof=1)) / math.sqrt(n)
     if not math.isfinite(mean + half):
         raise RunError("the environment gives rewards that are no finite numbers, or too large to be added up.")
-    hazard = (None, 0.0, 1.0)
+    hazard: Limited = (None, 0.0, 1.0)
     if "hazard" in rolled.ends:
         met = int(rolled.ends["hazard"].sum())
         hazard = (met / n, *clopper_pearson(met, n, level))
     unsupported = rolled.unsupported(model.support)  # [episodes]
-    longest = model.environment.spec.max_episode_steps
+    longest = model.world.horizon
+    rate = float(unsupported.sum() / rolled.lengths.sum())
     return (hazard, (mean, mean - half, mean + half),
-            (float(unsupported.sum() / rolled.lengths.sum()), *cluster_rate(unsupported, rolled.lengths, longest, level)))
+            (rate, *cluster_rate(unsupported, rolled.lengths, longest, level)))
 
 
 def clopper_pearson(met: int, n: int, level: float) -> tuple[float, float]:
@@ -147,8 +157,8 @@ def clopper_pearson(met: int, n: int, level: float) -> tuple[float, float]:
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """P(X <= k), X binomial(n, p), 0 < p < 1: a sum of the terms, each by its logarithm."""
-    terms = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
-             for i in range(k + 1))
+    terms = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+             + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k + 1))
     return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
@@ -186,7 +196,7 @@ def _root(rising: Callable[[float], float]) -> float:
     return (low + high) / 2
 
 
-# ------------------------------------------------------------------------------------------------------------ the verdict
+# ---------------------------------------------------------------------------------------------------------- the verdict
 
 
 def _measure(name: str, value, low: float, high: float, limit: float, least: bool) -> dict:
@@ -197,17 +207,13 @@ def _measure(name: str, value, low: float, high: float, limit: float, least: boo
 
 def _reason(measure: dict, gate: dict) -> str:
     name, least = NAMES[measure["name"]], measure["name"] == "return"
-    bound, limit = measure["low" if least else "high"], _number(measure["limit"])
+    bound, limit = measure["low" if least else "high"], number(measure["limit"], ".4g")
     if measure["value"] is None:
-        said = f"the {name} is not known here and could be {_number(bound)}"
+        said = f"the {name} is not known here and could be {number(bound, '.4g')}"
     elif gate["exact"]:
-        said = f"the {name} is {_number(bound)}"
+        said = f"the {name} is {number(bound, '.4g')}"
     else:
-        said = (f"the {name} is {_number(measure['value'])} over {gate['episodes']} episodes, its "
-                f"{'lower' if least else 'upper'} {100 * gate['confidence']:g} % limit {_number(bound)}")
+        said = (f"the {name} is {number(measure['value'], '.4g')} over {gate['episodes']} episodes, its "
+                f"{'lower' if least else 'upper'} {100 * gate['confidence']:g} % limit {number(bound, '.4g')}")
     side = "below the least" if least else "above the most"
-    return f"{said}: {side} allowed, {limit}, by {_number(measure['missed_by'])}."
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return f"{said}: {side} allowed, {limit}, by {number(measure['missed_by'], '.4g')}."

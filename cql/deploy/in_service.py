@@ -14,7 +14,7 @@ log = logging.getLogger("cql.deploy")
 
 
 class InService:
-    """Follows a registry. A model is swapped by one assignment, so that a request is answered by one model, and none waits.
+    """Follows a registry. A model is swapped by one assignment: a request is answered by one model, and none waits.
 
     Attributes:
         current: what answers, or None. problem: a sentence, where the registry's promoted model is not what answers.
@@ -26,10 +26,11 @@ class InService:
         self.current: Decisions | None = None
         self.problem: str | None = None
         self.taken = 0
-        self._refused, self._again = None, 0.0  # what could not be taken, and when it is tried again
+        self._refused: str | None = None  # what could not be taken
+        self._again = 0.0  # when it is tried again
 
     def check(self) -> None:
-        """Takes what is promoted, if it is not in service already. What cannot be taken changes nothing but ``problem``."""
+        """Takes what is promoted, if it is not in service already. If it cannot be taken, only ``problem`` changes."""
         try:
             id = self.registry.promoted()
         except Exception as error:

@@ -17,7 +17,8 @@ class Measures:
 
     def __init__(self, service: InService, audit: AuditLog | None):
         self.service, self.audit, self._registry = service, audit, CollectorRegistry()
-        self._requests = Counter("glassbox_requests", "Requests answered.", ["route", "status"], registry=self._registry)
+        self._requests = Counter("glassbox_requests", "Requests answered.", ["route", "status"],
+                                 registry=self._registry)
         self._seconds = Histogram("glassbox_request_seconds", "From a request's headers to its answer.", ["route"],
                                   registry=self._registry, buckets=SECONDS)
         decisions = Counter("glassbox_decisions", "Decisions answered, by whether the data ever took the action there.",
@@ -41,7 +42,8 @@ class Measures:
     def collect(self) -> Iterable[Metric]:
         """As a collector of its own registry: the model in service, and the audit log."""
         current = self.service.current
-        model = GaugeMetricFamily("glassbox_model_in_service", "1 for the model that answers.", labels=["id", "member", "sha256"])
+        model = GaugeMetricFamily("glassbox_model_in_service", "1 for the model that answers.",
+                                  labels=["id", "member", "sha256"])
         if current is not None:
             model.add_metric([current.id, current.model.member.name, current.digest], 1)
         yield model

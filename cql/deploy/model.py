@@ -1,4 +1,4 @@
-"""A trained member with what is needed to judge, explain and serve it: its policy, its data, and the true model if known.
+"""A trained member with what is needed to judge, explain and serve it: policy, data, and the true model if known.
 
 Axes: S state, A action.
 """
@@ -8,20 +8,18 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import gymnasium
 import numpy as np
 
 from cql.analysis.evaluation import Support, final_alphas, load_policy, refuse_misfit
-from cql.analysis.figure_data import Board, states_of
-from cql.collect import environment_of, exact_model
-from cql.config import Config, ConfigError
-from cql.dataset import DatasetError, OfflineDataset
-from cql.diagnostics import state_inputs
-from cql.exact.tabular import TabularMDP
+from cql.config import Config
+from cql.dataset import OfflineDataset
+from cql.errors import ConfigError, DatasetError, RunError
 from cql.members import Member, all_members
 from cql.policy import Policy
-from cql.runs import RunError, RunFolder
+from cql.run_folder import RunFolder
+from cql.world import World, states_of
 
 POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"  # the files of a registry's entry
 STEPS = {(-1, 0): "up", (1, 0): "down", (0, -1): "left", (0, 1): "right"}  # (row, column) of a move
@@ -34,7 +32,7 @@ class Model:
     Attributes:
         member: which one. policy: its network. dataset: the draw it was trained on. config: of its run.
         final_alpha: the weight of the penalty it ended with: ``member.alpha`` unless that was learned; None for BC.
-        environment: that its data name, or None. mdp: the exact model of that, or None.
+        world: the environment that its data name.
     """
 
     member: Member
@@ -42,8 +40,7 @@ class Model:
     dataset: OfflineDataset
     config: Config
     final_alpha: float | None
-    environment: gymnasium.Env | None
-    mdp: TabularMDP | None
+    world: World
 
     @classmethod
     def open(cls, path: str | Path, member: str | None = None) -> "Model":
@@ -61,7 +58,7 @@ class Model:
             RunError: no run, a changed one, no such member, or several to choose from.
         """
         run = RunFolder.open(path)
-        run.refuse_changes(derived=False)
+        run.check_manifest(derived=False)
         config = run.config()
         chosen = _chosen(all_members(config), member, path)
         dataset = _loaded(run.dataset_path(chosen.data_seed))
@@ -69,10 +66,10 @@ class Model:
 
     @classmethod
     def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
-        """The model in a registry's entry. Every file is read once, and what is held against its digest is what is used.
+        """The model in a registry's entry. Every file is read once: what is held against its digest is what is used.
 
         Args:
-            card: the entry's, if the caller has held it against the registry's log; else the one in the folder is believed.
+            card: the entry's, if the caller has held it against the registry's log; else the folder's is believed.
 
         Raises:
             RunError: a file is missing, damaged, not the one that the card names, or does not fit the others.
@@ -96,33 +93,22 @@ class Model:
     def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None) -> "Model":
         member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
         try:
-            environment = environment_of(dataset)
-            mdp = exact_model(environment)
+            world = World.of(dataset)
         except ConfigError as error:
             raise RunError(str(error)) from None
-        return cls(member, policy, dataset, config, final_alpha, environment, mdp)
+        return cls(member, policy, dataset, config, final_alpha, world)
 
     @cached_property
     def support(self) -> Support:
         return Support(self.dataset)
 
     @cached_property
-    def inputs(self) -> np.ndarray | None:
-        """The observation of every state, ``[S]`` or ``[S, n]``; None without an exact model."""
-        return None if self.mdp is None else state_inputs(self.environment).numpy()
-
-    @cached_property
-    def board(self) -> Board | None:
-        """The environment as a map, where its states are the cells of one grid."""
-        return None if self.mdp is None else Board.of(self.environment, self.mdp)
-
-    @cached_property
     def actions(self) -> list[str]:
         """A word for each action: the direction it is meant to lead in, else its number."""
-        moves = [] if self.board is None else [tuple(int(step) for step in move) for move in self.board.moves]
-        words = [STEPS.get(move) for move in moves]
-        unique = len(set(words)) == len(words)
-        return [words[a] if words and words[a] and unique else f"action {a}" for a in range(self.dataset.num_actions)]
+        moves: Any = [] if self.world.grid is None else self.world.grid.moves
+        words = [STEPS.get((int(row), int(column))) for row, column in moves]
+        named = dict(enumerate(words)) if len(set(words)) == len(words) else {}
+        return [named.get(a) or f"action {a}" for a in range(self.dataset.num_actions)]
 
     def counts(self, observation) -> np.ndarray:
         """``[A]``: how often the data took each action there; zeros where they never were."""
@@ -130,11 +116,12 @@ class Model:
 
     def state(self, observation) -> int | None:
         """The state that an observation shows; None without an exact model, or if no state shows it."""
-        if self.mdp is None:
+        inputs = self.world.inputs
+        if self.world.mdp is None or inputs is None:
             return None
         seen = np.asarray(observation, dtype=self.dataset.observations.dtype)
-        found = int(states_of(seen[None], self.inputs)[0])
-        return found if 0 <= found < self.mdp.num_states else None
+        found = int(states_of(seen[None], inputs)[0])
+        return found if 0 <= found < self.world.mdp.num_states else None
 
 
 class _File(io.BytesIO):

@@ -17,7 +17,8 @@ def _source(text: str) -> str:
 _STYLE, _SCRIPT = _text("page.css"), _text("page.js")
 PAGE = _text("page.html").replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT)
 PAGE_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; img-src data:; "
-                               "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     "Referrer-Policy": "no-referrer",
 }

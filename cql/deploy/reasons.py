@@ -1,14 +1,14 @@
-"""Why a model acts as it does in a state: the numbers of an explanation, from the network, the data and the exact model.
+"""Why a model acts as it does in a state: the numbers of an explanation, from network, data and exact model.
 
-On logged pairs the Q-values of the chosen action c and of the action a asked about split into parts that add up exactly,
+On logged pairs the Q-values of the chosen action c and of the action a asked about split into parts that add up:
 
     Q(c) - Q(a) = [y(c) - y(a)] td + [k(c) - k(a)] penalty + [e(c) - e(a)] residual,
 
-with y the mean TD target of the pair's transitions, k = alpha_half (1 - p / beta) what the conservative penalty makes of it
-where training has come to rest (docs/math.md, section 2), and e = Q - y - k what the network has not fitted. Targets are
-computed from the final network itself: at the end of training the target network is close to it, and then double
-Q-learning's choice of the maximum is the same; what they differ by is in the residual. p is the network's softmax over all
-actions, beta the data's frequencies in that state.
+with y the mean TD target of the pair's transitions, k = alpha_half (1 - p / beta) what the conservative penalty makes
+of it where training has come to rest (docs/math.md, section 2), and e = Q - y - k what the network has not fitted.
+Targets are computed from the final network itself: at the end of training the target network is close to it, and then
+double Q-learning's choice of the maximum is the same; what they differ by is in the residual. p is the network's
+softmax over all actions, beta the data's frequencies in that state.
 
 Axes: S state, A action, D transition, U distinct logged observation.
 """
@@ -20,11 +20,14 @@ import numpy as np
 from cql.dataset import number_rows
 from cql.deploy.model import Model
 from cql.deploy.words import paragraph
-from cql.diagnostics import greedy_policies
-from cql.exact.oracle import empirical_policy, half_square_alpha
-from cql.exact.phase import ROUNDING
-from cql.exact.tabular import evaluate_first_actions
-from cql.runs import RunError
+from cql.errors import RunError
+from cql.exact import (
+    ROUNDING,
+    deterministic_policies,
+    empirical_policy,
+    evaluate_first_actions,
+    half_square_alpha,
+)
 from cql.world import refuse_unknown
 
 # An action is unsafe if it adds this much to the probability of meeting a hazard. One more step beside a hazard adds
@@ -50,30 +53,31 @@ class Explainer:
         if self.cql and model.config.td_loss != "huber" and model.final_alpha is not None:
             self.alpha_half = float(half_square_alpha(model.final_alpha, model.config.td_loss))
         self.steps = self.following = self.next_step = None
-        if model.mdp is not None:
-            self.steps = int(model.environment.spec.max_episode_steps)
-            greedy = greedy_policies(model.policy.act(model.inputs)[None], model.mdp.num_actions)[0]
-            self.following = evaluate_first_actions(model.mdp, greedy, self.steps)  # arrays [S, A]
-            self.next_step = evaluate_first_actions(model.mdp, greedy, 1).hazard_probability
+        if model.world.mdp is not None:
+            self.steps = int(model.world.horizon)
+            greedy = deterministic_policies(model.policy.act(model.world.inputs)[None], model.world.mdp.num_actions)[0]
+            self.following = evaluate_first_actions(model.world.mdp, greedy, self.steps)  # arrays [S, A]
+            self.next_step = evaluate_first_actions(model.world.mdp, greedy, 1).hazard_probability
             dtype = model.dataset.observations.dtype
-            self._state_of = {seen.tobytes(): state for state, seen in enumerate(model.inputs.astype(dtype))}
+            self._state_of = {seen.tobytes(): state for state, seen in enumerate(model.world.inputs.astype(dtype))}
 
     def explain(self, observation, action: int | None = None) -> dict:
         """The explanation of one action (without ``action``: of the chosen one), as JSON without NaN.
 
-        Keys beside "member", "algorithm", "observation", "state", "cell" [row, column] from 0, "actions" (words), "action" and
-        "chosen" {"index", "name"}, "q" and "probabilities" (over actions; q null for BC), "text":
+        Keys beside "member", "algorithm", "observation", "state", "cell" [row, column] from 0, "actions" (words),
+        "action" and "chosen" {"index", "name"}, "q" and "probabilities" (over actions; q null for BC), "text":
 
             support: {"count", "state_count", "share" of the state's log, "supported", "counts" [A]}
             gap: {"q_chosen", "q_action", "difference", "td", "penalty", "residual"}, null for BC; the last three null
-                where one of the two pairs has no data. Without a formula (Huber) the residual alone is null, and in "penalty".
-            hazard: {"action", "chosen", "by_action" [A]: of meeting one within "steps", the action being the first of them and
-                the model choosing the others; "action_next", "chosen_next": at the very next step; "margin": UNSAFE};
-                null without a model, in observations of no state, and where the environment has no hazards
+                where one of the two pairs has no data. Without a formula (Huber) the residual alone is null, and in
+                "penalty".
+            hazard: {"action", "chosen", "by_action" [A]: of meeting one within "steps", the action being the first of
+                them and the model choosing the others; "action_next", "chosen_next": at the very next step; "margin":
+                UNSAFE}; null without a model, in observations of no state, and where the environment has no hazards
             return: {"action", "chosen"}: expected total reward over these steps; null without a model
             model_known: whether the environment's exact model is
             verdict: "terminal" | "unsafe" (adds more than UNSAFE to the chosen action's hazard probability) |
-                "unsupported" (not in the data) | "chosen" | "as good" (equal Q, or a total reward that is not lower) | "worse"
+                "unsupported" (not in the data) | "chosen" | "as good" (equal Q, or total reward not lower) | "worse"
 
         Raises:
             RunError: the observation or the action is none of this model's.
@@ -91,10 +95,12 @@ class Explainer:
         if not np.isfinite(p if q is None else q).all():
             raise RunError(f"the outputs of {model.member.name} are not finite there: nothing can be explained.")
         row, counts = model.support.row_of(observation), model.counts(observation)
-        state = None if model.mdp is None else self._state_of.get(observation.tobytes())
-        cell = None if state is None or model.board is None else [int(x) for x in divmod(state, model.board.shape[1])]
+        state = None if model.world.mdp is None else self._state_of.get(observation.tobytes())
+        cell = None
+        if state is not None and model.world.grid is not None:
+            cell = list(divmod(state, model.world.grid.shape[1]))
         found = {"member": model.member.name, "algorithm": model.policy.algorithm, "observation": observation.tolist(),
-                 "state": state, "cell": cell, "actions": model.actions, "model_known": model.mdp is not None,
+                 "state": state, "cell": cell, "actions": model.actions, "model_known": model.world.mdp is not None,
                  "steps": self.steps, "action": {"index": action, "name": model.actions[action]},
                  "chosen": {"index": chosen, "name": model.actions[chosen]}, "support": _support(counts, action),
                  "q": None if q is None else q.tolist(), "probabilities": p.tolist(),
@@ -103,30 +109,31 @@ class Explainer:
         if state is not None:
             returns, hazard = self.following.returns[state], self.following.hazard_probability
             found["return"] = {"action": float(returns[action]), "chosen": float(returns[chosen])}
-            if hazard is not None and model.mdp.hazard.any():
+            if hazard is not None and model.world.mdp.hazard.any():
                 soon = self.next_step[state]
                 found["hazard"] = {"action": float(hazard[state, action]), "chosen": float(hazard[state, chosen]),
                                    "by_action": hazard[state].tolist(), "action_next": float(soon[action]),
                                    "chosen_next": float(soon[chosen]), "margin": UNSAFE}
-        terminal = state is not None and bool(model.mdp.terminal[state])
+        terminal = state is not None and bool(model.world.mdp.terminal[state])
         found["verdict"] = "terminal" if terminal else _verdict(found)
         found["text"] = paragraph(found)
         return found
 
     def _gap(self, q, p, row, counts, chosen, action) -> dict:
-        gap = {"q_chosen": float(q[chosen]), "q_action": float(q[action]), "difference": float(q[chosen] - q[action]),
-               "td": None, "penalty": None, "residual": None}
+        difference = float(q[chosen] - q[action])
+        td = penalty = residual = None
         if counts[chosen] and counts[action]:
             pair = [chosen, action]
             y, p, beta = self.targets[row, pair], p[pair], self.beta[row, pair]
-            gap["td"] = float(y[0] - y[1])
+            td = float(y[0] - y[1])
             if self.alpha_half is None:
-                gap["penalty"] = gap["difference"] - gap["td"]
+                penalty = difference - td
             else:
                 k = predicted_penalty(p, beta, self.alpha_half)
-                gap["penalty"] = float(k[0] - k[1])
-                gap["residual"] = gap["difference"] - gap["td"] - gap["penalty"]
-        return gap
+                penalty = float(k[0] - k[1])
+                residual = difference - td - penalty
+        return {"q_chosen": float(q[chosen]), "q_action": float(q[action]), "difference": difference, "td": td,
+                "penalty": penalty, "residual": residual}
 
 
 def explain(model: Model, observation, action: int | None = None) -> dict:
@@ -138,7 +145,7 @@ _explainer = lru_cache(maxsize=8)(Explainer)
 
 
 def mean_targets(model: Model) -> np.ndarray:
-    """``[U, A]``: mean of r + gamma (1 - terminated) max Q(s', .) over the transitions of each logged pair, NaN elsewhere.
+    """``[U, A]``: mean of r + gamma (1 - terminated) max Q(s', .) over a logged pair's transitions, NaN elsewhere.
 
     Rows are those of ``model.support.observations``. Raises RunError where Q is not finite.
     """
@@ -190,5 +197,6 @@ def _verdict(found: dict) -> str:
         return "as good"
     scores = found["probabilities"] if gap is None else found["q"]
     # the network is float32: what differs by less than its rounding is equal
-    equal = scores[chosen] - scores[action] <= 4 * np.finfo(np.float32).eps * (1 + abs(scores[chosen])) * (gap is not None)
+    rounding = 0.0 if gap is None else 4 * np.finfo(np.float32).eps * (1 + abs(scores[chosen]))
+    equal = scores[chosen] - scores[action] <= rounding
     return "as good" if equal else "worse"

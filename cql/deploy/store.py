@@ -2,13 +2,14 @@
 
     entries/ID/  policy.pt  data.npz  config.json  card.json       log.jsonl  lock
 
-An entry never changes. Its ID is the first 16 digits of the SHA-256 of its files' digests; ``card.json`` says what it is and
-what it was worth, and the log's record of its registration holds the digest of the card. The log (`cql.deploy.chain`) is
-append-only and hash-chained; each record says which entry is in service after it. Writers, in any number of processes, take
-turns by a lock (flock: on a local disk, or a network file system that has it); readers need none.
+An entry never changes. Its ID is the first 16 digits of the SHA-256 of its files' digests; ``card.json`` says what it
+is and what it was worth, and the log's record of its registration holds the digest of the card. The log
+(`cql.deploy.chain`) is append-only and hash-chained; each record says which entry is in service after it. Writers, in
+any number of processes, take turns by a lock (flock: on a local disk, or a network file system that has it); readers
+need none.
 
-``Registry.verify`` finds whatever was changed, added or taken away by someone who does not make the log anew; what it cannot
-know is said in `cql.deploy.chain`. ``by`` is what the caller says: nothing is signed.
+``Registry.verify`` finds whatever was changed, added or taken away by someone who does not make the log anew; what it
+cannot know is said in `cql.deploy.chain`. ``by`` is what the caller says: nothing is signed.
 """
 
 import fcntl
@@ -27,8 +28,9 @@ from cql.deploy.chain import DIGEST, FIRST, ChainedLog, refuse_other_kinds, sync
 from cql.deploy.gate import Limits
 from cql.deploy.history import ID, LOG, PROMOTE, REFUSE, REGISTER, ROLLBACK, History
 from cql.deploy.model import CARD, Model
-from cql.files import write_whole
-from cql.runs import RunError, RunFolder, sha256, utc_now
+from cql.errors import RunError
+from cql.files import atomic_write, sha256, utc_now
+from cql.run_folder import RunFolder
 
 ENTRIES, LOCK = "entries", "lock"
 PREFIX = re.compile(r"[0-9a-f]{4,16}")  # of an ID
@@ -147,14 +149,14 @@ class Registry:
                 if self._card(folder, history)["files"] != card["files"]:
                     raise RunError(f"another model has the ID {card['id']} already: two that meet were made to.")
                 return card["id"], False
-            for left in (self.path / ENTRIES).glob(".*.partial"):  # by a process that was killed: whoever writes has the lock
+            for left in (self.path / ENTRIES).glob(".*.partial"):  # of a killed process: whoever writes has the lock
                 shutil.rmtree(left)
             unrecorded = set(self._names()) - history.cards.keys()
-            if folder.name in unrecorded and unrecorded == {folder.name}:  # whose writer was stopped before it could record it
+            if folder.name in unrecorded and unrecorded == {folder.name}:  # its writer was stopped before recording it
                 recorded = self._adopted(folder, card)
             elif unrecorded:
-                raise RunError(f"the log of {self.path} does not know {ENTRIES}/{min(unrecorded)}: it was cut off, or lost "
-                               "(see verify).")
+                raise RunError(f"the log of {self.path} does not know {ENTRIES}/{min(unrecorded)}: it was cut off, or "
+                               "lost (see verify).")
             else:
                 recorded = self._put(folder, contents, card)
             self._append(REGISTER, card["id"], by, None, history.promoted, card=recorded)
@@ -166,7 +168,7 @@ class Registry:
         partial.mkdir()
         try:
             for name, data in contents.items():
-                write_whole(partial / name, data)
+                atomic_write(partial / name, data)
             RunFolder(partial).write_json(CARD, {**card, "registered": utc_now()})
             recorded = sha256(partial / CARD)
             sync_folder(partial)
@@ -210,8 +212,9 @@ class Registry:
         return record
 
     def rollback(self, by: str, why: str) -> dict:
-        """Puts the entry promoted before the present one back into service; the present one is then no longer among those gone
-        through, so that rolling back again walks on to the one before that: A, B, C, back to B, D, back to B, back to A.
+        """Puts the entry promoted before the present one back into service; the present one is then no longer among
+        those gone through, so that rolling back again walks on to the one before that: A, B, C, back to B, D, back to
+        B, back to A.
 
         Returns:
             the log's record. The entry is not judged again, but must have its digests.

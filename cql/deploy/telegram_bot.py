@@ -1,28 +1,27 @@
-"""A Telegram bot over the service: a position comes in, the action goes out, with its support, the explanation and the map.
+"""A Telegram bot over the service: a position comes in; the action, its support, the explanation, the map go out.
 
-    TELEGRAM_BOT_TOKEN=… python -m cql.deploy.telegram_bot http://127.0.0.1:8000 --chats 12345
+    TELEGRAM_BOT_TOKEN=… python -m cql bot http://127.0.0.1:8000 --chats 12345
 
-Needs the extra ``telegram``. A service that asks for a token gets what the environment variable GLASSBOX_TOKEN holds. The bot
-knows nothing but what the service answers, and asks it anew for every message. The bot's token is part of every address of the
-Bot API, so nothing that is logged holds it.
+Needs the extra ``telegram``. A service that asks for a token gets what the environment variable GLASSBOX_TOKEN holds.
+The bot knows nothing but what the service answers, and asks it anew for every message. The bot's token is part of every
+address of the Bot API, so nothing that is logged holds it.
 """
 
-import argparse
 import asyncio
 import logging
 import math
 import os
 import re
-import sys
 import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from cql.analysis.figure_data import Board
-from cql.analysis.position_plot import position_png
-from cql.runs import RunError
+from cql.analysis.figures.position import draw_position
+from cql.analysis.figures.style import png
+from cql.errors import RunError
+from cql.world import GridMap
 
 API = "https://api.telegram.org/bot"
 PATIENCE = 10.0  # seconds for an answer of the service
@@ -56,7 +55,7 @@ class Field:
     model: str
     actions: list[str]
     observations: dict
-    board: Board | None = None
+    board: GridMap | None = None
     cells: list | None = None
     greedy: np.ndarray | None = None
     counts: np.ndarray | None = None
@@ -68,24 +67,24 @@ class Field:
             return cls(*common)
         states = board["rows"] * board["columns"]
         masks = {name: np.isin(np.arange(states), board[name]) for name in ("hazard", "goal", "terminal", "start")}
-        return cls(*common, Board((board["rows"], board["columns"]), **masks, moves=np.array(board["moves"])), board["cells"],
-                   np.array(board["greedy"]), np.array(board["counts"]))
+        return cls(*common, GridMap((board["rows"], board["columns"]), **masks, moves=np.array(board["moves"])),
+                   board["cells"], np.array(board["greedy"]), np.array(board["counts"]))
 
     @property
     def usage(self) -> str:
         """What to send, one sentence."""
         if self.board is not None:
             rows, columns = self.board.shape
-            return (f"Send a cell as row and column, such as “{self._example}”: rows go from 0 to {rows - 1}, columns from 0 to "
-                    f"{columns - 1}, counted from the top left.")
+            return (f"Send a cell as row and column, such as “{self._example}”: rows go from 0 to {rows - 1}, columns "
+                    f"from 0 to {columns - 1}, counted from the top left.")
         if self.observations["type"] == "integer":
             return f"Send the number of a state, from 0 to {self.observations['maximum']}."
         return f"Send the {self.observations['minItems']} numbers of an observation, such as “{self._example}”."
 
     @property
     def help(self) -> str:
-        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map if there is one."
-                f"\n\nAdd an action to ask about it instead, such as “{self._example} {self.actions[0]}”. "
+        return (f"{self.usage}\n\nYou get what to do there, whether the logged data support it, why, and the map if "
+                f"there is one.\n\nAdd an action to ask about it instead, such as “{self._example} {self.actions[0]}”. "
                 f"The actions: {self.listed}.")
 
     @property
@@ -103,8 +102,8 @@ class Field:
 def understood(text: str, field: Field) -> tuple[int | list[float], int | None, int | None]:
     """What a message asks: ``7 3``, ``(7, 3)``, ``row 7, column 3``, ``31``, ``7 3 left``, each also after ``/cell``.
 
-    A vector's numbers may be written as ``.5``, ``1e-3`` and ``−1.25``. What is neither a number, a name nor a separator is
-    refused, not skipped: a part of a number could be lost with it.
+    A vector's numbers may be written as ``.5``, ``1e-3`` and ``−1.25``. What is neither a number, a name nor a
+    separator is refused, not skipped: a part of a number could be lost with it.
 
     Returns:
         The observation, the state (on a grid, else None), the action that is asked about (None: what the policy does).
@@ -122,11 +121,11 @@ def understood(text: str, field: Field) -> tuple[int | list[float], int | None, 
     if field.board is None and field.observations["type"] == "array":
         if len(numbers) != field.observations["minItems"]:
             raise Unclear(field.usage)
-        found = [float(number) for number in numbers]
-        for number, word in zip(found, numbers):
-            if not math.isfinite(number):
+        vector = [float(number) for number in numbers]
+        for x, word in zip(vector, numbers):
+            if not math.isfinite(x):
                 raise Unclear(f"The number {_short(word)} is too large.")
-        return found, None, action
+        return vector, None, action
     if not all(WHOLE.fullmatch(number) for number in numbers) or len(numbers) > (1 if field.board is None else 2):
         raise Unclear(field.usage)
     found = [int(number) for number in numbers]
@@ -135,9 +134,9 @@ def understood(text: str, field: Field) -> tuple[int | list[float], int | None, 
             raise Unclear(f"There is no state {_short(numbers[0])}: they go from 0 to {field.observations['maximum']}.")
         return found[0], None, action
     limits = field.board.shape if len(found) == 2 else (len(field.cells),)
-    for what, number, limit in zip(("row", "column") if len(found) == 2 else ("state",), found, limits):
-        if not 0 <= number < limit:
-            raise Unclear(f"There is no {what} {_short(str(number))}: they go from 0 to {limit - 1}.")
+    for what, index, limit in zip(("row", "column") if len(found) == 2 else ("state",), found, limits):
+        if not 0 <= index < limit:
+            raise Unclear(f"There is no {what} {_short(str(index))}: they go from 0 to {limit - 1}.")
     state = int(np.ravel_multi_index(found, limits))
     return field.cells[state], state, action
 
@@ -221,7 +220,7 @@ def _answer(field: Field, state: int | None, action: int | None, acted: dict, ex
         return Answer(_headline(field, acted, explained), explained["text"], None)
     headline = "" if field.board.terminal[state] else _headline(field, acted, explained)
     return Answer(headline, explained["text"],
-                  position_png(field.board, field.actions, field.greedy, field.counts, state, action))
+                  png(draw_position(field.board, field.actions, field.greedy, field.counts, state, action)))
 
 
 def _headline(field: Field, acted: dict, explained: dict) -> str:
@@ -236,8 +235,8 @@ def _headline(field: Field, acted: dict, explained: dict) -> str:
 
 
 def _sign(field: Field, action: int) -> str:
-    move = () if field.board is None else tuple(int(step) for step in field.board.moves[action])
-    return f"{ARROWS.get(move, '')}{field.actions[action].capitalize()}"
+    row, column = (0, 0) if field.board is None else field.board.moves[action]
+    return f"{ARROWS.get((int(row), int(column)), '')}{field.actions[action].capitalize()}"
 
 
 def parts(text: str, limit: int) -> list[str]:
@@ -332,7 +331,8 @@ def hide(text: str, secrets: list[str]) -> str:
     return text
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def run(service: str, chats: list[int], api_base: str = API) -> None:
+    """Runs the bot until it is stopped. Raises RunError for a token or an address that cannot be used."""
     try:
         import httpx
         from telegram.error import TelegramError
@@ -343,7 +343,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise RunError("the environment variable TELEGRAM_BOT_TOKEN must hold the bot's token, as 123456:ABC….")
     if not (service_token.isascii() and service_token.isprintable()):
         raise RunError("the environment variable GLASSBOX_TOKEN must hold ASCII characters only.")
-    for url in (arguments.service, arguments.api_base):
+    for url in (service, api_base):
         if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
             raise RunError(f"{url} is no address: give one that begins with http:// or https://.")
     secrets = [word for word in (token, service_token) if word]
@@ -351,29 +351,9 @@ def _run(arguments: argparse.Namespace) -> None:
     handler.setFormatter(Discreet(secrets))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes every address
-    client = httpx.AsyncClient(base_url=arguments.service, timeout=PATIENCE,
+    client = httpx.AsyncClient(base_url=service, timeout=PATIENCE,
                                headers={"Authorization": f"Bearer {service_token}"} if service_token else {})
     try:
-        application(token, Service(client), arguments.chats, arguments.api_base).run_polling(allowed_updates=["message"])
+        application(token, Service(client), chats, api_base).run_polling(allowed_updates=["message"])
     except TelegramError as error:
         raise RunError(f"the Bot API cannot be used ({hide(str(error), secrets)}).") from None
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cql.deploy.telegram_bot", description=__doc__.splitlines()[0])
-    parser.add_argument("service", metavar="URL", help="of the service, as http://127.0.0.1:8000")
-    parser.add_argument("--chats", type=int, nargs="+", default=[], metavar="ID",
-                        help="answer in these chats only (default: in all)")
-    parser.add_argument("--api-base", default=API, metavar="URL", help="of the Bot API, up to the token (default %(default)s)")
-    try:
-        _run(parser.parse_args(argv))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the bot runs: from then on the library ends it in order
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""An explanation's numbers as a paragraph for somebody who knows nothing of reinforcement learning. Pure functions of JSON."""
+"""An explanation's numbers as a paragraph for those who know no reinforcement learning. Pure functions of JSON."""
 
 from math import floor
 
@@ -6,7 +6,7 @@ DIRECTIONS = ("up", "down", "left", "right")
 
 
 def paragraph(found: dict) -> str:
-    """Four to seven sentences on the explanation of ``cql.deploy.explain``; the keys it reads are listed there."""
+    """Four to seven sentences on the explanation of ``reasons.explain``; the keys it reads are listed there."""
     if found["verdict"] == "terminal":
         return f"{_capital(_place(found))} is where an episode ends: there is nothing to decide."
     return " ".join(part for part in (_headline(found), _data(found), _rating(found), _split(found), _hazard(found),
@@ -19,13 +19,15 @@ def table(found: dict) -> str:
     columns = [("action", found["actions"]), ("logged", [f"{count:,}" for count in found["support"]["counts"]])]
     if found["q"] is not None:
         columns.append(("Q", [number(q) for q in found["q"]]))
-    columns.append(("softmax" if found["q"] is not None else "probability", [percent(p) for p in found["probabilities"]]))
+    columns.append(("softmax" if found["q"] is not None else "probability",
+                    [percent(p) for p in found["probabilities"]]))
     if hazard is not None:
         columns.append(("hazard", [percent(p) for p in hazard["by_action"]]))
     rows = [[name for name, _ in columns], *zip(*(cells for _, cells in columns))]
     widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
     marks = [" ", *("*" if a == found["chosen"]["index"] else " " for a in range(len(found["actions"])))]
-    lines = ["  ".join([mark + row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+    lines = ["  ".join([mark + row[0].ljust(widths[0]),
+                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
              for mark, row in zip(marks, rows)]
     return f"{found['member']}, {_place(found)} (* what it chooses)\n" + "\n".join(line.rstrip() for line in lines)
 
@@ -90,7 +92,9 @@ def _headline(found: dict) -> str:
             "." if verdict == "chosen" else ", but nothing in its data supports that.")
     scores = found["probabilities"] if found["q"] is None else found["q"]
     lower = scores[found["action"]["index"]] < scores[found["chosen"]["index"]]
-    though = f", though the model {'takes it for less likely' if found['q'] is None else 'rates it lower'}." if lower else "."
+    though = "."
+    if lower:
+        though = f", though the model {'takes it for less likely' if found['q'] is None else 'rates it lower'}."
     return f"{place}, " + {
         "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {to_do}.",
         "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {to_do}.",
@@ -152,8 +156,8 @@ def _split(found: dict) -> str:
     if _is_chosen(found):
         return ""
     if gap["td"] is None:
-        return (f"How much of that comes from the data cannot be said, because they never took {found['chosen']['name']} "
-                "here, whose rating is a guess.")
+        return ("How much of that comes from the data cannot be said, because they never took "
+                f"{found['chosen']['name']} here, whose rating is a guess.")
     if number(gap["difference"]) == number(0):
         return ""
     data = (f"The rewards in the data and what follows them account for {number(gap['td'])} of that gap"
@@ -161,7 +165,9 @@ def _split(found: dict) -> str:
             f"By the rewards in the data and what follows them the gap would be {number(gap['td'])}")
     if gap["residual"] is None:
         return f"{data}; the penalty for rare actions, with what training has not fitted, {_adds(gap['penalty'])}."
-    rest = "" if number(abs(gap["residual"])) == number(0) else f", and what training has not fitted {_adds(gap['residual'])}"
+    rest = f", and what training has not fitted {_adds(gap['residual'])}"
+    if number(abs(gap["residual"])) == number(0):
+        rest = ""
     return f"{data}; the penalty for rare actions {_adds(gap['penalty'])}{rest}."
 
 

@@ -1,4 +1,4 @@
-"""The numbers of ``cql.algorithm``, sooner. This is the engine's only door: nothing outside looks further in.
+"""The updates of ``cql.algorithm``, faster. Only this file of the package is imported from outside.
 
 ``updates`` has the signature of ``cql.algorithm.updates`` and makes the same updates, but yields after a block of
 them, with the loss terms summed over the block. ``tests/test_engine.py`` holds the two together. What makes it fast:

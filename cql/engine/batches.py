@@ -47,14 +47,14 @@ class Minibatches:
         rows: observations per member that the network reads in one update, at most.
     """
 
-    def __init__(self, transitions: Transitions, draws: Tensor, seeds: Tensor, batch_size: int):
-        self.transitions, self.draws, self.seeds, self.rows = transitions, draws, seeds, batch_size
+    def __init__(self, transitions: Transitions, data_index: Tensor, seeds: Tensor, batch_size: int):
+        self.transitions, self.data_index, self.seeds, self.rows = transitions, data_index, seeds, batch_size
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers."""
         uniforms = uniform_bits(self.seeds, updates, self.rows)
-        drawn = self.transitions.at(self.transitions.minibatch_indices(self.draws, uniforms))
-        if not pairs_on(self.draws.device):
+        drawn = self.transitions.at(self.transitions.minibatch_indices(self.data_index, uniforms))
+        if not pairs_on(self.data_index.device):
             inputs = self.transitions.observations[drawn.observations]
             return Block(inputs, Single(drawn.actions), drawn, [self.rows] * len(updates))
         observations, places, filled = distinct(drawn.observations)
@@ -87,14 +87,14 @@ class FullBatch:
         rows: observations per member that the network reads in one update.
     """
 
-    def __init__(self, transitions: Transitions, draws: Tensor):
+    def __init__(self, transitions: Transitions, data_index: Tensor):
         acted_in = transitions.rows.unique().long()  # [R]
         inputs = transitions.observations[acted_in]
-        drawn = transitions.every(draws)  # [M, N]
+        drawn = transitions.every(data_index)  # [M, N]
         places = torch.searchsorted(acted_in, drawn.observations)
         entries = pairs_of(places, drawn.actions, drawn.weights, len(acted_in), transitions.num_actions)
         self.rows = len(acted_in)
-        self.one = Block(inputs.expand(len(draws), *inputs.shape), entries, drawn, [self.rows])
+        self.one = Block(inputs.expand(len(data_index), *inputs.shape), entries, drawn, [self.rows])
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers; the same batch for each."""

@@ -26,21 +26,21 @@ class Cohort:
     """Members of one algorithm whose parameters and activations stay in a core's cache together.
 
     Args:
-        state, draws, seeds: of these members; ``state`` is changed in place.
+        state, data_index, seeds: of these members; ``state`` is changed in place.
         terms: memory for the sums of the loss terms over a block, each ``[M]``.
         rates: ``[steps]``, the learning rate of every update.
         start: the first update.
     """
 
-    def __init__(self, network: PopulationMLP, transitions: Transitions, state: State, draws: Tensor, seeds: Tensor,
-                 algorithm: str, objective: Objective, settings: Settings, terms: list[Tensor], rates: Tensor,
-                 start: int):
-        device, members = draws.device, len(draws)
+    def __init__(self, network: PopulationMLP, transitions: Transitions, state: State, data_index: Tensor,
+                 seeds: Tensor, algorithm: str, objective: Objective, settings: Settings, terms: list[Tensor],
+                 rates: Tensor, start: int):
+        device, members = data_index.device, len(data_index)
         self.network, self.transitions, self.state, self.terms, self.rates = network, transitions, state, terms, rates
         self.algorithm, self.objective, self.settings = algorithm, objective, settings
         self.full_batch = settings.batch_size == "full"
-        self.batches = (FullBatch(transitions, draws) if self.full_batch else
-                        Minibatches(transitions, draws, seeds, settings.batch_size))
+        self.batches = (FullBatch(transitions, data_index) if self.full_batch else
+                        Minibatches(transitions, data_index, seeds, settings.batch_size))
         rows = self.batches.rows
         self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, start)
         self.length = block_length(rows, members, network.outputs)

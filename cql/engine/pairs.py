@@ -28,15 +28,15 @@ from cql import losses
 class Pairs(NamedTuple):
     """A batch of transitions as pairs."""
 
-    index: Tensor  # [M, B], the pair of each transition among the A * R
+    pair_index: Tensor  # [M, B], the pair of each transition among the A * R
     shares: Tensor  # [M, B], w
     weights: Tensor  # [M, A, R], W; 0 for a pair that does not occur
 
     def targets(self, targets: Tensor, td_loss: str) -> tuple[Tensor, Tensor]:
         """From the targets of the transitions ``[M, B]``: Y ``[M, A, R]``, and the loss that Y leaves out ``[M]``."""
-        sums = _sum_by_pair(self.shares * targets, self.index, self.weights.shape)
+        sums = _sum_by_pair(self.shares * targets, self.pair_index, self.weights.shape)
         mean = sums / torch.where(self.weights > 0, self.weights, 1.0)
-        errors = targets - mean.flatten(-2).gather(-1, self.index)
+        errors = targets - mean.flatten(-2).gather(-1, self.pair_index)
         return mean, (self.shares * losses.td_losses(errors, td_loss)).sum(-1)
 
     def cql_gradient(self, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str) -> Tensor:
@@ -65,12 +65,11 @@ class Pairs(NamedTuple):
         return torch.zeros_like(self.weights)
 
     def of_update(self, t: int) -> "Pairs":
-        """Those of one of T updates."""
-        return Pairs(self.index[t], self.shares[t], self.weights[t])
+        """The pairs of one of T updates."""
+        return Pairs(self.pair_index[t], self.shares[t], self.weights[t])
 
     def first_rows(self, rows: int) -> "Pairs":
-        """Without the rows from ``rows`` on, which no transition has; ``index`` is as before, and so only of use
-        whole."""
+        """The pairs without the rows from ``rows`` on, which no transition has; ``pair_index`` counts all rows."""
         return self._replace(weights=self.weights.narrow(-1, 0, rows))
 
 

@@ -4,7 +4,7 @@ Q has the layout ``[M, A, R]``, action by action: products with a few rows are s
 columns, and so is a softmax over an axis that is not the innermost.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from cql.network import PopulationMLP
 
 # the defaults of torch.optim.Adam
-ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
+ADAM: dict[str, Any] = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 THIN = 8  # inputs: a weight gradient with so few columns is faster made as its transpose
 
 
@@ -49,7 +49,8 @@ class Passes:
                  second_moment: list[Tensor], rows: int, updates_done: int):
         self.network, self.members = network, len(parameters[0])
         self.gradients = [torch.zeros_like(tensor) for tensor in parameters]
-        self.adam = (parameters, self.gradients, first_moment, second_moment, [])
+        nothing: list[Tensor] = []  # no largest second moments: Adam without AMSGrad
+        self.adam = (parameters, self.gradients, first_moment, second_moment, nothing)
         self.adam_steps = [torch.tensor(float(updates_done), device=parameters[0].device)] * len(parameters)
         first = int(network.discrete)  # after the table: weight, bias, weight, bias, …
         weights, biases = parameters[first::2], parameters[first + 1 :: 2]

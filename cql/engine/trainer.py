@@ -25,7 +25,7 @@ def serves(algorithm: str, objective: Objective) -> bool:
     return algorithm == "bc" or (objective.is_cql_h and objective.td_loss in ("mse", "half_mse"))
 
 
-def updates(network: PopulationMLP, transitions: Transitions, state: State, draws: Tensor, seeds: Tensor,
+def updates(network: PopulationMLP, transitions: Transitions, state: State, data_index: Tensor, seeds: Tensor,
             algorithm: str, objective: Objective, settings: Settings, start: int,
             stop: int) -> Iterator[tuple[int, State, tuple[Tensor, ...]]]:
     """Generator of the updates of ``cql.algorithm.updates``, to rounding; what it yields may be a copy of ``state``.
@@ -40,18 +40,18 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, draw
     Raises:
         RunError: a worker process was ended from outside.
     """
-    device, threads, before = draws.device, settings.threads, torch.get_num_threads()
+    device, threads, before = data_index.device, settings.threads, torch.get_num_threads()
     rows = transitions.rows.unique().numel() if settings.batch_size == "full" else settings.batch_size
-    size = cohort_size(network, rows, len(draws)) if device.type == "cpu" else len(draws)
-    parts = [slice(first, first + size) for first in range(0, len(draws), size)]
+    size = cohort_size(network, rows, len(data_index)) if device.type == "cpu" else len(data_index)
+    parts = [slice(first, first + size) for first in range(0, len(data_index), size)]
     count = min(threads, len(parts))
     forked = count > 1 and workers.FORKS and not multiprocessing.current_process().daemon  # daemons may not fork
     allocate = workers.shared if forked else torch.Tensor.contiguous
     state = _mapped(state, allocate)
-    terms = [allocate(torch.zeros(len(draws), device=device)) for _ in range(3 if algorithm == "cql" else 1)]
+    terms = [allocate(torch.zeros(len(data_index), device=device)) for _ in range(3 if algorithm == "cql" else 1)]
     rates = torch.tensor([cosine_decay(step, settings.steps) for step in range(settings.steps)], dtype=torch.float64)
     rates = (settings.learning_rate * rates).float().to(device)
-    cohorts = [Cohort(network, transitions, _mapped(state, itemgetter(part)), draws[part], seeds[part], algorithm,
+    cohorts = [Cohort(network, transitions, _mapped(state, itemgetter(part)), data_index[part], seeds[part], algorithm,
                       objective, settings, [term[part] for term in terms], rates, start) for part in parts]
     run = (workers.Processes if forked else workers.Threads)(cohorts, count).block_of_updates
     length = min(cohort.length for cohort in cohorts)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cql.engine.cohort import Cohort
-from cql.runs import RunError
+from cql.errors import RunError
 
 FORKS = sys.platform == "linux"
 UPDATES = struct.Struct("qq")  # a worker is told a block's first update and the one after its last; nothing is pickled

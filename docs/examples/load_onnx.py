@@ -22,7 +22,8 @@ def main(path: str, *words: str) -> None:
         observations = np.array([[float(x) for x in word.split(",")] for word in words], dtype=np.float32)
         fits = observations.shape[1:] == (size,) and np.isfinite(observations).all()  # the policy would act on NaN
     if not fits:
-        sys.exit(f"error: an observation is {f'a state from 0 to {size - 1}' if kind == 'index' else f'{size} finite numbers'}.")
+        known = f"a state from 0 to {size - 1}" if kind == "index" else f"{size} finite numbers"
+        sys.exit(f"error: an observation is {known}.")
     outputs, actions = policy.run(["outputs", "actions"], {"observations": observations})
     for word, row, action in zip(words, outputs, actions):
         print(word, about["actions"][action], " ".join(f"{x:.4f}" for x in row))

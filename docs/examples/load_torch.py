@@ -24,7 +24,8 @@ def main(path: str, *words: str) -> None:
         observations = torch.tensor([[float(x) for x in word.split(",")] for word in words], dtype=torch.float32)
         fits = observations.shape[1:] == (size,) and bool(observations.isfinite().all())  # the policy would act on NaN
     if not fits:
-        sys.exit(f"error: an observation is {f'a state from 0 to {size - 1}' if kind == 'index' else f'{size} finite numbers'}.")
+        known = f"a state from 0 to {size - 1}" if kind == "index" else f"{size} finite numbers"
+        sys.exit(f"error: an observation is {known}.")
     outputs, actions = policy(observations)
     for word, row, action in zip(words, outputs, actions):
         print(word, about["actions"][action], " ".join(f"{x:.4f}" for x in row.tolist()))

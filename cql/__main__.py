@@ -1,0 +1,33 @@
+"""``python -m cql COMMAND``: every command line but those of ``train.py`` and ``evaluate.py``."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "phase": "the exact solution over alpha, without training",
+    "theorems": "both sides of the CQL paper's theorems",
+    "bounds": "predicted minus true value of CQL and of what it is compared with",
+    "compare": "runs side by side",
+    "verify": "holds a run folder against its manifest",
+    "registry": "registers, promotes and verifies trained members",
+    "explain": "why a member acts as it does in a state",
+    "serve": "the REST service over a registry",
+    "bot": "a Telegram bot over the service",
+    "export": "writes a policy as TorchScript or ONNX",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in COMMANDS:
+        return import_module(f"cql.commands.{name}").main(arguments)
+    if name not in ("-h", "--help"):
+        print(f"error: there is no command {name}: give one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    print("usage: python -m cql COMMAND …    (COMMAND --help says more)\n")
+    print("\n".join(f"  {name:10}{about}" for name, about in COMMANDS.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

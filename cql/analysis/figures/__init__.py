@@ -1,0 +1,1 @@
+"""Pictures of runs and of exact curves, each a function that returns a matplotlib ``Figure``."""

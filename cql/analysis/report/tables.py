@@ -1,0 +1,165 @@
+"""The rows of the report's tables and its numbers as words. A cell is text, which the page escapes, or ``Markup``."""
+
+import numpy as np
+from markupsafe import Markup
+
+from cql.analysis.report.data import ReportData
+
+Table = tuple[list, list[list]]  # heads, rows
+TARGETS = {"return": ("return", ".2f"), "hazard_probability": ("hazard probability", ".4f")}  # metric -> words, form
+WORTH = [  # metric, statistic, words, form
+    ("return", "mean", "return: mean", ".2f"), ("return", "iqm", "interquartile mean", ".2f"),
+    ("hazard_probability", "mean", "hazard probability: mean", ".4f"),
+    ("hazard_probability", "q90", "90 % quantile", ".4f"), ("hazard_probability", "worst", "worst", ".4f"),
+    ("goal_probability", "mean", "goal probability: mean", ".4f")]
+RELATION = [
+    ("action_mismatch_rate", "mean", "logged actions not taken", ".3f"),
+    ("unsupported_action_rate", "mean", "steps with an OOD action", ".5f"), ("penalty", "mean", "penalty", ".3f"),
+    ("td", "mean", "TD loss", ".3g"), ("value_estimate", "mean", "V̂ at the start", ".2f"),
+    ("value_error", "mean", Markup("V̂ − V<sup>π</sup> at the start"), ".2f")]
+
+
+def number(value, form: str = ".2f") -> str:
+    """With a true minus; a dash for None. Numbers too large for their form take a power of ten."""
+    if value is None:
+        return "–"
+    form = ".2e" if abs(value) >= 1e5 and form.endswith("f") else form
+    return format(value, form).replace("-", "−").replace("%", "\u00a0%")
+
+
+def estimate(triple, form: str = ".2f") -> str | Markup:
+    """[estimate, low, high] as a cell: the interval below, where there is one."""
+    if triple is None or triple[1] is None:
+        return number(triple and triple[0], form)
+    mean, low, high = (number(value, form) for value in triple)
+    return Markup("{}<small>{} … {}</small>").format(mean, low, high)
+
+
+def inline(triple, form: str = ".2f") -> str:
+    """[estimate, low, high] within a sentence."""
+    mean, low, high = (number(value, form) for value in triple)
+    return mean if triple[1] is None else f"{mean} ({low} … {high})"
+
+
+def counted(many: int, what: str) -> str:
+    return f"{many:,} {what}{'s' * (many != 1)}"
+
+
+def span(first: int, many: int) -> str:
+    return f"{first}" if many == 1 else f"{first} to {first + many - 1}"
+
+
+def alphas(values) -> str:
+    return ", ".join(f"{alpha:g}" for alpha in values)
+
+
+def policy_name(entry: dict) -> str:
+    """What the page calls the members of one algorithm and alpha."""
+    return "BC" if entry["alpha"] is None else f"α = {entry['alpha']:g}"
+
+
+def named(labels) -> str:
+    return " and ".join(f"“{label}”" for label in labels)
+
+
+def picked(picks: list) -> str:
+    """[[alpha, times]], the most frequent first."""
+    most = sorted(picks, key=lambda pick: (-pick[1], pick[0]))
+    return ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")
+
+
+FILTERS = {function.__name__: function for function in (number, estimate, inline, counted, alphas, policy_name, named)}
+
+
+def claims(data: ReportData) -> list[list]:
+    """What the statistics allow to be said: rows of statement, alpha, evidence."""
+    claimed, rows, level = data.statistics["claims"], [], f"{100 * data.statistics['level']:g} %"
+
+    def say(statement: str, alpha: float | None, evidence: str) -> None:
+        rows.append([statement, "none" if alpha is None else f"{alpha:g}", evidence])
+
+    below = claimed["hazard_below_bc"]
+    say(f"Smallest α with a hazard probability below BC’s with {level} confidence", below["alpha"],
+        f"paired difference to BC wholly below 0 at α = {alphas(below['alphas'])}" if below["alphas"] else
+        "at no α does the interval of the paired difference to BC lie below 0")
+    for name, statement, metric in (("best_return", "Highest mean return", "return"),
+                                    ("best_hazard", "Lowest mean hazard probability", "hazard_probability")):
+        best, (words, form) = claimed[name], TARGETS[metric]
+        if best is None:
+            continue
+        evidence = f"mean {words} {inline(best['mean'], form)}"
+        if lead := best["lead"]:
+            evidence += f"; paired difference to the next best, α = {best['runner_up']:g}: {inline(lead, form)}"
+            evidence += ", which is a tie" * (lead[1] is not None and lead[1] <= 0 <= lead[2])
+        say(statement, best["alpha"], evidence)
+    becomes = claimed["becomes_bc"]
+    say("CQL has become BC from α =", becomes["alpha"],
+        "criterion: from there on the paired difference in return to BC has 0 in its interval, and at most "
+        f"{100 * becomes['mismatch_within']:g} % more or fewer of the logged actions are not taken than by BC")
+    for metric, (words, form) in TARGETS.items():
+        if (verdict := data.selection["verdict"][metric]) is not None:
+            rules = [rule for rule in data.selection["rules"] if rule["name"] in verdict["rules"]]
+            labels, regret = named(rule["label"] for rule in rules), inline(rules[0]["regret"][metric], form)
+            rows.append([f"Offline rule that loses least {words}", picked(rules[0]["picks"]), f"{labels}: mean regret "
+                         f"{regret} against the best α of each data set and seed; α as picked (times)"])
+    return rows
+
+
+def by_group(data: ReportData, columns) -> Table:
+    """Heads and a row for every group, of those columns of which something is known."""
+    entries = data.statistics["groups"]
+    columns = [column for column in columns if any(entry["metrics"][column[0]] for entry in entries)]
+    rows = [[policy_name(entry), *(estimate(entry["metrics"][metric] and entry["metrics"][metric][statistic], form)
+                                   for metric, statistic, _, form in columns)] for entry in entries]
+    return ["policy", *(words for *_, words, _ in columns)], rows
+
+
+def relation(data: ReportData) -> Table:
+    return by_group(data, RELATION)
+
+
+def worth(data: ReportData) -> Table:
+    """Outcomes by group; members before them, pairs against BC after them, and rows of the references."""
+    entries = data.statistics["groups"]
+    heads, rows = by_group(data, WORTH)
+    compared = any(entry["against_bc"] and entry["against_bc"]["return"] for entry in entries)
+    for entry, row in zip(entries, rows):
+        lost = Markup("<small>{} diverged</small>").format(entry["diverged"]) if entry["diverged"] else Markup()
+        row.insert(1, Markup(entry["members"]) + lost)
+        better = entry["against_bc"] and entry["against_bc"]["probability_of_improvement"]
+        row += [estimate(better and better[metric]) for metric in TARGETS] if compared else []
+    for name, words in (("behavior", "behaviour policy"), ("optimal", "optimal policy")):
+        if (exact := data.run_data.evaluation["references"][name]["exact"]) is not None:
+            numbers = [number(exact[metric], form) if statistic == "mean" else ""
+                       for metric, statistic, head, form in WORTH if head in heads]
+            rows.append([words, "", *numbers, *[""] * (2 * compared)])
+    return ["policy", "members", *heads[1:], *["P(return above BC’s)", "P(hazard below BC’s)"][:2 * compared]], rows
+
+
+def departure(data: ReportData) -> Table:
+    """By alpha: softmax mass on OOD actions and distance from the exact solution, and the return of both."""
+    rows = []
+    for alpha in data.results.alphas:
+        sides = [values[np.isfinite(values)] for values in (data.results.values("ood_mass", ("cql", alpha)),
+                                                            data.distances[alpha])]
+        trained, (exact_alphas, returns) = data.mean(("cql", alpha), "return"), data.exact_mean("return")
+        numbers = [f(values) if values.size else None for values in sides for f in (np.median, np.max)]
+        rows.append([f"{alpha:g}", *(number(value, ".2g") for value in numbers),
+                     number(trained and trained[0]), number(float(returns[exact_alphas == alpha][0]))])
+    return ["α", "OOD mass: median", "largest", "|Q − exact Q|: median", "largest", "mean return: trained",
+            "exact"], rows
+
+
+def rules(data: ReportData) -> Table:
+    """The rules that choose alpha from data alone, compared with the truth."""
+    rows = []
+    for rule in data.selection["rules"]:
+        coverage = next((share for share in rule["coverage"].values() if share is not None), None)
+        rank, regret = rule["rank_correlation"], rule["regret"]
+        rows.append([Markup("{}<small>{}</small>").format(rule["label"], rule["what"]),
+                     f"{rule['available']} / {rule['of']}", estimate(rank["return"], "+.2f"),
+                     estimate(rank["hazard_probability"], "+.2f"), estimate(regret["return"]),
+                     number(rule["within_one_point"], ".0%"), estimate(regret["hazard_probability"], ".4f"),
+                     number(coverage, ".0%"), number(rule["effective_sample_size"], ".1f"), picked(rule["picks"])])
+    return ["rule", "scored", "rank: return", "rank: hazard", "regret: return", "within 1 point", "regret: hazard",
+            "covered", "effective sample", "α picked (times)"], rows

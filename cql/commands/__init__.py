@@ -1,0 +1,1 @@
+"""The command lines, a module each: ``python -m cql NAME``. Each has a ``main`` that takes its arguments."""

@@ -1,0 +1,104 @@
+"""The command over a registry of trained members (`cql.deploy.store`):
+
+    python -m cql registry REG register RUN | list | show ID | promote ID --why … | rollback --why … | verify
+
+Keep the head that ``verify`` prints somewhere else, and give it back with ``--head``.
+"""
+
+import argparse
+import getpass
+import json
+import sys
+from dataclasses import fields
+
+from cql.deploy import gate
+from cql.deploy.card import listed, shown
+from cql.deploy.gate import Limits
+from cql.deploy.store import Refused, Registry
+from cql.errors import RunError, reports_errors
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cql registry",
+                                     description="Trained members: registered, promoted, verified.")
+    parser.add_argument("registry", metavar="REG", help="the registry's folder; the first registration makes it")
+    commands = parser.add_subparsers(dest="command", required=True)
+    register = commands.add_parser("register", help="take a member of a finished run in")
+    register.add_argument("run", metavar="RUN")
+    register.add_argument("--member", metavar="NAME", help="cql-a6-s42-d42; without it, the run's only CQL member")
+    commands.add_parser("list", help="every entry, a line each")
+    show = commands.add_parser("show", help="what the card of an entry says")
+    promote = commands.add_parser("promote", help="put an entry into service if it meets the limits")
+    for command in (show, promote):
+        command.add_argument("id", metavar="ID", help="or its first digits, at least 4")
+    show.add_argument("--json", action="store_true", help="the whole card")
+    rollback = commands.add_parser("rollback", help="put the entry promoted before back into service")
+    for command in (register, promote, rollback):
+        command.add_argument("--by", metavar="NAME", help="who does it (default: the user's name)")
+    for command in (promote, rollback):
+        command.add_argument("--why", required=True, metavar="TEXT", help="stands in the log")
+    defaults = {each.name: each.default for each in fields(Limits)}
+    for name, said in (("max_hazard", "largest hazard probability"), ("min_return", "least return"),
+                       ("max_unsupported", "largest share of steps with an action not in the data"),
+                       ("confidence", "of the limits where the model is not known exactly"),
+                       ("episodes", "of the test set there")):
+        promote.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name],
+                             metavar="X", help=f"{said} (default %(default)s)")
+    verify = commands.add_parser("verify", help="every file and every line of the log against its digest")
+    verify.add_argument("--head", metavar="SHA", help="an earlier head of the log: it must still be in it")
+    return parser.parse_args(argv)
+
+
+@reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """0; 1 where a gate refused or ``verify`` found something; 2 for what cannot be done."""
+    arguments = parse(argv)
+    try:
+        return _run(Registry(arguments.registry), arguments)
+    except Refused as refused:
+        print(f"{gate.table(refused.record['gate'])}\n{refused.record['id']} is refused:", file=sys.stderr)
+        for reason in refused.reasons:
+            print(f"- {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: the log says whether it was done.") from None
+
+
+def _run(registry: Registry, arguments: argparse.Namespace) -> int:
+    command = arguments.command
+    if command == "register":
+        id, new = registry.registered(arguments.run, arguments.member, _name(arguments.by))
+        done = "registered" if new else "is registered already, nothing was changed"
+        print(f"{id}  {registry.card(id)['member']}  {done}")
+    elif command == "list":
+        print(listed(registry.entries(), registry.promoted()))
+    elif command == "show":
+        card = registry.card(arguments.id)
+        print(json.dumps(card, indent=2) if arguments.json else shown(card, registry.log()))
+    elif command == "promote":
+        limits = Limits(**{each.name: getattr(arguments, each.name) for each in fields(Limits)})
+        record = registry.promote(arguments.id, _name(arguments.by), arguments.why, limits)
+        print(f"{gate.table(record['gate'])}\n{record['id']} is in service (record {record['n']}).")
+    elif command == "rollback":
+        record = registry.rollback(_name(arguments.by), arguments.why)
+        print(f"{record['id']} is in service again (record {record['n']}).")
+    else:
+        problems = registry.verify(arguments.head)
+        for problem in problems:
+            print(problem)
+        if problems:
+            print(f"{registry.path}: {len(problems)} problem(s)")
+            return 1
+        records = registry.log()
+        print(f"{registry.path}: sound, {len(registry.entries())} entries, {len(records)} records")
+        print(f"head {registry.head()}")
+    return 0
+
+
+def _name(by: str | None) -> str:
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        raise RunError("the user has no name here: give --by.") from None

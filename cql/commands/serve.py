@@ -1,0 +1,125 @@
+"""The service over what a registry has promoted: python -m cql serve REGISTRY
+
+Needs the extra ``serve``. One process: decisions of a finite state space are looked up, and one event loop has room for
+more of them than the network does. It speaks plain HTTP: where a token crosses a network, put a proxy with TLS before
+it.
+"""
+
+import argparse
+import gc
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+
+from cql.deploy.audit_log import AuditLog
+from cql.deploy.store import Registry
+from cql.errors import RunError, reports_errors
+
+SHORTEST = 16  # characters of a token
+GRACE = 10  # seconds that answers in the making have when the service is stopped
+CONNECTIONS = 1000  # beyond that: 503
+SPARE = 600  # open files beside them: each turn of the event loop accepts BURST, and turning away takes some turns
+
+
+@reports_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cql serve", description=__doc__.splitlines()[0])
+    parser.add_argument("registry", metavar="REGISTRY")
+    parser.add_argument("--host", default="127.0.0.1",
+                        help="one that other machines reach needs a token (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
+    parser.add_argument("--token-env", metavar="NAME",
+                        help="environment variable that holds the token which requests must carry")
+    parser.add_argument("--audit", metavar="FOLDER", help="where every decision is recorded (default: REGISTRY-audit)")
+    parser.add_argument("--audit-size", type=int, default=64, metavar="MIB", help="of one file (default %(default)s)")
+    parser.add_argument("--audit-files", type=int, default=16, metavar="N",
+                        help="how many are kept (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        return _serve(arguments)
+    except KeyboardInterrupt:  # the server, once it has stopped, raises it again
+        return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from cql.deploy.app import create_app
+        from cql.deploy.door import BURST, Connection
+    except ModuleNotFoundError as error:
+        raise RunError(f"the service needs the extra serve: pip install 'glassbox-cql[serve]' ({error}).") from None
+    import torch
+
+    registry = Registry(arguments.registry)
+    registry.entries()  # a folder that is no registry is refused here
+    token = _token(arguments.token_env)
+    for name in ("audit_size", "audit_files"):
+        if getattr(arguments, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} must be at least 1.")
+    if arguments.audit == "":
+        raise RunError("--audit must name a folder.")
+    connections = _connections()
+    listener = _listener(arguments.host, arguments.port, token)
+    folder = arguments.audit or str(registry.path.absolute()) + "-audit"
+    audit = AuditLog(folder, arguments.audit_size * 2**20, arguments.audit_files)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    torch.set_num_threads(1)  # an explanation leaves the other cores to the answers
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {arguments.registry} at {url}, decisions recorded in {folder}", flush=True)
+    app = create_app(registry, token, audit, _hosts(arguments.host) if token is None else None)
+    server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
+        app, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
+        server_header=False, limit_concurrency=connections, backlog=BURST, timeout_graceful_shutdown=GRACE))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
+    gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
+    server.run(sockets=[listener])
+    return 0
+
+
+def _token(name: str | None) -> str | None:
+    if name is None:
+        return None
+    token = os.environ.get(name, "")
+    if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
+        raise RunError(f"the environment variable {name} must hold a token: "
+                       f"at least {SHORTEST} ASCII characters without spaces.")
+    return token
+
+
+def _connections() -> int:
+    """How many there may be: the process is let open as many files as it needs or can. Raises RunError if too few."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    files = min(CONNECTIONS + SPARE, hard)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, limits[1]))
+    if files <= SPARE:
+        raise RunError(f"the process may open {files} files: it needs more than {SPARE} (ulimit -n).")
+    return files - SPARE
+
+
+def _hosts(host: str) -> set[str]:
+    """The names of this machine in a request to it."""
+    return {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+
+
+def _listener(host: str, port: int, token: str | None) -> socket.socket:
+    """An open socket. Raises RunError if it cannot be had, or if other machines could reach it without a token."""
+    if not 0 <= port < 2**16:
+        raise RunError(f"a port is a number from 0 to {2**16 - 1}, not {port}.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if token is None and not ipaddress.ip_address(address[0]).is_loopback:
+            raise RunError(f"other machines may reach {host}: give a token (--token-env NAME).")
+        listener = socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+        # accepted ones inherit it: asyncio sets it for others only
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        raise RunError(f"{host}:{port} cannot be listened at ({error}).") from None

@@ -1,0 +1,106 @@
+"""What goes wrong, for several tests: commands that are killed, damaged files, requests that no service should take."""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import random
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cql.analysis.figures import plots
+
+FORKS = multiprocessing.get_context("forkserver")  # its children start at once, with all imported
+FORKS.set_forkserver_preload(["train", "evaluate", "cql.deploy.store", "tests.faults"])
+
+
+class Child:
+    """A command's ``main`` in a process of its own, without pictures: they take most of the time and hold no state."""
+
+    def __init__(self, main, argv: list[str], folder: Path):
+        self.errors = folder / "errors.txt"
+        self.process = FORKS.Process(target=_run, args=(main, argv, self.errors))
+        self.process.start()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit status, negative if it was killed by a signal, and what it wrote to stderr."""
+        self.process.join()
+        return self.process.exitcode, self.errors.read_text() if self.errors.exists() else ""
+
+
+def _run(main, argv, errors: Path) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, not as a child of FORKS
+    torch.set_num_threads(1)
+    plots.draw_all = lambda run: []
+    status = 70
+    with open(errors, "w") as file, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(file):
+        try:
+            status = main(argv)
+        except BaseException as error:  # what must never happen
+            print(f"TRACEBACK {type(error).__name__}: {error}", file=file)
+    os._exit(status)
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """What must not differ: policies, data, config, metrics, evaluation by their bytes, TensorBoard by its scalars."""
+    files = [*run.glob("policies/*"), *run.glob("datasets/*")]
+    files += [run / name for name in ("metrics.csv", "evaluation.json", "config.json")]
+    found = {str(path.relative_to(run)): path.read_bytes() for path in sorted(files)}
+    for folder in sorted(run.glob("tensorboard/*-s*")):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        found[folder.name] = {tag: [(s.step, s.value) for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return found
+
+
+def damaged(raw: bytes, other: bytes, chosen: random.Random) -> bytes:
+    """Cut short, one bit flipped, some bytes replaced, all of them replaced, or exchanged for another file's."""
+    kind, at, length = chosen.randrange(5), chosen.randrange(len(raw)), chosen.randrange(1, 64)
+    return [raw[:at],
+            raw[:at] + bytes([raw[at] ^ (1 << chosen.randrange(8))]) + raw[at + 1 :],
+            raw[:at] + chosen.randbytes(length) + raw[at + length :],
+            chosen.randbytes(chosen.randrange(2000)),
+            other][kind]
+
+
+# ----------------------------------------------------------------------------------------------------- malformed bodies
+
+
+def malformed(chosen: random.Random) -> tuple[bytes, str]:
+    """A body that no request may have, and the content type it is sent with."""
+    others = ["text/plain", "", "application/xml", "a;b;c"]
+    return chosen.choice(MALFORMED)(chosen), "application/json" if chosen.random() < 0.97 else chosen.choice(others)
+
+
+def _nonsense(chosen: random.Random, depth: int = 3):
+    """Some JSON value."""
+    choices = [None, True, -1, 10**30, -0.5, 1e308, "31", "\ud800", "", 1 << 63, {}, []]
+    if depth and chosen.random() < 0.5:
+        return chosen.choice([[_nonsense(chosen, depth - 1)], {"observation": _nonsense(chosen, depth - 1)},
+                              [_nonsense(chosen, depth - 1)] * chosen.randrange(4)])
+    return chosen.choice(choices)
+
+
+def _text(value) -> bytes:
+    return json.dumps(value).encode()
+
+
+MALFORMED = [  # a function of random.Random each
+    lambda r: _text({r.choice(["observation", "observations", "action"]): _nonsense(r)}),
+    lambda r: _text({"observation": 1, r.choice(["extra", "observations"]): _nonsense(r)}),
+    lambda r: _text(_nonsense(r)) if r.random() < 0.9 else b"",
+    lambda r: r.randbytes(r.randrange(1, 200)),
+    lambda r: b'{"observation": 31}'[: r.randrange(18)],  # cut off
+    lambda r: b'{"observation": "' + r.randbytes(20) + b'"}',
+    lambda r: b'{"observation": %s}' % r.choice([b"NaN", b"-Infinity", b"1e999", b"9" * r.randrange(5, 9000)]),
+    lambda r: b'{"observation": ' + r.choice([b"[", b'{"a":', b"[["]) * r.randrange(1, 60_000),
+    lambda r: b'{"observation": 1, "observation": %d}' % r.randrange(5),
+    lambda r: _text({"observations": [0] * r.randrange(1025, 3000)}),
+    lambda r: _text({"observation": [0.1] * r.randrange(4)}),
+    lambda r: _text({"observation": 10**6 + r.randrange(10**9)}),
+    lambda r: '{"observation": 1}'.encode(r.choice(["utf-16", "utf-32", "utf-8-sig"])),
+    lambda r: b" " * r.randrange(2**18, 2**19) + b'{"observation": 1}',  # too long
+]
