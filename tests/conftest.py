@@ -25,3 +25,9 @@ def deployable(tmp_path_factory):
                        "--hidden", "0", "--lr", "0.05", "--steps", "3000", "--bc-steps", "300", "--log-every", "1500",
                        "--target-interval", "20", "--device", "cpu", "--out", str(folder / "run")]) == 0
     return folder / "run"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m "not slow"`` the files that are marked as a whole are not imported."""
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
