@@ -26,7 +26,7 @@ def main(path: str) -> None:
     entries = run.read_json("evaluation.json")["members"]
     bc = {(e["data_seed"], e["seed"]): e["exact"] for e in entries if e["algorithm"] == "bc"}
     print("Δ: trained minus the exact CQL solution of the same data")
-    print("draw   alpha" + "".join(f"{name:>12}" for name in NAMES))
+    print("data   alpha" + "".join(f"{name:>12}" for name in NAMES))
     rows = []
     for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
         exact = entry["exact"]

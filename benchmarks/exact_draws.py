@@ -40,12 +40,12 @@ def draw(returns: np.ndarray, hazards: np.ndarray, about: str, path: str) -> Non
             for column, name, colour in ((1, "BC by counts", ORANGE), (0, "CQL, exact", BLUE)):
                 ax.step(np.sort(values[:, column]), shares, where="post", color=colour, label=name)
                 ax.axvline(values[:, column].mean(), color=colour, linestyle="--", linewidth=1)
-            ax.set(xlabel=label, ylabel="share of draws at or below", ylim=(0, 1.02))
+            ax.set(xlabel=label, ylabel="share of data sets at or below", ylim=(0, 1.02))
             ax.grid(True)
         axes[0].legend(loc="upper left")
         axes[1].plot([], [], color=BLACK, linestyle="--", linewidth=1, label="mean")
         axes[1].legend(loc="lower right")
-        heading(figure, "Data draws decide, and CQL much less than BC", about)
+        heading(figure, "The worth of a policy depends on its data set, that of CQL much less than that of BC", about)
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
@@ -66,8 +66,8 @@ def main() -> None:
           f"{hazards[:, 0].mean() / hazards[:, 1].mean():.2f} of BC's; return "
           f"{(returns[:, 0] - returns[:, 1]).mean():+.2f}")
     if arguments.out:
-        draw(returns, hazards, f"α = {arguments.alpha:g}, {count} draws from data seed {config.data_seed} on, map "
-             f"{config.map}; nothing trained, both solved on each draw's data", arguments.out)
+        draw(returns, hazards, f"α = {arguments.alpha:g}, {count} data sets from seed {config.data_seed} on, map "
+             f"{config.map}; nothing is trained: both are solved exactly on the same data", arguments.out)
 
 
 if __name__ == "__main__":
