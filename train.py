@@ -41,12 +41,14 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
-    World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
+    world = World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
     config.refuse_larger_batch(min(map(len, datasets)))
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
     if config.slice_size != asked:
         print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
+    for note in filter(None, (world.misfit(datasets[0]) if config.dataset else None, settings.long_bc(config, given))):
+        print(f"note: {note}")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
 
@@ -67,8 +69,7 @@ def lead(argv: list[str] | None, ranks: Ranks) -> int:
             ranks.tell({"run": str(run.path.absolute()), "resume": bool(arguments.resume)})
             train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume), ranks)
             trained = round(time.perf_counter() - started, 1)
-            result = evaluation.evaluate(run)
-            run.write_json("evaluation.json", result)
+            run.write_json("evaluation.json", result := evaluation.evaluate(run))
             write_results(run)
             plots.draw_all(run)
             run.write_manifest(device=str(resolve_device(config.device)), ranks=ranks.world, training_seconds=trained,

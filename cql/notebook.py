@@ -3,6 +3,7 @@
 Axes: M member, T log entry, N alpha, S state, A action.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -100,6 +101,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     """
     world = World.of(dataset)
     config = _config(dataset, world, alpha, seeds, steps, algorithm, settings)
+    _warn_of_misfit(world, dataset)
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
     trained, inputs, recorded = members(config, algorithm), _inputs(dataset, world), {}
@@ -114,7 +116,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     with TemporaryDirectory() as folder:
         run = RunFolder.create(f"{folder}/run", config, [dataset])
         try:
-            train(run, config, [dataset], world, watch=record if snapshots else None)
+            train(run, config, [dataset], world, watch=record if snapshots else lambda *_: None)
         except Interrupted as interrupted:
             raise KeyboardInterrupt(str(interrupted)) from None
         series, text = read_metrics(run.path / "metrics.csv"), (run.path / "metrics.csv").read_bytes()
@@ -137,7 +139,15 @@ def solve(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, gamma: 
         DatasetError: the data set is of another environment.
     """
     objective = Config(alpha=_values(alpha), gamma=gamma, td_loss=td_loss).objective
-    return exact_solution(objective, *World.of(dataset).known().empirical(dataset), _values(alpha))
+    world = World.of(dataset).known()
+    _warn_of_misfit(world, dataset)
+    return exact_solution(objective, *world.empirical(dataset), _values(alpha))
+
+
+def _warn_of_misfit(world: World, dataset: OfflineDataset) -> None:
+    """A UserWarning where ``fit`` or ``solve`` is given data that the world's model hardly gives."""
+    if (misfit := world.misfit(dataset)) is not None:
+        warnings.warn(misfit, stacklevel=3)
 
 
 def evaluate(policies: Policy | Sequence[Policy], dataset: OfflineDataset, episodes: int = 30, seed: int = 1000,

@@ -31,7 +31,7 @@ class Interrupted(Exception):
 
 
 def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world: World,
-          resume: bool = False, ranks: Ranks | None = None, watch: Callable | None = None) -> None:
+          resume: bool = False, ranks: Ranks | None = None, watch: Callable = lambda *_: None) -> None:
     """Trains every member of the config and writes log, checkpoints and policies into the run.
 
     In a job of several ranks, every rank calls this, and a free rank takes the next slice of members: with the
@@ -66,8 +66,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                         if step % config.log_every == 0 or step == part.steps:  # waits for the device
                             values = part.sums.take_means() | part.measured(diagnostics)
                             log.write(step, part.members, values)
-                            if watch is not None:
-                                watch(part.members, step, part.network, state.parameters)
+                            watch(part.members, step, part.network, state.parameters)
                             part.warn_of_divergence(values, bar)
                         stopped = ranks.stopped
                         if step < part.steps and (stopped or step % config.checkpoint_every == 0):

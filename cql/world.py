@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
+import torch
 
 import envs
 from cql.collect import make_environment
@@ -26,6 +27,7 @@ from cql.exact import (
 from cql.losses import Objective
 
 ARROWS: dict[tuple[int, ...], str] = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}  # (row, column) of a move
+MISFIT_LEVEL = 1e-3  # data with a smaller p-value are taken as another environment's
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +139,32 @@ class World:
                                               mdp.terminal)
         except ValueError as error:
             raise DatasetError(f"the data set does not fit: {error}") from None
-        strange = impossible_outcomes(mdp, empirical)
+        strange = (empirical.probability > 0) & (model_probability(mdp, empirical) == 0)
         if strange.any():
             s, a, k = np.argwhere(strange)[0]
             raise DatasetError(f"the data set is of another environment: action {a} in state {s} cannot lead to state "
                                f"{empirical.next_state[s, a, k]} with reward {empirical.reward[s, a, k]:g} here.")
         return empirical, counts
+
+    def misfit(self, dataset: OfflineDataset) -> str | None:
+        """One sentence if a data set cannot, or can hardly, come from this model; None if it fits or none is known."""
+        if self.mdp is None or self.mdp.start is None:
+            return None
+        try:
+            empirical, counts = self.empirical(dataset)
+        except DatasetError as error:
+            return str(error)
+        p_value = goodness_of_fit(self.mdp, empirical, counts)
+        if p_value >= MISFIT_LEVEL:
+            return None
+        expected = counts[..., None] * model_probability(self.mdp, empirical)
+        surplus = counts[..., None] * empirical.probability - expected
+        s, a, k = np.unravel_index(np.argmax(np.abs(surplus) / np.sqrt(np.maximum(expected, 1e-9))), surplus.shape)
+        return (f"the data hardly come from this {self.environment.spec.id}, so that no exact value holds for them: so "
+                f"unlikely transitions (p = {p_value:.1g}) come from its model in fewer than 1 of "
+                f"{1 / MISFIT_LEVEL:,.0f} data sets. The most unlikely: action {a} in state {s} led to state "
+                f"{empirical.next_state[s, a, k]} {round(surplus[s, a, k] + expected[s, a, k])} times of "
+                f"{counts[s, a]}, where {expected[s, a, k]:.1f} were expected.")
 
 
 def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
@@ -170,14 +192,41 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
     return environment
 
 
-def impossible_outcomes(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
-    """[S, A, K'] bool: outcomes of the data's model that the true one gives no probability. Rewards to 1e-4."""
-    possible = np.zeros(empirical.probability.shape, dtype=bool)
+def model_probability(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
+    """[S, A, K']: what the true model gives each outcome of the data's model. Rewards are equal to within 1e-4."""
+    probability = np.zeros(empirical.probability.shape)
     for k in range(mdp.probability.shape[-1]):
-        possible |= ((mdp.probability[..., k, None] > 0) & (empirical.next_state == mdp.next_state[..., k, None])
-                     & (empirical.terminated == mdp.terminated[..., k, None])
-                     & np.isclose(empirical.reward, mdp.reward[..., k, None], rtol=1e-4, atol=1e-4))
-    return (empirical.probability > 0) & ~possible
+        same = ((empirical.next_state == mdp.next_state[..., k, None])
+                & (empirical.terminated == mdp.terminated[..., k, None])
+                & np.isclose(empirical.reward, mdp.reward[..., k, None], rtol=1e-4, atol=1e-4))
+        probability += np.where(same, mdp.probability[..., k, None], 0.0)
+    return probability
+
+
+def goodness_of_fit(mdp: TabularMDP, empirical: TabularMDP, counts: np.ndarray) -> float:
+    """The p-value of the data's transitions: the probability, under the true model, of data that fit it no better.
+
+    The statistic is the sum over all outcomes of w (O - n p)^2, where a pair logged n times had this outcome O times and
+    w = 1 / max(n p, 1): Pearson's, but that an outcome expected less than once cannot decide alone. Given the n, the
+    deviation of a pair is a sum of n independent vectors d = e_k - p of covariance C = diag(p) - p p^T, so that with
+    W = diag(w) the mean is n tr(W C) and the variance n Var(d^T W d) + 2 n (n - 1) tr((W C)^2). The gamma distribution
+    of the summed mean and variance stands for the statistic's own. ``python -m benchmarks.misfit`` measures it.
+
+    Args:
+        empirical, counts: the data's model, without impossible outcomes, and how often each pair was logged, ``[S, A]``.
+    """
+    n, p, q = counts[..., None].astype(np.float64), mdp.probability, model_probability(mdp, empirical)
+    w, observed = 1 / np.maximum(n * p, 1), n * empirical.probability
+    statistic = (w * (n * p) ** 2).sum() + (observed * (observed - 2 * n * q) / np.maximum(n * q, 1)).sum()
+    mean = (n * w * p * (1 - p)).sum()
+    square = w * (1 - 2 * p) + (w * p**2).sum(-1, keepdims=True)  # d^T W d of every outcome
+    own = (p * square**2).sum(-1) - (p * square).sum(-1) ** 2
+    crossed = (w**2 * p**2 * (1 - 2 * p)).sum(-1) + (w * p**2).sum(-1) ** 2
+    variance = (counts * own + 2 * counts * (counts - 1.0) * crossed).sum()
+    if variance <= 1e-12:  # nothing varies
+        return 1.0
+    shape, scale = (torch.tensor(x, dtype=torch.float64) for x in (mean**2 / variance, variance / mean))
+    return float(torch.special.gammaincc(shape, max(statistic, 0.0) / scale))
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,8 @@ def audit(run: RunFolder) -> dict:
         data_sets[str(data_seed)] = {
             "logged_pairs": int(tables.logged.sum()), "states_with_data": int(tables.seen.sum()),
             "states_without_data": int((~tables.seen & ~world.mdp.terminal).sum()),
-            "transitions": int(tables.counts.sum()), "states": _plain_lists(tables.states()) if shown else None}
+            "transitions": int(tables.counts.sum()), "misfit": world.misfit(dataset) if config.dataset else None,
+            "states": _plain_lists(tables.states()) if shown else None}
         for member in trained:
             policy = load_policy(run, member, dataset)
             summary, states = audit_policy(tables, policy, world.inputs, alphas.get(member.name))
@@ -338,7 +339,8 @@ def _heading(audit) -> str:
             f"{learned * (audit['penalty_threshold'] is not None)}, {network} network, {audit['steps']:,} updates; "
             f"{first['states_with_data']} states with data, {first['logged_pairs']} logged pairs, "
             f"{first['states_without_data']} states without data"
-            + f" (first of {len(audit['draws'])} data sets)" * bool(further))
+            + f" (first of {len(audit['draws'])} data sets)" * bool(further)
+            + (f"\nNOTE: {first['misfit']}" if first["misfit"] else ""))
 
 
 def _table(title: str, rows: list[Members], columns: list[Column], *notes: str) -> list[str]:
