@@ -50,11 +50,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=500, metavar="N")
     parser.add_argument("--resamples", type=int, default=200, metavar="N")
     arguments = parser.parse_args()
-    ope.FEWEST_EPISODES = 0  # estimates of every size are judged here
+    ope.FEWEST = 0  # estimates of every size are judged here
     work = partial(rows, episodes=arguments.episodes, resamples=arguments.resamples)
     with get_context("fork").Pool(2) as pool:
         found = [row for part in pool.imap(work, range(42, 42 + arguments.num_datasets)) for row in part]
-    print(f"{arguments.num_datasets} data sets of {arguments.episodes} episodes: intervals that contain the exact value")
+    print(f"{arguments.num_datasets} data sets of {arguments.episodes} episodes: intervals with the exact value")
     print(f"{'effective sample':<18}{'policies':>9}  " + "".join(
         f"{name + ' ' + target[:6]:>13}" for name in WEIGHING for target in ope.TARGETS))
     for low, high in zip(EDGES, EDGES[1:]):

@@ -206,14 +206,14 @@ def model_probability(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:
 def goodness_of_fit(mdp: TabularMDP, empirical: TabularMDP, counts: np.ndarray) -> float:
     """The p-value of the data's transitions: the probability, under the true model, of data that fit it no better.
 
-    The statistic is the sum over all outcomes of w (O - n p)^2, where a pair logged n times had this outcome O times and
-    w = 1 / max(n p, 1): Pearson's, but that an outcome expected less than once cannot decide alone. Given the n, the
+    The statistic is the sum over all outcomes of w (O - n p)^2, where a pair logged n times had the outcome O times
+    and w = 1 / max(n p, 1): Pearson's, but that an outcome expected less than once cannot decide alone. Given n, the
     deviation of a pair is a sum of n independent vectors d = e_k - p of covariance C = diag(p) - p p^T, so that with
     W = diag(w) the mean is n tr(W C) and the variance n Var(d^T W d) + 2 n (n - 1) tr((W C)^2). The gamma distribution
     of the summed mean and variance stands for the statistic's own. ``python -m benchmarks.misfit`` measures it.
 
     Args:
-        empirical, counts: the data's model, without impossible outcomes, and how often each pair was logged, ``[S, A]``.
+        empirical, counts: the data's model, without impossible outcomes, and how often each pair was logged.
     """
     n, p, q = counts[..., None].astype(np.float64), mdp.probability, model_probability(mdp, empirical)
     w, observed = 1 / np.maximum(n * p, 1), n * empirical.probability

@@ -13,6 +13,12 @@ from tests.mdps import random_policies, random_table, roll
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def of_any_size(monkeypatch):
+    """Estimates of a few episodes too, to redo on paper."""
+    monkeypatch.setattr(ope, "FEWEST", 0)
+
+
 def log_of(episodes, num_states=2, num_actions=2, **extra) -> EpisodeLog:
     """From lists of (state, action, reward, next state, terminated, propensity)."""
     columns = [np.array(column) for column in zip(*(step for episode in episodes for step in episode))]
@@ -40,7 +46,7 @@ THREE = [[(0, 0, 1, 1, 0, 0.5), (1, 0, 2, 1, 1, 0.5)], [(0, 1, 4, 1, 1, 0.5)], [
 TARGET = np.array([[[0.75, 0.25], [0.25, 0.75]]])
 
 
-def test_three_episodes_by_hand():
+def test_three_episodes_by_hand(of_any_size):
     """Weights 1.5 then 0.75; 0.5; 3. Model: Q(1, 0) = 2, (1, 1) without data; Q(0, 0) = 2 + V(1) / 2, Q(0, 1) = 4."""
     found = estimate(log_of(THREE), TARGET, horizon=2, resamples=0)
     value = {name: found.values[name]["return"][0, 0] for name in ESTIMATORS}
@@ -54,7 +60,7 @@ def test_three_episodes_by_hand():
     assert np.isnan(found.values["wis"]["return"][0, 1:]).all()
 
 
-def test_an_ended_episode_keeps_its_weight_to_the_horizon():
+def test_an_ended_episode_keeps_its_weight_to_the_horizon(of_any_size):
     log = log_of(THREE)
     weights = ope.trajectory_weights(log, TARGET[0], 4)
     assert weights * [3, 3, 3, 3] == pytest.approx(np.array([[1.5, 0.75, 0.75, 0.75], [0.5] * 4, [3.0] * 4]))
@@ -63,7 +69,7 @@ def test_an_ended_episode_keeps_its_weight_to_the_horizon():
         assert short[name]["return"][0, 0] == pytest.approx(long[name]["return"][0, 0])
 
 
-def test_no_matching_trajectory_is_no_estimate_but_for_the_model():
+def test_no_matching_trajectory_is_no_estimate_but_for_the_model(of_any_size):
     found = estimate(log_of(THREE), np.array([[0, 1], [1, 0]]), horizon=2, resamples=50)
     for name in ("wis", "pdis"):
         assert found.values[name]["return"][1, 0] == 4  # the second episode is the only one of policy 1
@@ -91,7 +97,7 @@ def test_fqe_is_exact_evaluation_on_the_model_of_the_data():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_all_estimates_come_to_the_truth_as_data_grow(seed):
+def test_all_estimates_come_to_the_truth_as_data_grow(seed, of_any_size):
     hazard = np.arange(5) == 2
     P, beta, log = rolled(seed, 3000, hazard=hazard)
     policies = 0.6 * beta + 0.4 * random_policies(np.random.default_rng(seed + 10), 3, 5, 3)
@@ -137,7 +143,7 @@ def test_propensities_by_counts_are_relative_frequencies():
     assert counted.propensities().tolist() == pytest.approx([2 / 3, 1, 1 / 3, 2 / 3])
 
 
-def test_a_hazard_counts_once_and_need_not_end_the_episode():
+def test_a_hazard_counts_once_and_need_not_end_the_episode(of_any_size):
     """State 1 is a hazard: entered twice in the first episode, not at all in the second."""
     episodes = [[(0, 0, 0, 1, 0, 0.5), (1, 0, 0, 1, 0, 0.5), (1, 1, 0, 0, 1, 0.5)], [(0, 1, 0, 0, 1, 0.5)]]
     log = log_of(episodes, hazard=np.array([False, True]))
@@ -147,7 +153,7 @@ def test_a_hazard_counts_once_and_need_not_end_the_episode():
     assert set(estimate(log_of(episodes), np.full((1, 2, 2), 0.5), 3, resamples=0).values["fqe"]) == {"return"}
 
 
-def test_a_fragment_says_nothing_of_the_steps_after_it():
+def test_a_fragment_says_nothing_of_the_steps_after_it(of_any_size):
     """The first episode is cut after one step: in state 1, worth V(1) = 2 by the second one's data."""
     episodes = [[(0, 0, 1, 1, 0, 0.5)], [(0, 0, 5, 1, 0, 0.5), (1, 0, 2, 1, 1, 0.5)]]
     found = estimate(log_of(episodes), np.array([[0, 0]]), 3, resamples=0)
@@ -155,23 +161,24 @@ def test_a_fragment_says_nothing_of_the_steps_after_it():
     assert value["wis"] == 7 and value["pdis"] == (1 + 5) / 2 + 2 and found.effective_sample_size[0] == 1
     assert value["fqe"] == 3 + 2 and value["dr"] == pytest.approx(3 + 2)
     alone = estimate(log_of(episodes[:1]), np.array([[0, 0]]), 3, resamples=5)
-    assert np.isnan(alone.values["wis"]["return"]).all() and alone.values["fqe"]["return"][0].tolist() == [1, 1, 1]
+    assert np.isnan(alone.values["wis"]["return"]).all() and alone.values["fqe"]["return"][0, 0] == 1
+    assert np.isnan(alone.values["fqe"]["return"][0, 1:]).all()  # one episode, drawn again and again: nothing varies
 
 
-def test_steps_beyond_the_horizon_are_left_out_of_weights_and_returns():
+def test_steps_beyond_the_horizon_are_left_out_of_weights_and_returns(of_any_size):
     long = [[(0, 0, 1, 0, 0, 0.5)] * 4 + [(0, 1, 9, 0, 1, 0.5)]]
     found = estimate(log_of(long), np.array([[0, 0]]), 3, resamples=0)
     assert found.values["wis"]["return"][0, 0] == 3 and found.values["fqe"]["return"][0, 0] == 3
 
 
-def test_products_of_many_ratios_stay_in_range():
+def test_products_of_many_ratios_stay_in_range(of_any_size):
     episode = [(0, 0, 1, 0, 0, 1e-3)] * 400
     log = log_of([episode, episode[:399] + [(0, 1, 0, 0, 0, 1e-3)]])
     found = estimate(log, np.array([[[0.9, 0.1], [1, 0]]]), 400, 0)
     assert found.values["wis"]["return"][0, 0] == pytest.approx((0.9 * 400 + 0.1 * 399) / 1)
 
 
-def test_a_resample_is_the_estimate_of_repeated_episodes():
+def test_a_resample_is_the_estimate_of_repeated_episodes(of_any_size):
     """Some of them fragments, which start and stop anywhere."""
     _, _, log = rolled(13, 9, hazard=np.arange(5) == 1)
     cut = log.starts[np.diff(log.starts, append=len(log.states)) > 2][:3] + 2
@@ -211,7 +218,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert (np.mean(inside, axis=0) > 0.85).all()  # 0.95, less 3.5 standard errors of 60 draws
 
 
-def test_equal_policies_and_smaller_chunks_change_nothing(monkeypatch):
+def test_equal_policies_and_smaller_chunks_change_nothing(monkeypatch, of_any_size):
     _, _, log = rolled(11, 30, hazard=np.arange(5) == 1)
     policies = np.array([[0, 1, 2, 0, 1], [1, 1, 0, 0, 2], [0, 1, 2, 0, 1]])
     whole = estimate(log, policies, 5, resamples=30)
@@ -223,3 +230,26 @@ def test_equal_policies_and_smaller_chunks_change_nothing(monkeypatch):
             assert np.array_equal(values[0], values[2], equal_nan=True)
             assert np.allclose(values, chunked.values[name][target], rtol=1e-12, equal_nan=True)
             assert np.allclose(values[1], alone.values[name][target][0], rtol=1e-12, equal_nan=True)
+
+
+def test_a_single_outcome_has_no_interval_and_few_episodes_no_estimate(monkeypatch):
+    """Two episodes of one state; the policy takes the first one's action, so that only this one has a weight."""
+    log = log_of([[(0, 0, 5, 0, 1, 0.5)], [(0, 1, 9, 0, 1, 0.5)]], num_states=1)
+    found = estimate(log, [[0]], 1)
+    assert found.effective_sample_size[0] == 1 and np.isnan(found.values["wis"]["return"]).all()
+    assert found.values["fqe"]["return"][0, 0] == 5
+    monkeypatch.setattr(ope, "FEWEST", 1)
+    for name in ("wis", "pdis"):
+        low_high = estimate(log, [[0]], 1).values[name]["return"][0]
+        assert low_high[0] == 5 and np.isnan(low_high[1:]).all(), name
+
+
+@pytest.mark.parametrize("episodes,known", [(38, False), (40, True)])
+def test_twenty_episodes_of_weight_are_the_fewest(episodes, known):
+    """Of so many episodes half have the policy's action, hence equal weights."""
+    log = log_of([[(0, n % 2, n, 0, 1, 0.5)] for n in range(episodes)], num_states=1)
+    found = estimate(log, [[0]], 1)
+    assert found.effective_sample_size[0] == pytest.approx(episodes / 2)
+    for name in ("wis", "pdis", "dr"):
+        assert np.isfinite(found.values[name]["return"]).all() == known
+    assert np.isfinite(found.values["fqe"]["return"]).all()

@@ -41,7 +41,7 @@ def model(outcomes: list[tuple[float, int]]) -> TabularMDP:
 
 def test_a_coin_by_hand():
     """65 heads of 100: (65 - 50)^2 / 50 twice is 9; its mean is 1, its variance 2 - 2 / 100 (Haldane 1937: 2 (K - 1)
-    + (sum 1 / p - K^2 - 2 K + 2) / n). Its gamma distribution gives P(> 9) = 0.00262; that of the binomial is 0.0035."""
+    + (sum 1 / p - K^2 - 2 K + 2) / n). Its gamma distribution says P(> 9) = 0.00262, the binomial one 0.0035."""
     coin = model([(0.5, 1), (0.5, 2)])
     counts = np.array([[100], [0], [0]])
     p = goodness_of_fit(coin, model([(0.65, 1), (0.35, 2)]), counts)
@@ -55,8 +55,8 @@ def test_p_values_of_the_right_model_are_uniform_even_where_pairs_are_logged_onc
     mdp, below = TabularMDP.from_P(random_table(rng, 12, 3, 3)), []
     for _ in range(600):
         counts = rng.integers(0, 4, (12, 3))
-        drawn = np.stack([rng.multinomial(n, p / p.sum()) for n, p in zip(counts.ravel(), mdp.probability.reshape(36, -1))])
-        shares = drawn.reshape(mdp.probability.shape) / np.maximum(counts, 1)[..., None]
+        drawn = [rng.multinomial(n, p / p.sum()) for n, p in zip(counts.ravel(), mdp.probability.reshape(36, -1))]
+        shares = np.reshape(drawn, mdp.probability.shape) / np.maximum(counts, 1)[..., None]
         below.append(goodness_of_fit(mdp, replace(mdp, probability=shares), counts))
     for level in (0.01, 0.05, 0.5):  # within four standard errors
         assert abs(np.mean(np.array(below) < level) - level) < 4 * np.sqrt(level * (1 - level) / 600)

@@ -17,6 +17,10 @@ An ended trajectory keeps its weight, with reward 0, to the horizon. A fragment,
 the horizon, says nothing of the steps after it: it leaves the averages of wis altogether and those of pdis from there
 on; dr goes on with the fqe table from its last state. Weights leave out steps beyond the horizon.
 
+**No estimate** by wis, pdis and dr is given for a policy with an effective sample size below FEWEST: the weighted mean
+is then that of a few episodes, and its interval, over resamples of the same few, has no meaning. Nor is an interval
+given where nothing varies. ``python -m benchmarks.estimate_coverage`` says how often intervals hold the truth.
+
 Axes: D transition, E episode, N policy, S state, A action, R bootstrap column (the first: the data as they are).
 float64.
 """
@@ -25,9 +29,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cql.analysis.statistics import ROUNDING
+
 ESTIMATORS = ("fqe", "wis", "pdis", "dr")
 TARGETS = ("return", "hazard_probability")
 CONFIDENCE = 0.95
+FEWEST = 20  # episodes of effective sample size below which weighting them gives no estimate
 CHUNK = 2 ** 18  # entries of a model in one computation
 
 
@@ -79,7 +86,7 @@ class Estimates:
     """Estimates of N policies.
 
     Args:
-        values: estimator -> known target -> ``[N, 3]``: estimate and 95 % interval; NaN if none.
+        values: estimator -> known target -> ``[N, 3]``: estimate and 95 % interval; NaN where there is none.
         effective_sample_size: ``[N]``, (sum w)^2 / sum w^2 (Kish 1965) of the trajectory weights; 0 without weight.
         ood_probability: ``[N]``, probability in the data's model that an episode comes to an OOD action.
     """
@@ -119,6 +126,9 @@ def estimate(log: EpisodeLog, policies, horizon: int, resamples: int = 200, seed
     last = np.array([w[log.complete(horizon), -1] for w in weights])
     total, square = last.sum(-1), np.square(last).sum(-1)
     sizes = np.divide(total ** 2, square, out=np.zeros(len(last)), where=square > 0)
+    for name in ("wis", "pdis", "dr"):
+        for estimates in values[name].values():
+            estimates[(sizes < FEWEST)[which]] = np.nan
     ood = Signal(np.zeros(len(log.states)), ~log.terminations, ood_worth=1.0)
     ood_probability = fitted_q(log, ood, tables, counts[:, :1], horizon)[0][:, 0]
     return Estimates(values, sizes[which], ood_probability[which])
@@ -288,12 +298,12 @@ class _Correction:
 
 
 def _intervals(replicates) -> np.ndarray:
-    """``[N, R] -> [N, 3]``: the first column, and the ends of the percentile interval of the others."""
+    """``[N, R] -> [N, 3]``: the first column, and the ends of the percentile interval of the others, if they vary."""
     out = np.full((len(replicates), 3), np.nan)
     out[:, 0] = replicates[:, 0]
     tail = (1 - CONFIDENCE) / 2
     for n, row in enumerate(replicates[:, 1:]):
         finite = row[np.isfinite(row)]
-        if finite.size and np.isfinite(out[n, 0]):
+        if finite.size and np.isfinite(out[n, 0]) and np.ptp(finite) > ROUNDING * np.abs(finite).max():
             out[n, 1:] = np.quantile(finite, [tail, 1 - tail])
     return out
