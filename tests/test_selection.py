@@ -208,7 +208,7 @@ def test_coordinates_say_the_same_as_indices():
     index, coordinates = (ope.estimate(log, down, 80, resamples=10) for log in logs)
     assert index.ood_probability == pytest.approx(coordinates.ood_probability)
     for target in ope.TARGETS:
-        assert index.values["dr"][target] == pytest.approx(coordinates.values["dr"][target])
+        assert index.values["fqe"][target] == pytest.approx(coordinates.values["fqe"][target])
 
 
 def test_without_a_model_rules_pick_and_nothing_is_judged(tmp_path):
