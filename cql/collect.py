@@ -12,6 +12,7 @@ import envs
 from cql.config import Config
 from cql.dataset import ARRAYS, OfflineDataset
 from cql.errors import ConfigError, DatasetError
+from cql.text import number
 
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # cells a side, for 80 steps
@@ -44,6 +45,7 @@ def environment_spec(config: Config) -> dict:
 def make_environment(spec: dict) -> gymnasium.Env:
     """The environment of a spec. Raises ConfigError, one sentence, if Gymnasium or the map refuses it.
 
+    Its Discrete observations and actions count from 0, as data and networks do, wherever its own spaces start.
     Specs are read from files, so none may name a module to import or ask for a window.
     """
     name, arguments, steps = spec["id"], spec["arguments"], spec["max_episode_steps"]
@@ -62,6 +64,24 @@ def make_environment(spec: dict) -> gymnasium.Env:
         raise ConfigError(f"the environment {name} cannot be made: {reason}") from None
     if not environment.spec.max_episode_steps:
         raise ConfigError(f"the environment {name} has no step limit: give --max-episode-steps.")
+    return _from_zero(environment)
+
+
+def first_numbers(environment: gymnasium.Env) -> dict[str, int]:
+    """What an environment itself calls its first state and action: the ``start`` of its Discrete spaces, else 0."""
+    spaces = environment.unwrapped.observation_space, environment.unwrapped.action_space
+    return {name: int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+            for name, space in zip(("first_state", "first_action"), spaces)}
+
+
+def _from_zero(environment: gymnasium.Env) -> gymnasium.Env:
+    seen, chosen = environment.observation_space, environment.action_space
+    if isinstance(seen, gymnasium.spaces.Discrete) and seen.start:
+        environment = gymnasium.wrappers.TransformObservation(environment, lambda state: state - seen.start,
+                                                              gymnasium.spaces.Discrete(seen.n))
+    if isinstance(chosen, gymnasium.spaces.Discrete) and chosen.start:
+        environment = gymnasium.wrappers.TransformAction(environment, lambda action: action + chosen.start,
+                                                         gymnasium.spaces.Discrete(chosen.n))
     return environment
 
 
@@ -102,6 +122,8 @@ def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
         if name in given:
             raise ConfigError(f"--{name} says how to generate data: it does not go with --dataset.")
     dataset = OfflineDataset.load(config.dataset)
+    if config.split_episodes:
+        dataset = dataset.split_at_breaks()
     named = dataset.metadata.get("environment")
     if named is None:
         if given.keys() & {"env", "map", "slip", "observation", "max_episode_steps"}:
@@ -112,13 +134,22 @@ def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
 
 
 def _told(dataset: OfflineDataset, config: Config, given: dict) -> OfflineDataset:
-    """Plain arrays with the environment that the user says they came from, and its sizes."""
+    """Plain arrays with the environment that the user says they came from, its sizes and its numbers.
+
+    States and actions are taken to be numbered as the environment numbers them, since that is what a logger sees.
+    """
     ignored = given.keys() & {"map", "slip", "observation"}
     if config.env not in GRID_WORLD and ignored:
         raise ConfigError(f"--{min(ignored)} is a setting of {envs.ENV_ID}, not of {config.env}.")
     spec = environment_spec(config)
     environment = make_environment(spec)
-    metadata = {**dataset.metadata, "environment": spec}
+    metadata, first = {**dataset.metadata, "environment": spec}, first_numbers(environment)
+    if any(first.values()) and not metadata.keys() & first.keys():
+        arrays = {name: getattr(dataset, name) for name in ARRAYS}
+        sizes = {"num_states", "num_actions"}  # of other numbers; set again below
+        metadata = {name: value for name, value in metadata.items() if name not in sizes}
+        dataset = OfflineDataset.from_arrays(**arrays, metadata=metadata, **first)
+        metadata = dataset.metadata
     for name, space in (("num_states", environment.observation_space), ("num_actions", environment.action_space)):
         # plain arrays know only what occurs in them; the environment knows how much there is
         if isinstance(space, gymnasium.spaces.Discrete) and name in metadata and metadata[name] < space.n:
@@ -206,23 +237,35 @@ def _jsonable(arguments: dict) -> dict:
 
 
 def summary(dataset: OfflineDataset) -> str:
-    """What a data set holds, in a few lines: sizes, returns, how episodes end, what was tried."""
-    returns = dataset.episode_returns()
-    episodes = len(returns)
-    lines = [f"transitions {len(dataset):,}   episodes {episodes:,}   "
-             f"return {returns.mean():.1f} ± {returns.std(ddof=1) if episodes > 1 else 0:.1f}"]
-    spec = dataset.metadata.get("environment")
+    """What a data set holds, in a few lines: sizes, returns, how episodes end, what was tried, what was set right."""
+    broken, metadata = dataset.breaks_in_words(), dataset.metadata
+    episodes, returns = "–", "–"
+    if broken is None:
+        worth = dataset.episode_returns()
+        episodes, deviation = f"{len(worth):,}", worth.std(ddof=1) if len(worth) > 1 else 0
+        returns = f"{worth.mean():.1f} ± {deviation:.1f}"
+
+    def rate(flags) -> str:
+        return number(None if broken else flags.sum() / len(dataset.episode_starts), ".3f")
+
+    lines = [f"transitions {len(dataset):,}   episodes {episodes}   return {returns}"]
+    spec = metadata.get("environment")
     if isinstance(spec, dict) and spec.get("id") == envs.ENV_ID:
         ended = dataset.rewards[dataset.terminations]
-        lines.append(f"hazard rate {(ended < 0).sum() / episodes:.3f}   goal rate {(ended > 0).sum() / episodes:.3f}   "
-                     f"truncated {dataset.truncations.sum() / episodes:.3f}")
+        lines.append(f"hazard rate {rate(ended < 0)}   goal rate {rate(ended > 0)}   "
+                     f"truncated {rate(dataset.truncations)}")
     else:
-        lines.append(f"terminated {dataset.terminations.sum() / episodes:.3f}   "
-                     f"truncated {dataset.truncations.sum() / episodes:.3f}")
+        lines.append(f"terminated {rate(dataset.terminations)}   truncated {rate(dataset.truncations)}")
     compressed = dataset.compress()
     pairs = len(np.unique(np.column_stack([compressed.observations.reshape(len(compressed), -1).astype(np.float64),
                                            compressed.actions]), axis=0))
     states = len(np.unique(compressed.observations, axis=0))
     lines.append(f"visited states {states:,}   visited state-action pairs {pairs:,} of "
                  f"{states * dataset.num_actions:,}   distinct transitions {len(compressed):,}")
+    if broken:
+        lines.append(broken)
+    if both := metadata.get("terminated_and_truncated"):
+        lines.append(f"terminated and truncated at once {both}: taken as terminated")
+    lines += [f"{what}s that the environment numbers from {metadata[name]} are stored from 0"
+              for what, name in (("state", "first_state"), ("action", "first_action")) if metadata.get(name)]
     return "\n".join(lines)

@@ -49,6 +49,8 @@ class Config:
     num_datasets: int = _option(1, "number of data sets", DATA, low=1)
     dataset: str | None = _option(None, "train on this .npz of plain arrays instead of generating data", DATA,
                                   parse=str, metavar="FILE")
+    split_episodes: bool = _option(False, "begin a new episode of --dataset wherever an observation is not the next "
+                                   "observation of the transition before it", DATA)
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; a member is trained for each",
                                        ALGORITHM, parse=float, nargs="+", metavar="A")
@@ -249,6 +251,7 @@ def _check(c: Config) -> None:
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
     require(c.dataset is None or c.num_datasets == 1,
             "--dataset is one data set: it does not go with --num-datasets above 1.")
+    require(c.dataset is not None or not c.split_episodes, "--split-episodes splits those of --dataset: give one.")
 
 
 def _flag(name: str) -> str:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box o
     "episode_ids": np.int32,
     "behavior_probabilities": np.float64,
 }
+LARGEST_NUMBER = np.iinfo(np.int32).max - 1  # of a state or an action: there is one more of them
+ROUNDING = 1e-6  # by which probabilities may exceed 1
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
 
 
@@ -40,7 +42,8 @@ class OfflineDataset:
         rewards: ``[D]`` float32, finite.
         terminations, truncations: ``[D]`` bool, never both.
         episode_ids: ``[D]`` int32; the transitions of an episode are consecutive.
-        behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's, or None.
+        behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's, or None. Those of an action in a state
+            may differ, as under a policy that changes; the smallest of each action sum to at most 1 in every state.
         metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it.
 
     Raises:
@@ -62,33 +65,48 @@ class OfflineDataset:
 
     @classmethod
     def from_arrays(cls, observations, actions, rewards, next_observations, terminations, truncations=None,
-                    episode_ids=None, behavior_probabilities=None, metadata=None) -> "OfflineDataset":
+                    episode_ids=None, behavior_probabilities=None, metadata=None, first_state=0,
+                    first_action=0) -> "OfflineDataset":
         """A data set from plain arrays of any integer or float kind.
 
         Without ``truncations`` nothing was truncated; without ``episode_ids`` an episode ends where either flag is set.
         ``num_actions`` and ``num_states`` are taken from the metadata, else from the largest value that occurs.
+
+        Integer observations ``[D, 1]`` are state indices. A step with both flags, as Gymnasium's TimeLimit sets them
+        where an episode ends on its last step, is a termination; ``terminated_and_truncated`` in the metadata counts
+        these. Episode ids may be any integers and are stored as 0, 1, …; −0.0 is stored as 0.0.
+
+        Args:
+            first_state, first_action: what the environment calls its first state and action (the ``start`` of its
+                Discrete spaces). They are stored as 0, and the metadata keep these numbers.
         """
-        observations = _observations(observations, "observations")
-        next_observations = _observations(next_observations, "next_observations")
-        actions = _integers(actions, "actions")
+        observations = _observations(observations, "observations", first_state)
+        next_observations = _observations(next_observations, "next_observations", first_state)
+        actions = _integers(actions, "actions", first_action)
         terminations = _flags(terminations, "terminations")
         truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
+        if truncations.shape != terminations.shape:
+            raise DatasetError(f"truncations has {truncations.size} entries, terminations {terminations.size}.")
         if episode_ids is None:
-            if truncations.shape != terminations.shape or terminations.ndim != 1:
-                raise DatasetError(f"truncations has {truncations.size} entries, terminations {terminations.size}.")
-            ends = terminations | truncations
+            ends = (terminations | truncations).reshape(-1)
             episode_ids = np.concatenate([[0], np.cumsum(ends[:-1])]) if ends.size else np.zeros(0)
         if metadata is not None and not isinstance(metadata, dict):
             raise DatasetError("the metadata are no dictionary.")
         metadata = dict(metadata or {})
+        if both := int((terminations & truncations).sum()):
+            truncations, metadata["terminated_and_truncated"] = truncations & ~terminations, both
+        metadata |= {name: int(first) for name, first in (("first_state", first_state), ("first_action", first_action))
+                     if first}
         if actions.size:
             metadata.setdefault("num_actions", int(actions.max()) + 1)
         if observations.ndim == 1 and next_observations.ndim == 1 and next_observations.size:
             metadata.setdefault("num_states", int(max(observations.max(), next_observations.max())) + 1)
+        if behavior_probabilities is not None:
+            behavior_probabilities = _numbers(behavior_probabilities, "behavior_probabilities", np.float64)
+            rounded = (behavior_probabilities > 1) & (behavior_probabilities <= 1 + ROUNDING)
+            behavior_probabilities[rounded] = 1  # 1 in float32, for one
         return cls(observations, actions, _numbers(rewards, "rewards", np.float32), next_observations, terminations,
-                   truncations, _integers(episode_ids, "episode_ids"),
-                   None if behavior_probabilities is None else _numbers(
-                       behavior_probabilities, "behavior_probabilities", np.float64), metadata)
+                   truncations, _episode_numbers(episode_ids), behavior_probabilities, metadata)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -97,6 +115,26 @@ class OfflineDataset:
     def episode_starts(self) -> np.ndarray:
         """Index of the first transition of every episode ``[E]``."""
         return np.flatnonzero(np.diff(self.episode_ids, prepend=self.episode_ids[0] - 1))
+
+    @property
+    def breaks(self) -> np.ndarray:
+        """The transitions whose next observation is not the observation of the following one in their episode."""
+        differ = self.next_observations[:-1] != self.observations[1:]
+        return np.flatnonzero((differ if self.discrete else differ.any(1)) & (np.diff(self.episode_ids) == 0))
+
+    def breaks_in_words(self) -> str | None:
+        """How many breaks there are, where the first is and what to do, as a sentence; None without any."""
+        if not (breaks := self.breaks).size:
+            return None
+        return (f"episodes are broken in {len(breaks):,} place{'s' * (len(breaks) > 1)}, first after transition "
+                f"{breaks[0]}, whose next observation is not the observation of the transition that follows: returns "
+                "and estimates over episodes are withheld (--split-episodes begins a new episode at each place).")
+
+    def split_at_breaks(self) -> "OfflineDataset":
+        """This data set with a new episode after each of its ``breaks``."""
+        begins = np.zeros(len(self), np.int32)
+        begins[np.concatenate([self.episode_starts, self.breaks + 1])] = 1
+        return replace(self, episode_ids=np.cumsum(begins, dtype=np.int32) - 1)
 
     @property
     def discrete(self) -> bool:
@@ -194,7 +232,9 @@ class OfflineDataset:
                                  counts)
 
     def episode_returns(self) -> np.ndarray:
-        """Undiscounted return of every episode ``[E]``, float64."""
+        """Undiscounted return of every episode ``[E]``, float64. Raises DatasetError if episodes are broken."""
+        if broken := self.breaks_in_words():
+            raise DatasetError(broken)
         _, episode = np.unique(self.episode_ids, return_inverse=True)
         return np.bincount(episode, weights=self.rewards.astype(np.float64))
 
@@ -226,6 +266,11 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def observation_keys(observations, dtype) -> list[bytes]:
+    """Of each observation, in this dtype, bytes that are equal for equal ones: −0.0 and 0.0 are."""
+    return [observation.tobytes() for observation in np.asarray(observations, dtype) + 0]  # -0.0 + 0 is 0.0
 
 
 def number_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -301,14 +346,14 @@ def _array(values, name: str) -> np.ndarray:
     return array
 
 
-def _observations(array, name: str) -> np.ndarray:
+def _observations(array, name: str, first: int) -> np.ndarray:
     array = _array(array, name)
     if len(array) == 0:
         raise DatasetError("the data set has no transitions.")
     if array.dtype == np.bool_:
         array = array.astype(np.int32)
-    if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
-        return _integers(array, name)
+    if np.issubdtype(array.dtype, np.integer) and (array.ndim == 1 or array.shape[1:] == (1,)):
+        return _integers(array.reshape(-1), name, first)
     if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
         raise DatasetError(f"{name} is one number per transition but no integer: give [D] integers or [D, n] vectors.")
     if array.ndim > 2:
@@ -316,14 +361,37 @@ def _observations(array, name: str) -> np.ndarray:
     return _numbers(array, name, np.float32)
 
 
-def _integers(array, name: str) -> np.ndarray:
+def _integral(array, name: str) -> np.ndarray:
     array = _array(array, name)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        if not np.issubdtype(array.dtype, np.floating) or not np.array_equal(array, np.floor(array)):
+        if not np.issubdtype(array.dtype, np.floating) or not (np.isfinite(array) & (array == np.floor(array))).all():
             raise DatasetError(f"{name} must be integers.")
-    if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
-        raise DatasetError(f"{name} must lie between 0 and {np.iinfo(np.int32).max}.")
-    return array.astype(np.int32)
+    return array
+
+
+def _integers(array, name: str, first: int) -> np.ndarray:
+    """Integers from ``first`` on, as int32 from 0 on."""
+    array = _integral(array, name)
+    if array.size and (array.min() < first or array.max() > first + LARGEST_NUMBER):
+        raise DatasetError(f"{name} must lie between {first} and {first + LARGEST_NUMBER}.")
+    return (array.astype(np.int64) - first).astype(np.int32)
+
+
+def _episode_numbers(ids) -> np.ndarray:
+    """The numbers of the episodes in order, 0, 1, …, as int32, for ids that are any integers."""
+    ids = _integral(ids, "episode_ids")
+    if ids.ndim > 1:  # refused with the other arrays' shapes
+        return ids.astype(np.int32)
+    begins = np.ones(len(ids), np.bool_)
+    begins[1:] = ids[1:] != ids[:-1]
+    _refuse_repeated(ids[begins])
+    return np.cumsum(begins, dtype=np.int32) - 1
+
+
+def _refuse_repeated(ids: np.ndarray) -> None:
+    """Raises DatasetError if two episodes have the same id, ``ids [E]``."""
+    if len(np.unique(ids)) != len(ids):
+        raise DatasetError("the transitions of an episode must stand together: an episode_id comes back later.")
 
 
 def _numbers(array, name: str, dtype) -> np.ndarray:
@@ -331,7 +399,9 @@ def _numbers(array, name: str, dtype) -> np.ndarray:
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
         raise DatasetError(f"{name} must be numbers.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-        return array.astype(dtype)
+        array = array.astype(dtype)
+    array += 0  # -0.0 becomes 0.0
+    return array
 
 
 def _flags(array, name: str) -> np.ndarray:
@@ -364,7 +434,8 @@ def _validate(data: OfflineDataset) -> None:
         raise DatasetError("observations are vectors of length 0.")
     both = np.flatnonzero(data.terminations & data.truncations)
     if both.size:
-        raise DatasetError(f"transition {both[0]} is both terminated and truncated: store it as terminated only.")
+        raise DatasetError(f"transition {both[0]} is both terminated and truncated: here it is one of them; "
+                           "from_arrays takes it as terminated.")
     _validate_range(data, "actions", data.metadata.get("num_actions"))
     if data.discrete:
         for name in ("observations", "next_observations"):
@@ -372,12 +443,32 @@ def _validate(data: OfflineDataset) -> None:
     probabilities = data.behavior_probabilities
     if probabilities is not None and not ((probabilities > 0) & (probabilities <= 1)).all():
         raise DatasetError("behavior_probabilities must lie in (0, 1]: each logged action was possible.")
-    ids = data.episode_ids[data.episode_starts]
-    if len(np.unique(ids)) != len(ids):
-        raise DatasetError("the transitions of an episode must stand together: an episode_id comes back later.")
+    if probabilities is not None:
+        _refuse_contradictions(data)
+    _refuse_repeated(data.episode_ids[data.episode_starts])
     going_on = np.flatnonzero((data.terminations | data.truncations)[:-1] & (np.diff(data.episode_ids) == 0))
     if going_on.size:
         raise DatasetError(f"transition {going_on[0]} ends its episode, yet the next one has the same episode_id.")
+
+
+def _refuse_contradictions(data: OfflineDataset) -> None:
+    """Raises DatasetError if the probabilities of the logged actions of a state sum to more than 1.
+
+    A policy that changes has several probabilities of an action in a state. The smallest of each action are summed: if
+    even they exceed 1, no reading as one policy is left.
+    """
+    state, num_states = _ranks(*_combined([data.observations]))  # [D]
+    if num_states == len(data):
+        return  # one action each
+    pairs, pair = np.unique(state * data.num_actions + data.actions, return_inverse=True)  # [P], [D]
+    smallest = np.ones(len(pairs))
+    np.minimum.at(smallest, pair, data.behavior_probabilities)
+    total = np.bincount(pairs // data.num_actions, weights=smallest)[state]  # [D]
+    if (total > 1 + ROUNDING).any():
+        n = np.argmax(total > 1 + ROUNDING)
+        raise DatasetError(f"behavior_probabilities contradict themselves: those of the actions logged in state "
+                           f"{data.observations[n].tolist()} sum to {total[n]:.6g}, above 1; leave "
+                           "behavior_probabilities out, and relative frequencies are used.")
 
 
 def _validate_range(data: OfflineDataset, name: str, size) -> None:

@@ -52,15 +52,32 @@ def with_slices_that_fit(config: Config, dataset: OfflineDataset, device: torch.
     while (needed := memory_needed(config, dataset)) > present:
         if largest_slice(config) == 1:
             raise RunError(f"a member of this population needs {needed / 2**30:,.0f} GiB and there are "
-                           f"{present / 2**30:,.0f}: give a smaller --hidden, --batch-size or --steps.")
+                           f"{present / 2**30:,.0f}: {_cause(config, dataset, present)}.")
         config = replace(config, slice_size=max(1, largest_slice(config) // 2))
     return config
 
 
 def memory_needed(config: Config, dataset: OfflineDataset) -> int:
     """Bytes that the largest slice takes, about."""
+    return _memory_of(network_for(config, dataset), config, dataset)
+
+
+def _cause(config: Config, dataset: OfflineDataset, present: int) -> str:
+    """The numbers of states or actions, if they alone make a member too large; else the settings to lower."""
+    network = network_for(config, dataset)
+    if _memory_of(replace(network, outputs=1), config, dataset) <= present:
+        return (f"the data set has {network.outputs:,} actions, its largest action number being "
+                f"{dataset.actions.max():,}, and the network as many outputs")
+    if dataset.discrete and _memory_of(replace(network, inputs=1), config, dataset) <= present:
+        largest = max(dataset.observations.max(), dataset.next_observations.max())
+        return (f"the data set has {network.inputs:,} states, its largest state number being {largest:,}, and the "
+                "network as many inputs")
+    return "give a smaller --hidden, --batch-size or --steps"
+
+
+def _memory_of(network: PopulationMLP, config: Config, dataset: OfflineDataset) -> int:
     observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
-    return engine.memory_needed(network_for(config, dataset), len(dataset), config.full_batch,
+    return engine.memory_needed(network, len(dataset), config.full_batch,
                                 observed if config.full_batch else config.batch_size, largest_slice(config),
                                 max(config.steps, config.bc_steps))
 

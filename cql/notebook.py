@@ -19,6 +19,7 @@ from cql.analysis.results import write_results
 from cql.collect import DEFAULT_MAX_EPISODE_STEPS
 from cql.config import DATA, ENVIRONMENT, LARGEST_INTEGER, Config
 from cql.dataset import OfflineDataset
+from cql.device import resolve_device, with_slices_that_fit
 from cql.diagnostics import population_outputs
 from cql.errors import ConfigError, RunError
 from cql.exact import Solution
@@ -96,7 +97,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
         settings: further fields of ``cql.config.Config``, as ``hidden``, ``batch_size``, ``lr`` or ``gamma``.
 
     Raises:
-        ConfigError: a setting that cannot be used, or none of that name.
+        ConfigError: a setting that cannot be used, or none of that name. RunError: not even one member fits the memory.
         KeyboardInterrupt: training was interrupted.
     """
     world = World.of(dataset)
@@ -104,6 +105,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     _warn_of_misfit(world, dataset)
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
+    config = with_slices_that_fit(config, dataset, resolve_device(config.device))
     trained, inputs, recorded = members(config, algorithm), _inputs(dataset, world), {}
 
     def record(part: list[Member], step: int, network: PopulationMLP, parameters: list[Tensor]) -> None:

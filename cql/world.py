@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import envs
-from cql.collect import make_environment
+from cql.collect import first_numbers, make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
@@ -49,9 +49,25 @@ class World:
 
     @classmethod
     def around(cls, environment: gymnasium.Env | None) -> "World":
-        """The world of an environment, with its model where it has a transition table ``P``."""
-        known = environment is not None and hasattr(environment.unwrapped, "P")
-        return cls(environment, TabularMDP.from_env(environment) if known else None)
+        """The world of an environment, with its model where it has a transition table ``P`` and shows its states.
+
+        Raises:
+            ConfigError: the table is none, or not of the sizes of the environment's spaces.
+        """
+        if environment is None or getattr(environment.unwrapped, "P", None) is None:
+            return cls(environment, None)
+        spaces, name = (environment.observation_space, environment.action_space), environment.spec.id
+        num_states, num_actions = (getattr(space, "n", None) for space in spaces)
+        if num_states is None and not hasattr(environment.unwrapped, "observe"):
+            return cls(environment, None)
+        try:
+            mdp = TabularMDP.from_env(environment)
+        except ValueError as error:
+            raise ConfigError(f"the transition table P of {name} cannot be used: {error}") from None
+        if mdp.num_actions != num_actions or num_states not in (None, mdp.num_states):
+            raise ConfigError(f"the transition table P of {name} has {mdp.num_states} states and {mdp.num_actions} "
+                              f"actions, its spaces are {spaces[0]} and {spaces[1]}.")
+        return cls(environment, mdp)
 
     @property
     def horizon(self) -> int | None:
@@ -187,8 +203,14 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
         fits = not dataset.discrete and space.shape == dataset.observations.shape[1:]
     if not fits or not isinstance(environment.action_space, gymnasium.spaces.Discrete) or (
             environment.action_space.n != dataset.num_actions):
-        raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: {space} and "
-                          f"{environment.action_space} there.")
+        raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: "
+                          f"{environment.unwrapped.observation_space} and {environment.unwrapped.action_space} there.")
+    first = first_numbers(environment)
+    if first != {name: dataset.metadata.get(name, 0) for name in first}:
+        raise ConfigError(f"the environment {spec['id']} numbers its states from {first['first_state']} and its "
+                          f"actions from {first['first_action']}, and the data set does not say so: make it with "
+                          "OfflineDataset.from_arrays(..., first_state=..., first_action=...), or give plain arrays "
+                          "and --env.")
     return environment
 
 

@@ -7,6 +7,7 @@ import torch
 from cql.collect import datasets_for
 from cql.commands import bounds as bounds_command
 from cql.config import Config
+from cql.dataset import ARRAYS
 from cql.exact import (
     TabularMDP,
     alpha_zero_limit,
@@ -230,3 +231,13 @@ def test_a_run_of_the_huber_loss_is_refused(tmp_path, capsys):
     run = RunFolder.create(str(tmp_path / "run"), config, datasets_for(config, {}))
     assert bounds_command.main([str(run.path), "--alpha", "6"]) == 2
     assert "minimised the Huber loss" in capsys.readouterr().err
+
+
+def test_broken_episodes_are_refused_since_episodes_are_resampled(tmp_path, capsys):
+    [whole] = datasets_for(Config(episodes=5), {})
+    kept = np.delete(np.arange(len(whole)), 1)
+    np.savez(tmp_path / "broken.npz", **{name: getattr(whole, name)[kept] for name in ARRAYS})
+    argv = ["--dataset", str(tmp_path / "broken.npz"), "--map", "islands"]
+    assert bounds_command.main(argv) == 2
+    assert capsys.readouterr().err.startswith("error: episodes are broken in 1 place, first after transition 0")
+    assert bounds_command.main([*argv, "--split-episodes"]) == 0

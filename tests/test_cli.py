@@ -12,6 +12,7 @@ import train
 from cql import __main__ as commands
 from cql.commands import verify
 from cql.run_folder import RunFolder
+from tests.chain import chain_columns
 
 pytestmark = pytest.mark.slow
 TINY = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "30", "--batch-size", "8", "--log-every",
@@ -123,6 +124,22 @@ def test_gymnasiums_own_tables_are_judged_too(tmp_path):
         assert 0 <= entry <= 1
 
 
+def test_spaces_that_start_at_one_train_and_act(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("chain.npz", **chain_columns())
+    argv = [*TINY[2:], "--env", "Chain-v0", "--hidden", "0", "--lr", "0.1", "--steps", "200", "--dataset"]
+    assert train.main([*argv, "chain.npz", "--out", "r"]) == 0
+    assert "states that the environment numbers from 1 are stored from 0" in capsys.readouterr().out
+    found = json.loads(Path("r/evaluation.json").read_text())
+    assert found["references"]["optimal"]["exact"]["return"] == 1
+    for member in found["members"]:  # the environment is deterministic
+        assert member["exact"]["return"] == member["rollout"]["return_mean"] == 1
+        assert member["rollout"]["unsupported_action_rate"] == 0
+    np.savez("zero.npz", **chain_columns(first=0))
+    assert train.main([*argv, "zero.npz", "--out", "r2"]) == 2
+    assert "must lie between 1 and" in capsys.readouterr().err and not Path("r2").exists()
+
+
 def test_an_environment_without_a_table_is_rolled_out_only(tmp_path):
     random = np.random.default_rng(0)
     np.savez(tmp_path / "pole.npz", observations=random.normal(size=(40, 4)), actions=random.integers(0, 2, 40),
@@ -173,7 +190,8 @@ GRID = {"id": "SafetyCriticalGridWorld-v0", "arguments": {}, "max_episode_steps"
     ([], "not a JSON object"), ({"environment": 3}, "in no known form"),
     ({"environment": GRID}, "does not fit the environment"),
     ({"environment": GRID | {"id": "evil:Foo-v0"}}, "names a module"),
-    ({"num_states": 2**31 - 1}, "this population needs"),
+    ({"num_states": 2**31 - 1}, "the data set has 2,147,483,647 states, its largest state number being 5, and the net"),
+    ({"num_actions": 2**31 - 1}, "the data set has 2,147,483,647 actions, its largest action number being 4, and the"),
     ({"environment": GRID | {"arguments": {"render_mode": "human"}}}, "not allowed for the environment"),
     ({"environment": GRID | {"max_episode_steps": -1}}, "max_episode_steps must be"),
     ({"environment": {"id": "CartPole-v1", "arguments": {}, "max_episode_steps": 9}}, "does not fit the environment"),
@@ -193,7 +211,6 @@ def test_hostile_metadata_get_one_sentence(tmp_path, monkeypatch, capsys, metada
     (dict(terminations=np.array([True, *[False] * 49]), episode_ids=np.zeros(50, int)), "ends its episode, yet"),
     (dict(rewards=np.full(50, np.nan)), "rewards holds NaN"), (dict(actions=np.full(50, -1)), "actions must lie"),
     (dict(actions=np.zeros(49, int)), "actions has 49 entries"),
-    (dict(terminations=np.ones(50, bool), truncations=np.ones(50, bool)), "both terminated and truncated"),
 ])
 def test_bad_data_gets_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, changes, sentence):
     monkeypatch.chdir(tmp_path)

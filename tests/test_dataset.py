@@ -1,5 +1,8 @@
 """The data set: validated once, saved byte for byte, compressed without loss; collection with exact propensities."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import envs
+from cql.analysis.evaluation import Rollouts, Support
 from cql.collect import (
     datasets_for,
     environment_spec,
@@ -15,10 +19,11 @@ from cql.collect import (
     summary,
 )
 from cql.config import Config
-from cql.dataset import OfflineDataset, number_rows
+from cql.dataset import OfflineDataset, number_rows, observation_keys
 from cql.errors import ConfigError, DatasetError
 from cql.exact import TabularMDP, evaluate_policies
-from cql.world import World, pair_counts
+from cql.world import World, pair_counts, states_of
+from tests.chain import chain_columns
 
 
 def arrays(**changes):
@@ -59,7 +64,6 @@ def test_plain_arrays_get_their_episodes_and_sizes():
     (dict(observations=np.zeros((4, 0)), next_observations=np.zeros((4, 0))), "length 0"),
     (dict(observations=np.full((4, 1), np.nan), next_observations=np.zeros((4, 1))), "observations holds NaN"),
     (dict(terminations=[0, 0, 2, 0]), "terminations must be true or false"),
-    (dict(truncations=[False, False, True, False]), "transition 2 is both terminated and truncated"),
     (dict(truncations=[False, False, True]), "truncations has 3 entries"),
     (dict(episode_ids=[0, 1, 0, 1]), "an episode_id comes back"),
     (dict(behavior_probabilities=[0.5, 0.0, 1, 1]), r"behavior_probabilities must lie in \(0, 1\]"),
@@ -261,3 +265,208 @@ def test_plain_arrays_may_be_told_their_environment(tmp_path):
     config = Config(dataset=str(tmp_path / "plain.npz"))
     assert World.of(datasets_for(config, {})[0]).environment is None
     assert World.of(datasets_for(config, {"map": "islands"})[0]).environment.unwrapped.num_states == 225
+
+
+# ------------------------------------------------------------------------------------------- data that need a word
+
+
+def test_a_step_with_both_flags_is_a_termination_and_the_summary_counts_it(tmp_path):
+    data = OfflineDataset.from_arrays([0, 1, 0], [0] * 3, [1.0] * 3, [1, 2, 1], [0, 1, 0], [0, 1, 1])
+    assert data.terminations.tolist() == [False, True, False] and data.truncations.tolist() == [False, False, True]
+    assert data.metadata["terminated_and_truncated"] == 1
+    data.save(tmp_path / "a.npz")
+    again = OfflineDataset.load(tmp_path / "a.npz")  # with its digest, and the count
+    assert again.to_bytes() == data.to_bytes()
+    assert "terminated and truncated at once 1: taken as terminated" in summary(again)
+    assert "at once" not in summary(OfflineDataset.from_arrays(**arrays()))
+    with pytest.raises(DatasetError, match="transition 1 is both terminated and truncated"):
+        replace(data, truncations=data.terminations)
+
+
+CHAIN = {"environment": {"id": "Chain-v0", "arguments": {}, "max_episode_steps": None}}
+
+
+@pytest.mark.parametrize("name", ["Chain-v0", "ChainTableFromZero-v0"])  # P may count as the spaces do, or from 0
+def test_spaces_that_start_at_one_are_counted_from_zero(tmp_path, name):
+    np.savez(tmp_path / "chain.npz", **chain_columns())
+    config = Config(env=name, dataset=str(tmp_path / "chain.npz"))
+    [data] = datasets_for(config, {"env": name})
+    expected = chain_columns(first=0)
+    for column in expected:
+        np.testing.assert_array_equal(getattr(data, column), expected[column])
+    assert (data.num_states, data.num_actions) == (4, 2)
+    assert "states that the environment numbers from 1 are stored from 0\nactions that" in summary(data)
+    data.save(tmp_path / "stored.npz")
+    assert OfflineDataset.load(tmp_path / "stored.npz").to_bytes() == data.to_bytes()  # not shifted again
+    world = World.of(data)
+    _, counts = world.empirical(data)  # every logged step is possible in the model
+    assert counts.tolist() == [[1, 3], [1, 3], [1, 2], [0, 0]] and world.mdp.start == 0
+    for actions, steps, worth in (([1, 1, 1, 1], 3, 1.0), ([1, 0, 1, 1], 20, 0.0)):
+        episodes = Rollouts(world, 2, 0).of(Table(actions))
+        assert episodes.returns.tolist() == [worth] * 2 and episodes.lengths.tolist() == [steps] * 2
+    made = OfflineDataset.from_arrays(**chain_columns(), first_state=1, first_action=1, metadata={
+        "environment": CHAIN["environment"] | {"id": name}, "num_states": 4, "num_actions": 2})
+    assert made.to_bytes() == data.to_bytes()
+
+
+class Table:
+    """A policy by a table of actions."""
+
+    def __init__(self, actions):
+        self.actions = np.array(actions)
+
+    def act(self, observations):
+        return self.actions[observations]
+
+
+@pytest.mark.parametrize("changes, metadata, first, sentence", [
+    ({}, CHAIN, {}, "does not fit the environment Chain-v0 that it names: Discrete.4, start=1."),
+    (chain_columns(first=0), CHAIN, {}, "numbers its states from 1 and its actions from 1, and the data set does not"),
+    ({}, CHAIN, dict(first_state=1), "does not fit"),
+    (dict(observations=np.zeros(11, int)), CHAIN, dict(first_state=1, first_action=1), "must lie between 1 and"),
+    (dict(next_observations=np.full(11, 5)), CHAIN, dict(first_state=1, first_action=1), "does not fit"),
+])
+def test_data_in_other_numbers_than_their_environment_are_refused(changes, metadata, first, sentence):
+    sizes = {"num_states": 4, "num_actions": 2} if "actions" in changes else {}
+    with pytest.raises((ConfigError, DatasetError), match=sentence):
+        World.of(OfflineDataset.from_arrays(**{**chain_columns(), **changes}, metadata=metadata | sizes, **first))
+
+
+def test_numbers_below_zero_are_counted_from_the_first():
+    data = OfflineDataset.from_arrays(**chain_columns(first=-3), first_state=-3, first_action=-3)
+    np.testing.assert_array_equal(data.observations, chain_columns(first=0)["observations"])
+    assert (data.num_states, data.num_actions) == (4, 2)
+
+
+def test_a_transition_table_of_other_sizes_than_the_spaces_is_refused():
+    environment = make_environment(CHAIN["environment"] | {"id": "ChainOfFive-v0"})
+    with pytest.raises(ConfigError, match="P of ChainOfFive-v0 has 5 states and 2 actions, its spaces are Discrete.4"):
+        World.around(environment)
+    environment.unwrapped.P = {0: "nothing"}
+    with pytest.raises(ConfigError, match="the transition table P of ChainOfFive-v0 cannot be used"):
+        World.around(environment)
+
+
+def test_negative_zero_is_zero():
+    plus, minus = np.array([[0.0, 1.0]], np.float32), np.array([[-0.0, 1.0]], np.float32)
+    two = np.concatenate([minus, plus])
+    data = OfflineDataset.from_arrays(two, [0, 1], [-0.0, 0.0], two, [True, True])
+    assert not np.signbit(data.observations).any() and not np.signbit(data.next_observations).any()
+    assert not np.signbit(data.rewards).any() and not data.breaks.size
+    built = replace(data, observations=two, next_observations=two)  # as its caller gives it
+    for support in (Support(data), Support(built)):
+        assert [support.supported(seen, a) for seen in (plus[0], minus[0]) for a in (0, 1)] == [True] * 4
+        assert len(support.observations) == 1
+    assert len(replace(built, actions=np.zeros(2, np.int32)).compress()) == 1
+    assert states_of(minus, plus).tolist() == states_of(plus, minus).tolist() == [0]
+    minus_zero, zero, one = observation_keys([-0.0, 0.0, 1.0], np.float32)
+    assert minus_zero == zero != one
+
+
+def test_no_other_key_is_made_of_the_bytes_of_floats():
+    root = Path(envs.__file__).parent.parent
+    found = {path.relative_to(root).as_posix(): path.read_text().count("tobytes(")
+             for part in ("cql", "envs") for path in (root / part).rglob("*.py")}
+    assert {name: n for name, n in found.items() if n} == {"cql/dataset.py": 1, "cql/files.py": 1}  # a key; a digest
+
+
+BROKEN = dict(observations=[0, 5, 6], actions=[0] * 3, rewards=[0.0, 1.0, 2.0], next_observations=[1, 6, 7],
+              terminations=[False, False, True])
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_episodes_that_do_not_hang_together_are_counted_and_can_be_split(vectors):
+    columns = dict(BROKEN)
+    if vectors:
+        columns |= {name: np.stack([BROKEN[name], np.zeros(3)], 1) for name in ("observations", "next_observations")}
+    data = OfflineDataset.from_arrays(**columns)
+    assert data.breaks.tolist() == [0] and data.episode_starts.tolist() == [0]
+    text = summary(data)
+    assert "episodes –   return –\nterminated –   truncated –" in text
+    assert "episodes are broken in 1 place, first after transition 0" in text and "--split-episodes" in text
+    with pytest.raises(DatasetError, match="broken in 1 place"):
+        data.episode_returns()
+    split = data.split_at_breaks()
+    assert split.episode_ids.tolist() == [0, 1, 1] and split.episode_returns().tolist() == [0.0, 3.0]
+    assert not split.breaks.size and "broken" not in summary(split)
+    assert split.split_at_breaks().to_bytes() == split.to_bytes()
+
+
+def test_whole_episodes_have_no_breaks(many):
+    assert not many.breaks.size and not collected(20, observation="coordinates").breaks.size
+    shuffled = np.random.default_rng(0).permutation(len(many))
+    columns = {name: getattr(many, name)[shuffled] for name in ("observations", "actions", "rewards",
+                                                                "next_observations", "terminations")}
+    assert f"{len(many) - 1:,}" > f"{len(OfflineDataset.from_arrays(**columns).breaks):,}" > "0"
+
+
+def test_broken_episodes_are_split_where_the_user_says_so(tmp_path):
+    np.savez(tmp_path / "d.npz", **BROKEN)
+    config = Config(dataset=str(tmp_path / "d.npz"))
+    assert datasets_for(config, {})[0].breaks.size == 1
+    assert datasets_for(replace(config, split_episodes=True), {})[0].episode_ids.tolist() == [0, 1, 1]
+    with pytest.raises(ConfigError, match="--split-episodes splits those of --dataset"):
+        Config(split_episodes=True)
+
+
+def propensities(observations, actions, probabilities):
+    size = len(actions)
+    return OfflineDataset.from_arrays(observations, actions, [0.0] * size, observations, [True] * size,
+                                      behavior_probabilities=probabilities)
+
+
+@pytest.mark.parametrize("observations, actions, probabilities, sentence", [
+    ([0, 0], [0, 1], [1.0, 1.0], "logged in state 0 sum to 2, above 1; leave"),
+    ([7, 3, 3, 3], [0, 0, 1, 2], [1.0, 0.5, 0.5, 0.001], "logged in state 3 sum to 1.001, above 1"),
+    ([3, 3, 3], [0, 1, 0], [0.9, 0.2, 0.85], "state 3 sum to 1.05"),  # 0.85 is the smallest of action 0
+    ([[0.5, -0.0], [0.5, 0.0]], [0, 1], [1.0, 0.5], r"state \[0.5, 0.0\] sum to 1.5"),
+    ([0], [0], [1.0001], r"must lie in \(0, 1\]"),
+])
+def test_propensities_that_contradict_themselves_are_refused(observations, actions, probabilities, sentence):
+    with pytest.raises(DatasetError, match=sentence):
+        propensities(observations, actions, probabilities)
+
+
+def test_propensities_of_some_policy_are_taken(many):
+    changing = propensities([0, 0, 0], [0, 1, 0], [0.9, 0.6, 0.4])  # 0.4 and 0.6 at one time, 0.9 at another
+    assert changing.behavior_probabilities.tolist() == [0.9, 0.6, 0.4]
+    propensities([0, 1], [0, 1], [1.0, 1.0])
+    thirds = np.full(3, 1 / 3, np.float32)
+    propensities([0, 0, 0], [0, 1, 2], thirds)
+    rounded = propensities([0], [0], np.array([1.0000001], np.float32))
+    assert rounded.behavior_probabilities.tolist() == [1.0]
+
+
+def test_integer_observations_in_a_column_are_state_numbers():
+    column = OfflineDataset.from_arrays([[0], [1]], [0, 1], [0.0, 1.0], [[1], [2]], [False, True])
+    flat = OfflineDataset.from_arrays([0, 1], [0, 1], [0.0, 1.0], [1, 2], [False, True])
+    assert column.discrete and column.num_states == 3 and column.to_bytes() == flat.to_bytes()
+    assert not OfflineDataset.from_arrays([[0.0], [1.0]], [0, 1], [0.0, 1.0], [[1.0], [2.0]], [False, True]).discrete
+    assert not OfflineDataset.from_arrays([[0, 1]], [0], [0.0], [[1, 2]], [True]).discrete
+
+
+@pytest.mark.parametrize("ids", [
+    [2**60, 2**60, -5, 2**62], np.array([2**63, 2**63, 2**64 - 1, 0], np.uint64), [-1, -1, -2, -3], [7.0, 7.0, 3, 1],
+    [2**32, 2**32, 2 * 2**32, 0]])  # equal in 32 bits
+def test_episode_ids_may_be_any_integers(ids):
+    data = OfflineDataset.from_arrays([0, 1, 0, 0], [0] * 4, [1.0, 2.0, 4.0, 8.0], [1, 2, 1, 1], [0, 1, 0, 0],
+                                      episode_ids=ids)
+    assert data.episode_ids.tolist() == [0, 0, 1, 2] and data.episode_returns().tolist() == [3, 4, 8]
+
+
+@pytest.mark.parametrize("ids, sentence", [
+    ([2**60, -5, -5, 2**60], "an episode_id comes back"), ([0.5, 1, 2, 3], "episode_ids must be integers"),
+    ([np.inf, np.inf, 0, 1], "episode_ids must be integers"), ([[0], [0], [1], [1]], "must be one int32 per"),
+    ([0, 0], "episode_ids has 2 entries")])
+def test_episode_ids_that_are_refused(ids, sentence):
+    with pytest.raises(DatasetError, match=sentence):
+        OfflineDataset.from_arrays(**arrays(), episode_ids=ids)
+
+
+def test_the_largest_numbers_of_states_and_actions_are_named():
+    largest = 2**31 - 2
+    assert OfflineDataset.from_arrays([largest], [largest], [0.0], [0], [True]).num_states == 2**31 - 1
+    for columns in (dict(observations=[largest + 1]), dict(actions=[2**40]), dict(next_observations=[2**63])):
+        with pytest.raises(DatasetError, match=f"{next(iter(columns))} must lie between 0 and {largest}"):
+            OfflineDataset.from_arrays(**{**dict(observations=[0], actions=[0], rewards=[0.0], next_observations=[0],
+                                                 terminations=[True]), **columns})

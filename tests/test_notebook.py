@@ -39,6 +39,12 @@ def test_it_trains_as_the_command_does(data, tmp_path):
     assert evaluate.main([str(saved), "--audit"]) == 0
 
 
+def test_a_state_number_too_large_for_the_memory_is_named():
+    data = cql.OfflineDataset.from_arrays([2**31 - 2], [0], [0.0], [0], [True])
+    with pytest.raises(RunError, match="its largest state number being 2,147,483,646, and the network as many inputs"):
+        cql.fit(data, steps=10, hidden=[64, 64])
+
+
 def test_the_log_and_the_snapshots_end_at_the_result(data):
     fit = cql.fit(data, alpha=6, steps=25, snapshots=True, **TINY)
     assert fit.updates.tolist() == [10, 20, 25] and fit.snapshots.shape == (3, 1, 225, 4)

@@ -14,6 +14,7 @@ from cql.analysis import ope, selection
 from cql.analysis.evaluation import load_policy
 from cql.analysis.selection import Evidence, judge, picks, ranks, referee, regret, spearman
 from cql.collect import generate_offline_episodes
+from cql.dataset import ARRAYS
 from cql.errors import RunError
 from cql.members import Member
 from cql.run_folder import RunFolder
@@ -213,8 +214,9 @@ def test_coordinates_say_the_same_as_indices():
 
 def test_without_a_model_rules_pick_and_nothing_is_judged(tmp_path):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "data.npz", observations=rng.integers(0, 3, 40), actions=rng.integers(0, 2, 40),
-             rewards=np.ones(40), next_observations=rng.integers(0, 3, 40), terminations=np.zeros(40, bool))  # endless
+    states = rng.integers(0, 3, 41)
+    np.savez(tmp_path / "data.npz", observations=states[:-1], actions=rng.integers(0, 2, 40), rewards=np.ones(40),
+             next_observations=states[1:], terminations=np.zeros(40, bool))  # endless
     out = tmp_path / "run"
     assert train.main(f"--dataset {tmp_path}/data.npz --steps 4 --bc-steps 0 --alpha 1 6 --out {out}".split()) == 0
     result = checked(referee(RunFolder.open(out), resamples=5))
@@ -243,6 +245,22 @@ def test_frozen_lake_data_of_ones_own(tmp_path):
     assert result["horizon"] == 100 and result["behavior"] == "counts"
     assert entry(result, "fqe_hazard")["coverage"]["hazard_probability"] is not None
     assert entry(result, "random")["regret"]["hazard_probability"] is not None
+
+
+def test_broken_episodes_have_no_estimates_unless_they_are_split(tmp_path):
+    source = generate_offline_episodes(gymnasium.make("envs:SafetyCriticalGridWorld-v0"), 20)
+    columns = {name: np.delete(getattr(source, name), 1, axis=0) for name in ARRAYS}  # one step is lost
+    np.savez(tmp_path / "data.npz", **columns)
+    for flags, available in (([], 0), (["--split-episodes"], 1)):
+        out = str(tmp_path / f"run{available}")
+        assert train.main(["--dataset", str(tmp_path / "data.npz"), "--map", "islands", "--steps", "20", "--bc-steps",
+                           "0", "--hidden", "8", *flags, "--out", out]) == 0
+        result = checked(referee(RunFolder.open(out), 10))
+        assert [entry(result, name)["available"] for name in ("fqe_return", "fqe_hazard", "support")] == [available] * 3
+        assert entry(result, "td")["available"] == 1  # needs no episodes
+        assert bool(result["withheld"]) != bool(available)
+    assert "No off-policy estimates: episodes are broken in 1 place, first after transition 0" in selection.text(
+        referee(RunFolder.open(tmp_path / "run0"), 10))
 
 
 def test_cloning_alone_has_no_alpha_to_choose(run, tmp_path):

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from cql.config import Config
-from cql.dataset import OfflineDataset
+from cql.dataset import OfflineDataset, observation_keys
 from cql.diagnostics import NOT_FINITE, SOUND
 from cql.errors import RunError
 from cql.exact import (
@@ -134,7 +133,8 @@ class Support:
         self.rows = rows.reshape(-1)
         self.counts = np.zeros((len(self.observations), dataset.num_actions), dtype=np.int64)
         np.add.at(self.counts, (self.rows, dataset.actions), 1)
-        self._row_of = {observation.tobytes(): row for row, observation in enumerate(self.observations)}
+        keys = observation_keys(self.observations, self.observations.dtype)
+        self._row_of = {key: row for row, key in enumerate(keys)}
 
     def mismatch_rate(self, policy: Policy) -> float:
         """The share of transitions whose logged action is not the greedy one."""
@@ -152,7 +152,7 @@ class Support:
 
     def row_of(self, observation) -> int | None:
         """The row of this state in ``observations`` and ``counts``; None if the data never visit it."""
-        return self._row_of.get(np.asarray(observation, dtype=self.observations.dtype).tobytes())
+        return self._row_of.get(observation_keys([observation], self.observations.dtype)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +182,9 @@ class Rollouts:
     def __init__(self, world: World, episodes: int, seed: int):
         self.environment: Any = world.environment
         self.model, self.inputs, self.episodes, self.seed = world.mdp, world.inputs, episodes, seed
+        if self.inputs is not None:
+            keys = observation_keys(self.inputs, self.inputs.dtype)
+            self._state_of = {key: state for state, key in enumerate(keys)}
 
     def summary(self, policy: Policy, support: Support) -> dict:
         """The ``rollout`` entry of one member."""
@@ -197,11 +200,10 @@ class Rollouts:
         """The episodes of one policy."""
         act: Callable = policy.act
         if self.inputs is not None:  # one pass through the network instead of one per step
-            dtype, actions = self.inputs.dtype, policy.act(self.inputs).tolist()
-            table = {observation.tobytes(): action for observation, action in zip(self.inputs, actions)}
+            actions = policy.act(self.inputs).tolist()
 
             def act(observation):
-                return table[np.asarray(observation, dtype=dtype).tobytes()]
+                return actions[self._state(observation)]
 
         masks = {name: getattr(self.model, name, None) for name in ("hazard", "goal")}
         masks = {name: mask for name, mask in masks.items() if mask is not None}
@@ -220,16 +222,17 @@ class Rollouts:
             lengths.append(len(hazards))
             reported.append(None if None in hazards else any(hazards))
             for name, mask in masks.items():
-                ends[name][episode] = mask[_state(self.environment)]
+                ends[name][episode] = mask[self._state(observation)]
         if "hazard" not in ends and None not in reported:
             ends["hazard"] = np.array(reported, dtype=bool)
         return Episodes(steps, np.array(lengths), returns, ends)
 
-
-def _state(environment: gymnasium.Env) -> int:
-    """The state of a finite environment: ours calls it ``state``, Gymnasium's toy text ``s``."""
-    unwrapped: Any = environment.unwrapped
-    return int(unwrapped.state if hasattr(unwrapped, "state") else unwrapped.s)
+    def _state(self, observation) -> int:
+        try:
+            return self._state_of[observation_keys([observation], self.inputs.dtype)[0]]
+        except KeyError:
+            raise RunError(f"the environment {self.environment.spec.id} shows {observation}, which is none of the "
+                           "states of its transition table.") from None
 
 
 def exact_evaluation(world: World, policies: list[Policy | None], supports: list[Support],

@@ -104,7 +104,8 @@ class Evidence:
     Args:
         estimates: (estimator, target) -> ``[X, Y, Z, 3]``; behavior: "logged" or "counts".
         ood_probability: of coming to an OOD action, in the data's model.
-        overfitting, underfitting, flagged, has_policy: bool.
+        overfitting, underfitting, flagged, has_policy: bool. withheld: why a data set has no estimates, if its episodes
+            are broken.
     """
 
     results: Results
@@ -117,6 +118,7 @@ class Evidence:
     underfitting: np.ndarray
     flagged: np.ndarray
     has_policy: np.ndarray
+    withheld: str | None = None
 
 
 def column(results: Results, name: str) -> np.ndarray:
@@ -151,7 +153,10 @@ def read(run: RunFolder, resamples: int) -> Evidence:
     underfitting = underfits(td, column(results, "penalty"), least_td, floor, math.log(datasets[0].num_actions))
     sizes, ood_probability = np.full((2, *td.shape), np.nan)
     estimates = {(name, target): np.full((*td.shape, 3), np.nan) for name in ope.ESTIMATORS for target in ope.TARGETS}
+    broken = [dataset.breaks_in_words() for dataset in datasets]
     for x, dataset in enumerate(datasets):
+        if broken[x]:
+            continue
         judged = np.argwhere(has_policy[x])  # rows of y, z
         log, observations = episode_log(dataset, world)
         if not len(judged) or max(log.num_states, len(log.starts)) * horizon > MAX_WORK:
@@ -165,7 +170,7 @@ def read(run: RunFolder, resamples: int) -> Evidence:
                 estimates[name, target][where] = values
     behavior = "logged" if all(dataset.behavior_probabilities is not None for dataset in datasets) else "counts"
     return Evidence(results, horizon, behavior, estimates, sizes, ood_probability, overfitting, underfitting, flagged,
-                    has_policy)
+                    has_policy, next(filter(None, broken), None))
 
 
 def episode_log(dataset: OfflineDataset, world: World) -> tuple[ope.EpisodeLog, np.ndarray]:
@@ -269,7 +274,7 @@ def judge(evidence: Evidence, resamples: int) -> dict:
     signs = {"overfitting": evidence.overfitting, "underfitting": evidence.underfitting, "diverged": evidence.flagged}
     return {"horizon": evidence.horizon, "resamples": resamples, "members": int(candidates.size),
             "candidates": int(candidates.sum()), "draws": len(config.data_seeds), "seeds": len(config.seeds),
-            "behavior": evidence.behavior, "rules": entries,
+            "behavior": evidence.behavior, "withheld": evidence.withheld, "rules": entries,
             "signs": [{"alpha": alpha, **{name: int(sign[..., z].sum()) for name, sign in signs.items()},
                        "of": int(candidates[..., z].size)} for z, alpha in enumerate(evidence.results.alphas)],
             "estimates": _estimates(evidence),
@@ -354,10 +359,12 @@ def text(result: dict) -> str:
         [f"{sign['alpha']:g}", *(str(sign[name]) for name in ("overfitting", "underfitting", "diverged", "of"))]
         for sign in result["signs"])]
     label = {e["name"]: e["label"] for e in result["rules"]}
+    withheld = [f"  No off-policy estimates: {result['withheld']}", ""] if result["withheld"] else []
     lines = [
         f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members, {result['candidates']} of them candidates; "
         f"{result['draws']} data sets, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} "
-        f"resamples, propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "", *_indented(rows),
+        f"resamples, propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "", *withheld,
+        *_indented(rows),
         "  rank: correlation over alpha with the exact return and hazard, 1 = exactly in order. lost: exact return",
         "  [95 %] and hazard against the best alpha. within 1: share of data sets that lose at most 1 point of return.",
         "  covered: 95 % intervals with the exact value. ESS: median effective sample size of members.",

@@ -8,7 +8,7 @@ from cql import config as settings
 from cql.analysis.evaluation import load_policy
 from cql.collect import datasets_for
 from cql.commands.theorems import add_arguments, config_of
-from cql.errors import ConfigError, RunError, reports_errors
+from cql.errors import ConfigError, DatasetError, RunError, reports_errors
 from cql.exact.bounds import ALPHAS, Estimate, estimates, trained_estimates
 from cql.members import members
 from cql.run_folder import RunFolder
@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     world = World.of(datasets[0]).known()
     rows: dict[str, list[Estimate]] = {}
     for n, dataset in enumerate(datasets):
+        if broken := dataset.breaks_in_words():
+            raise DatasetError(broken)  # the minimum is over resampled episodes
         transitions = world.transitions(dataset)
         for name, estimate in estimates(world.mdp, transitions, config.alpha, gamma).items():
             rows.setdefault(name, []).append(estimate)

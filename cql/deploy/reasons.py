@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from cql.dataset import number_rows
+from cql.dataset import number_rows, observation_keys
 from cql.deploy.model import Model
 from cql.deploy.words import paragraph
 from cql.errors import RunError
@@ -58,8 +58,8 @@ class Explainer:
             greedy = deterministic_policies(model.policy.act(model.world.inputs)[None], model.world.mdp.num_actions)[0]
             self.following = evaluate_first_actions(model.world.mdp, greedy, self.steps)  # arrays [S, A]
             self.next_step = evaluate_first_actions(model.world.mdp, greedy, 1).hazard_probability
-            dtype = model.dataset.observations.dtype
-            self._state_of = {seen.tobytes(): state for state, seen in enumerate(model.world.inputs.astype(dtype))}
+            keys = observation_keys(model.world.inputs, model.dataset.observations.dtype)
+            self._state_of = {key: state for state, key in enumerate(keys)}
 
     def explain(self, observation, action: int | None = None) -> dict:
         """The explanation of one action (without ``action``: of the chosen one), as JSON without NaN.
@@ -95,7 +95,8 @@ class Explainer:
         if not np.isfinite(p if q is None else q).all():
             raise RunError(f"the outputs of {model.member.name} are not finite there: nothing can be explained.")
         row, counts = model.support.row_of(observation), model.counts(observation)
-        state = None if model.world.mdp is None else self._state_of.get(observation.tobytes())
+        [key] = observation_keys([observation], observation.dtype)
+        state = None if model.world.mdp is None else self._state_of.get(key)
         cell = None
         if state is not None and model.world.grid is not None:
             cell = list(divmod(state, model.world.grid.shape[1]))

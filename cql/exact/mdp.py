@@ -79,14 +79,16 @@ class TabularMDP:
         return Edges(source, target, weight.reshape(unique.size, self.num_actions), outcomes, edge)
 
     @classmethod
-    def from_P(cls, P, hazard=None, goal=None, start=None) -> "TabularMDP":
+    def from_P(cls, P, hazard=None, goal=None, start=None, first=(0, 0)) -> "TabularMDP":
         """From a toy-text table `P[s][a] = [(probability, next_state, reward, terminated), ...]` (dicts or lists).
 
         Equal outcomes of a pair are merged, outcomes of probability 0 left out, and probabilities that sum to 1 within
-        1e-6 are scaled to do so. ValueError, with the pair named, if the table is no such thing.
+        1e-6 are scaled to do so. A table whose keys begin at `first`, the numbers of the first state and action, counts
+        states (`start` too) and actions from there. ValueError, with the pair named, if the table is no such thing.
         """
-        rows = _numbered(P, "P", "state")
-        actions = [_numbered(row, f"P[{s}]", "action") for s, row in enumerate(rows)]
+        first_state = _first(P, first[0])
+        rows = _numbered(P, "P", "state", first_state)
+        actions = [_numbered(row, f"P[{s}]", "action", _first(row, first[1])) for s, row in enumerate(rows)]
         num_states, num_actions = len(rows), len(actions[0])
         flat: list[tuple] = []
         for s, row in enumerate(actions):
@@ -99,7 +101,7 @@ class TabularMDP:
                     raise ValueError(f"P[{s}][{a}] must be a list of (probability, next_state, reward, terminated)."
                                      ) from None
         pair, probability, target, reward, end = np.array(flat, dtype=np.float64).reshape(-1, 5).T
-        pair = pair.astype(np.intp)
+        pair, target = pair.astype(np.intp), target - first_state
         for wrong, complaint in [
                 (~np.isfinite(probability) | (probability < 0), "has a negative or non-finite probability"),
                 ((target != np.floor(target)) | (target < 0) | (target >= num_states),
@@ -119,6 +121,8 @@ class TabularMDP:
             end[possible] > 0, (probability / total[pair])[possible])
         loops = (probability == 0) | (
             terminated & (next_state == np.arange(num_states)[:, None, None]) & (reward == 0))
+        if first_state and start is not None and np.ndim(start) == 0:
+            start = start - first_state
         return cls(probability, next_state, reward, terminated, hazard, goal, loops.all((1, 2)), start)
 
     @classmethod
@@ -127,7 +131,8 @@ class TabularMDP:
 
         Hazards and goals are read from the arrays `hazards` and `goals` [S] of the environment, else from the letters
         H and G of its map `desc` where that has one letter a state (FrozenLake), else there are none. The start is
-        the attribute `start`, else `initial_state_distrib`. ValueError if there is no valid transition table.
+        the attribute `start`, else `initial_state_distrib`. A table whose keys begin where the environment's spaces do
+        (`Discrete(4, start=1)`) counts from there. ValueError if there is no valid transition table.
         """
         env = getattr(env, "unwrapped", env)
         if getattr(env, "P", None) is None:
@@ -140,7 +145,9 @@ class TabularMDP:
             letters = np.asarray(desc).astype("U1").ravel()
             hazard, goal = letters == "H", letters == "G"
         start = getattr(env, "start", None)
-        return cls.from_P(env.P, hazard, goal, getattr(env, "initial_state_distrib", None) if start is None else start)
+        start = getattr(env, "initial_state_distrib", None) if start is None else start
+        first = [getattr(getattr(env, name, None), "start", 0) for name in ("observation_space", "action_space")]
+        return cls.from_P(env.P, hazard, goal, start, first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,14 +284,21 @@ def _outcome_arrays(num_states, num_actions, pair, next_state, reward, terminate
     return columns
 
 
-def _numbered(table, name, what):
-    """The entries of a dict with keys 0..n-1, or of a sequence, as a list."""
+def _first(table, first) -> int:
+    """The number of a table's first entry: `first` if its keys are first..first+n-1, else 0."""
+    keyed = isinstance(table, Mapping) and np.ndim(first) == 0 and first in table and first + len(table) - 1 in table
+    return int(first) if keyed else 0
+
+
+def _numbered(table, name, what, first=0):
+    """The entries of a dict with keys first..first+n-1, or of a sequence, as a list."""
     if not isinstance(table, (Mapping, list, tuple, np.ndarray)) or not len(table):
         raise ValueError(f"{name} must be a non-empty dict or list over {what}s.")
     try:
-        return [table[i] for i in range(len(table))]
+        return [table[first + i] for i in range(len(table))]
     except KeyError as missing:
-        raise ValueError(f"{name} must number its {what}s 0..{len(table) - 1}: {missing} is missing.") from None
+        raise ValueError(f"{name} must number its {what}s {first}..{first + len(table) - 1}: {missing} is missing."
+                         ) from None
 
 
 def state_mask(mask, num_states, name):

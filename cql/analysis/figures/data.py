@@ -184,10 +184,12 @@ def outcomes(run_data: RunData, name: str) -> dict[Group, Outcome]:
 
 
 def behavior_outcome(run_data: RunData, name: str) -> Outcome:
-    """Exact worth of the behaviour policy beside the mean over the episodes of all data sets; empty if not known."""
+    """Exact worth of the behaviour policy beside the mean over the data's episodes, unless they are broken."""
     exact = reference(run_data.evaluation, "behavior", name)
     if exact is None:
         return Outcome([])
+    if any(dataset.breaks.size for dataset in run_data.datasets.values()):
+        return Outcome([exact])
     per_dataset = []
     for dataset in run_data.datasets.values():
         if name == "return":

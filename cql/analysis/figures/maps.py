@@ -119,8 +119,8 @@ def visitation(run_data: RunData) -> Figure | None:
         return None
     grid, counts = run_data.world.grid, run_data.counts
     visits, tried, num_actions = counts.sum(-1), (counts > 0).sum(-1), counts.shape[1]
-    facts = (f"{data_words(run_data)}: {len(run_data.dataset):,} transitions, "
-             f"{len(np.unique(run_data.dataset.episode_ids)):,} episodes")
+    facts = f"{data_words(run_data)}: {len(run_data.dataset):,} transitions" + (
+        "" if run_data.dataset.breaks.size else f", {len(run_data.dataset.episode_starts):,} episodes")
     if grid is None:
         figure = _visitation_without_map(visits, tried[visits > 0], num_actions)
         heading(figure, "Where the data are", facts)
