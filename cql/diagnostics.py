@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cql.dataset import OfflineDataset, number_rows
-from cql.exact import deterministic_policies, evaluate_policies
+from cql.exact import deterministic_policies, evaluate_policies, policy_evaluation, start_distribution
 from cql.losses import Objective
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
@@ -15,6 +15,7 @@ from cql.world import World
 
 SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
 MAX_ROWS = 16_384  # distinct observations measured, and as many first ones; of more, evenly spaced ones
+VALUED_STATES = 400  # of a model: a discounted value takes a factorisation, 1 ms at 225 states and 31 ms at 961
 
 
 class Diagnostics:
@@ -24,9 +25,11 @@ class Diagnostics:
         transitions: of all data sets, on the device.
         datasets: the same as arrays.
         world: of the data; without a model of it nothing exact is reported.
+        gamma: of the objective. No discounted value is reported at 1, where it need not exist, and for models of more
+            than ``VALUED_STATES`` states, where it would take too long.
     """
 
-    def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], world: World):
+    def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], world: World, gamma: float):
         device, actions = transitions.actions.device, transitions.num_actions
         rows = [table_rows(transitions, dataset.observations) for dataset in datasets]  # each [D]
         first = [row[dataset.episode_starts] for row, dataset in zip(rows, datasets)]  # each [E]
@@ -48,7 +51,7 @@ class Diagnostics:
 
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [data sets, R, A]
         self.start_weights = tensor(starts / starts.sum(1, keepdims=True))  # [data sets, R]
-        self.mdp, self.horizon = world.mdp, world.horizon
+        self.mdp, self.horizon, self.gamma = world.mdp, world.horizon, gamma
         if world.mdp is not None:
             self.states = torch.from_numpy(world.inputs).to(device)  # [S] or [S, n]
 
@@ -94,6 +97,9 @@ class Diagnostics:
         result = evaluate_policies(self.mdp, policies, horizon=self.horizon)
         values = {"exact/return": result.returns, "exact/hazard_probability": result.hazard_probability,
                  "exact/goal_probability": result.goal_probability}
+        if self.gamma < 1 and self.mdp.num_states <= VALUED_STATES:
+            value, _ = policy_evaluation(self.mdp, policies, self.gamma)  # [M, S]
+            values["exact/discounted_value"] = value @ start_distribution(self.mdp)
         return {name: column.tolist() for name, column in values.items() if column is not None}
 
 

@@ -20,6 +20,11 @@ class Member:
         alpha = "" if self.alpha is None else f"-a{_shortest(self.alpha)}"
         return f"{self.algorithm}{alpha}-s{self.seed}-d{self.data_seed}"
 
+    @property
+    def group(self) -> str:
+        """``alpha=6`` or ``bc``: names the members that differ in their seeds only."""
+        return self.algorithm if self.alpha is None else f"alpha={_shortest(self.alpha)}"
+
 
 def members(config: Config, algorithm: str) -> list[Member]:
     """All members of one algorithm, ordered by data seed, training seed, alpha; none if it has no updates to do."""

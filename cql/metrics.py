@@ -12,8 +12,16 @@ from pathlib import Path
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_SCALAR,
+    Summary,
+    SummaryMetadata,
+)
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
@@ -35,7 +43,9 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
     "policy/action_mismatch_rate": ("cql bc", "share of transitions whose logged action is not the greedy one"),
     "exact/return": ("cql bc", "exact undiscounted return of the greedy policy over the episode"),
     "exact/hazard_probability": ("cql bc", "exact probability that the greedy policy's episode ends in a hazard"),
-    "exact/goal_probability": ("cql bc", "exact probability that it ends in the goal"),
+    "exact/goal_probability": ("cql bc", "exact probability that the greedy policy's episode ends in the goal"),
+    "exact/discounted_value": ("cql bc", "exact discounted value of the greedy policy at the start: what q/start "
+                               "estimates"),
     "health/diverged": ("cql bc", "1: q/max above any exact solution's; 2: outputs not finite; 0: neither"),
     "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or learned from it"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
@@ -43,7 +53,9 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
 LOSS_TERMS = {  # in the order in which trainers yield them
     "cql": ("losses/td", "losses/penalty", "losses/total"), "bc": ("losses/cross_entropy",)}
 TRIAL_METRICS = ("exact/return", "exact/hazard_probability")  # shown beside each trial of the hyperparameters tab
+TOGETHER = ("q/start", "exact/discounted_value")  # in one chart of TensorBoard's custom scalars tab
 HEADER = "step,member,metric,value\n"
+MEAN = "{group}, mean of {members} members"  # a run of TensorBoard beside those of the members
 EVENT_FILE = "events.out.tfevents.0.glassbox-cql"  # one file a member, its name fixed, so that a resume finds it
 
 
@@ -103,32 +115,50 @@ class MetricsLog:
     def event_path(self, member: str) -> Path:
         return self.tensorboard / member / EVENT_FILE
 
-    def write(self, step: int, members: list[Member], values: dict[str, list[float]]) -> None:
-        """Appends ``values[name][m]`` for every member at this update."""
+    def write(self, step: int, members: list[Member], values: dict[str, list[float]], first: bool) -> None:
+        """Appends ``values[name][m]`` for every member at this update; the ``first`` entry describes the metrics."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         for m, member in enumerate(members):
             for name, column in values.items():
                 rows.writerow((step, member.name, name, repr(column[m])))
-            scalars = [Summary.Value(tag=name, simple_value=column[m]) for name, column in values.items()]
-            self._append(self.event_path(member.name),
-                         [Event(step=step, wall_time=time.time(), summary=Summary(value=scalars))])
+            event = _scalars(step, {name: column[m] for name, column in values.items()}, described=first)
+            if first and m == 0 and all(name in values for name in TOGETHER):
+                event.summary.value.append(_layout())
+            self._append(self.event_path(member.name), [event])
         with open(self.csv, "a") as file:
             file.write(text.getvalue())
 
     def start(self, members: list[Member], config: Config) -> None:
-        """The first records of each member: file version, and its settings as one trial of the hyperparameters tab."""
+        """The first records of each member: file version, and its settings as one trial of the hyperparameters tab.
+
+        TensorBoard takes the columns of that tab from one run, whichever it reads first. So every run declares them
+        all, alpha too where a member has none.
+        """
         names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon",
                  "episodes")
         settings = {name: getattr(config, name) for name in names} | {
             "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
         for member in members:
-            trial = {**settings, "algorithm": member.algorithm, "seed": member.seed, "data_seed": member.data_seed}
-            if member.alpha is not None:
-                trial["alpha"] = member.alpha
-            records = hparams(trial, dict.fromkeys(TRIAL_METRICS, 0.0))  # experiment, start of session, end of session
+            trial = {**settings, "algorithm": member.algorithm, "alpha": member.alpha, "seed": member.seed,
+                     "data_seed": member.data_seed}
+            columns = {name: 0.0 if value is None else value for name, value in trial.items()}
+            experiment, *_ = hparams(columns, dict.fromkeys(TRIAL_METRICS, 0.0))
+            _, *session = hparams(trial, {})  # its start and its end, without what is None
             self._append(self.event_path(member.name), [_first_event(), *(
-                Event(wall_time=time.time(), summary=record) for record in records)])
+                Event(wall_time=time.time(), summary=record) for record in (experiment, *session))])
+
+    def write_means(self, runs: dict[str, dict[int, dict[str, float]]]) -> None:
+        """Runs of TensorBoard beside those of the members, in place of earlier ones.
+
+        Args:
+            runs: ``name -> step -> metric -> mean``, the names made with ``MEAN``.
+        """
+        for path in self.tensorboard.glob(f"{MEAN.format(group='*', members='*')}/{EVENT_FILE}"):
+            path.unlink()
+        for name, entries in runs.items():
+            self._append(self.event_path(name), [_first_event(), *(
+                _scalars(step, values, described=n == 0) for n, (step, values) in enumerate(entries.items()))])
 
     def image(self, folder: str, name: str, png: bytes, width: int, height: int) -> None:
         """One picture under TensorBoard's images, in a run of its own."""
@@ -174,6 +204,27 @@ class MetricsLog:
 
 def _first_event() -> Event:
     return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def _scalars(step: int, values: dict[str, float], described: bool) -> Event:
+    """The event of one log entry, with the descriptions of its metrics: TensorBoard reads those of the first entry."""
+    event = Event(step=step, wall_time=time.time())
+    for name, value in values.items():
+        scalar = event.summary.value.add(tag=name, simple_value=value)
+        if described:
+            scalar.metadata.CopyFrom(SummaryMetadata(
+                summary_description=METRICS[name][1], data_class=DATA_CLASS_SCALAR,  # TensorBoard needs both to read it
+                plugin_data=SummaryMetadata.PluginData(plugin_name=SCALARS)))
+    return event
+
+
+def _layout() -> Summary.Value:
+    """The custom scalars tab: the value estimate and the true value in one chart."""
+    chart = layout_pb2.Chart(title="value estimate and true value",
+                             multiline=layout_pb2.MultilineChartContent(tag=[f"{name}$" for name in TOGETHER]))
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title="value at the start", chart=[chart])])
+    return Summary.Value(tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=make_tensor_proto(layout.SerializeToString()),
+                         metadata=custom_scalars.create_summary_metadata())
 
 
 def join_csv(target: Path, parts: list[Path]) -> None:

@@ -24,8 +24,9 @@ from cql.files import atomic_write, new_folder, sha256, utc_now
 from cql.members import Member
 
 MANIFEST = "manifest.json"
-DERIVED = ("evaluation.json", "results.csv", "audit.json", "statistics.json", "selection.json", "report.html",
-           "figures/", "tensorboard/figures/")  # made from the rest of a run, and can be made again
+DERIVED = (  # made from the rest of a run, and can be made again
+    "evaluation.json", "results.csv", "audit.json", "statistics.json", "selection.json", "report.html",
+    "figures/", "tensorboard/figures/", "tensorboard/alpha=", "tensorboard/bc, mean of ")
 SHARDS = "shards"
 PACKAGES = ("glassbox-cql", "torch", "numpy", "gymnasium", "tensorboard", "matplotlib")
 

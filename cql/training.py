@@ -50,7 +50,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
     transitions = Transitions(datasets, device, compress=config.full_batch)
-    diagnostics = Diagnostics(transitions, datasets, world)
+    diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
     shards = run.shards(slices(config), apart=ranks.world > 1)
     with ranks.stopped_by_signals(), torch_settings(device) as threads:
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
@@ -65,7 +65,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                         part.state, part.step = state, step
                         if step % config.log_every == 0 or step == part.steps:  # waits for the device
                             values = part.sums.take_means() | part.measured(diagnostics)
-                            log.write(step, part.members, values)
+                            log.write(step, part.members, values, first=step <= config.log_every)
                             watch(part.members, step, part.network, state.parameters)
                             part.warn_of_divergence(values, bar)
                         stopped = ranks.stopped

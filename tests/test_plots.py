@@ -2,11 +2,13 @@
 
 import math
 import struct
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import envs
@@ -16,9 +18,10 @@ from cql.analysis.figures import data as figure_data
 from cql.analysis.figures import maps, plots
 from cql.analysis.figures.data import RunData
 from cql.dataset import OfflineDataset
+from cql.errors import RunError
 from cql.exact import TabularMDP, evaluate_policies
 from cql.members import Member
-from cql.metrics import MetricsLog
+from cql.metrics import METRICS, MetricsLog
 from cql.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -64,11 +67,56 @@ def test_a_run_is_drawn_when_it_ends(run):
 
 
 def test_drawing_again_changes_nothing(run):
-    before = drawn(run)
+    before, files = drawn(run), run.files()
     paths = plots.draw_all(run)
     assert sorted(path.stem for path in paths) == ALL
-    assert drawn(run) == before
+    assert drawn(run) == before and run.files() == files
     assert sorted(images(run)) == ALL
+
+
+def test_tensorboard_has_the_means_over_the_members_of_each_group(run, run_data):
+    """Each metric at each entry, by hand from the log of the two members; written a second time here."""
+    groups = {"bc, mean of 2 members": "bc-s{}-d42", "alpha=0, mean of 2 members": "cql-a0-s{}-d42",
+              "alpha=5, mean of 2 members": "cql-a5-s{}-d42"}
+    stale = MetricsLog(run.path).event_path("alpha=5, mean of 3 members")  # of an earlier evaluation
+    stale.parent.mkdir()
+    stale.write_bytes(b"")
+    MetricsLog(run.path).write_means(figure_data.means(run_data))
+    assert {path.parent.name for path in run.path.glob("tensorboard/*, mean of */*")} == groups.keys()
+    for name, member in groups.items():
+        events = EventAccumulator(str(run.path / "tensorboard" / name))
+        events.Reload()
+        logged = {metric for who, metric in run_data.series if who == member.format(42)}
+        assert set(events.Tags()["scalars"]) == logged
+        for metric in logged:
+            steps, values = zip(*(run_data.series[member.format(seed), metric] for seed in (42, 43)))
+            assert [scalar.step for scalar in events.Scalars(metric)] == steps[0]
+            np.testing.assert_allclose([scalar.value for scalar in events.Scalars(metric)],
+                                       [(a + b) / 2 for a, b in zip(*values)], rtol=1e-6)
+            assert events.summary_metadata[metric].summary_description == METRICS[metric][1]
+
+
+def test_means_leave_out_members_that_are_not_finite_and_groups_of_one(run_data):
+    """Of alpha 0 one member is left, which is no mean; BC and alpha 5 have two."""
+    sound = [member for member in run_data.members if (member.alpha, member.seed) != (0.0, 43)]
+    found = figure_data.means(replace(run_data, members=sound))
+    assert list(found) == ["alpha=5, mean of 2 members", "bc, mean of 2 members"]
+    assert list(found["alpha=5, mean of 2 members"]) == [10, 20]
+    expected = np.mean([run_data.series[f"cql-a5-s{seed}-d42", "q/start"][1][1] for seed in (42, 43)])
+    assert found["alpha=5, mean of 2 members"][20]["q/start"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_means_belong_to_no_checkpoint(run):
+    """They are derived: a change of theirs does not stop an evaluation, and a resume deletes and draws them again."""
+    files = run.files()
+    (means,) = run.path.glob("tensorboard/bc, mean of 2 members/*")
+    means.write_bytes(b"cut short")
+    run.check_manifest(derived=False)
+    with pytest.raises(RunError, match="is not what its manifest records"):
+        run.check_manifest()
+    assert train.main(["--resume", str(run.path)]) == 0
+    run.check_manifest()
+    assert run.files() == files and means.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("vectors, expected", [(False, ["losses", "silent", "visitation"]), (True, ["losses"])])
@@ -160,7 +208,10 @@ def test_exact_values_at_the_start_are_the_evaluations(run_data):
     entries = run_data.evaluation["members"]
     start, horizon = run_data.world.mdp.start, run_data.world.horizon
     values, q, _ = figure_data.exact_values(run_data.world.mdp, actions, run_data.config.gamma, horizon)
-    np.testing.assert_allclose(values[:, start], [entry["exact"]["discounted_value"] for entry in entries], rtol=1e-10)
+    evaluated = [entry["exact"]["discounted_value"] for entry in entries]
+    np.testing.assert_allclose(values[:, start], evaluated, rtol=1e-10)
+    logged = [run_data.series[member.name, "exact/discounted_value"][1][-1] for member in members]
+    np.testing.assert_allclose(logged, evaluated, rtol=1e-10)
     np.testing.assert_allclose(np.take_along_axis(q, actions[..., None], -1)[..., 0], values, rtol=1e-9, atol=1e-9)
     endless = TabularMDP.from_P({0: {0: [(1.0, 0, -1.0, False)]}}, start=0)
     assert figure_data.exact_values(endless, np.zeros((1, 1), dtype=int), 1.0, 80)[0][0, 0] == -80

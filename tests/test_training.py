@@ -4,13 +4,14 @@ import json
 import os
 import signal
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cql import device, losses, training
+from cql import device, diagnostics, losses, training
 from cql.collect import datasets_for
 from cql.config import Config
 from cql.dataset import OfflineDataset
@@ -18,6 +19,7 @@ from cql.device import resolve_device
 from cql.diagnostics import Diagnostics
 from cql.engine import cohort, trainer
 from cql.errors import RunError
+from cql.exact import TabularMDP
 from cql.files import archive_bytes, atomic_write, load_archive
 from cql.members import all_members
 from cql.metrics import METRICS, read_metrics
@@ -285,14 +287,31 @@ def test_ood_mass_and_mismatch_by_hand(tmp_path):
     transitions = Transitions([data], torch.device("cpu"), False)
     network = PopulationMLP(2, 3, (), True)
     q = torch.tensor([[[3.0, 3.0, 3.0], [7.0, 7.0, 7.0]]])
-    found = Diagnostics(transitions, [data],
-                        World.around(None)).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
+    found = Diagnostics(transitions, [data], World.around(None),
+                        0.99).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
     assert found["policy/ood_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
     assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
     assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])
     assert found["q/start"] == pytest.approx([3.0])
     assert found["health/diverged"] == [1.0]  # 7 is above the bound of 5
     assert json.dumps(found)
+
+
+@pytest.mark.parametrize("gamma, valued_states, expected", [
+    (0.9, 2, [-10.0, 10.0]), (0.0, 2, [-1.0, 10.0]), (1.0, 2, None), (0.9, 1, None)])
+def test_the_true_value_of_the_greedy_policy_by_hand(monkeypatch, gamma, valued_states, expected):
+    """One member earns -1 for ever, -1 / (1 - gamma), the other 10 once; not logged at gamma 1 or of a large model."""
+    monkeypatch.setattr(diagnostics, "VALUED_STATES", valued_states)
+    mdp = TabularMDP.from_P({0: {0: [(1.0, 0, -1.0, False)], 1: [(1.0, 1, 10.0, True)]},
+                             1: {a: [(1.0, 1, 0.0, True)] for a in (0, 1)}}, start=0)
+    world = World(SimpleNamespace(unwrapped=None, spec=SimpleNamespace(max_episode_steps=5)), mdp)
+    data = OfflineDataset.from_arrays([0], [1], [10.0], [1], [True])
+    transitions = Transitions([data], torch.device("cpu"), False)
+    q = torch.tensor([[[7.0, 3.0], [0.0, 0.0]], [[3.0, 7.0], [0.0, 0.0]]])  # the first stays, the second leaves
+    found = Diagnostics(transitions, [data], world, gamma).measure(
+        PopulationMLP(2, 2, (), True), [q], torch.tensor([0, 0]), "cql", torch.tensor([50.0, 50.0]))
+    assert found["exact/return"] == [-5.0, 10.0] and found["q/start"] == [7.0, 7.0]
+    assert found.get("exact/discounted_value") == (expected and pytest.approx(expected))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

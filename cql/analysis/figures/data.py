@@ -14,7 +14,7 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.exact import TabularMDP, bellman_backup, deterministic_policies, policy_evaluation
 from cql.members import Member, all_members
-from cql.metrics import read_metrics
+from cql.metrics import MEAN, METRICS, read_metrics
 from cql.policy import Policy
 from cql.run_folder import RunFolder
 from cql.world import World, pair_counts, states_of
@@ -148,6 +148,19 @@ def curves(run_data: RunData, metric: str) -> dict[Group, tuple[np.ndarray, np.n
             length = min(len(steps) for steps, _ in logged)
             by_group[group] = np.array(logged[0][0][:length]), np.array([values[:length] for _, values in logged])
     return by_group
+
+
+def means(run_data: RunData) -> dict[str, dict[int, dict[str, float]]]:
+    """Every logged metric's mean over each group of several members, as ``MetricsLog.write_means`` takes them."""
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    by_group = groups(run_data.members)
+    for metric in METRICS:
+        for group, (updates, values) in curves(run_data, metric).items():
+            if len(values) > 1:
+                name = MEAN.format(group=by_group[group][0].group, members=len(values))
+                for update, mean in zip(updates.tolist(), values.mean(0).tolist()):
+                    runs.setdefault(name, {}).setdefault(update, {})[metric] = mean
+    return runs
 
 
 OUTCOMES = {  # in "exact" -> in "rollout"

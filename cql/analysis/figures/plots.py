@@ -35,14 +35,16 @@ MOST_NAMED = 9  # groups in a legend
 
 
 def draw_all(run: RunFolder) -> list[Path]:
-    """Draws what the files of a finished run allow into ``figures/`` and under TensorBoard's images.
+    """Draws what the files of a finished run allow into ``figures/`` and under TensorBoard's images and scalars.
 
-    Equal runs give equal bytes; drawing again replaces pictures, it does not add any.
+    The scalars are means over the members of each alpha, and of BC. Equal runs give equal pictures; drawing again
+    replaces pictures and means, it does not add any.
 
     Raises:
         RunError, DatasetError, ConfigError: a file of the run is missing, damaged or contradictory.
     """
     run_data, log = RunData.of(run), MetricsLog(run.path)
+    log.write_means(figure_data.means(run_data))
     log.event_path("figures").unlink(missing_ok=True)
     paths = save_figures(run_data, {name: partial(draw, run_data) for name, draw in FIGURES.items()})
     for name, path in paths.items():
