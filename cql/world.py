@@ -27,7 +27,7 @@ from cql.exact import (
 from cql.losses import Objective
 
 ARROWS: dict[tuple[int, ...], str] = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}  # (row, column) of a move
-MISFIT_LEVEL = 1e-3  # data with a smaller p-value are taken as another environment's
+MISFIT_LEVEL = 1e-4  # data with a smaller p-value are taken as another environment's
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,7 +123,7 @@ def test_doubly_robust_survives_wrong_propensities_where_importance_sampling_doe
     assert abs(found["wis"]["return"][0, 0] - truth) > 1
 
 
-def test_the_behaviour_itself_is_worth_the_mean_logged_return():
+def test_the_behaviour_itself_is_worth_the_mean_logged_return(of_any_size):
     _, beta, log = rolled(4, 50)
     mean = log.rewards.sum() / len(log.starts)
     found = estimate(log, beta[None], 5, resamples=0)
@@ -202,7 +202,7 @@ def test_a_resample_is_the_estimate_of_repeated_episodes(of_any_size):
                 assert values[:, r] == pytest.approx(wanted[name][target][:, 0], abs=1e-12, nan_ok=True), name
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_hold_the_truth_about_as_often_as_they_say(of_any_size):
     """FQE of a stochastic policy with all pairs logged: 95 % intervals over 60 data sets."""
     inside = []
     for seed in range(60):
@@ -244,8 +244,8 @@ def test_a_single_outcome_has_no_interval_and_few_episodes_no_estimate(monkeypat
         assert low_high[0] == 5 and np.isnan(low_high[1:]).all(), name
 
 
-@pytest.mark.parametrize("episodes,known", [(38, False), (40, True)])
-def test_twenty_episodes_of_weight_are_the_fewest(episodes, known):
+@pytest.mark.parametrize("episodes,known", [(198, False), (200, True)])
+def test_a_hundred_episodes_of_weight_are_the_fewest(episodes, known):
     """Of so many episodes half have the policy's action, hence equal weights."""
     log = log_of([[(0, n % 2, n, 0, 1, 0.5)] for n in range(episodes)], num_states=1)
     found = estimate(log, [[0]], 1)
