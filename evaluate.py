@@ -39,10 +39,11 @@ def main(argv: list[str] | None = None) -> int:
             run.write_json("evaluation.json", result)
             write_results(run)
             plots.draw_all(run)
+            drawn = {}
             if audited is not None:
                 run.write_json("audit.json", audited)
-                audit_figures.draw_audit(run, audited)
-            page = report.write_report(run) if arguments.report else None
+                drawn = audit_figures.draw_audit(run, audited)
+            page = report.write_report(run, audited, drawn) if arguments.report else None
             run.write_manifest()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: evaluate the run again before it is used.") from None

@@ -19,3 +19,8 @@ def interval(estimate: Sequence[float | None] | None, form: str = ".2f") -> str:
     """``18.43 [15.20, 20.90]`` for [estimate, low, high]; no brackets where low is None, a dash for None."""
     value, low, high = estimate or (None, None, None)
     return number(value, form) + ("" if low is None else f" [{number(low, form)}, {number(high, form)}]")
+
+
+def counted(many: int, what: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{many:,} {what}{'s' * (many != 1)}"

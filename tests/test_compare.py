@@ -52,6 +52,7 @@ def test_data_seeds_of_both_are_paired_also_when_their_data_differ(runs):
     difference = values_of(runs / "later")[0] - values_of(runs / "plain")[1]  # data seed 43
     assert six["return"][0] == pytest.approx(difference.mean())
     assert "2 pairs of the same seeds a group, their data different" in compare.text(result)
+    assert "run 1: exact values, means have no interval: an interval takes 6 data sets" in compare.text(result)
 
 
 def test_without_a_common_data_seed_groups_are_compared_unpaired(runs):

@@ -189,15 +189,24 @@ def test_rounding_keeps_four_digits_and_no_nan():
     assert slider.rounded([1234.56, -0.00012344, 21.0, np.nan, np.inf]) == [1235, -0.0001234, 21, None, None]
 
 
+def test_the_exact_curve_is_drawn_as_far_as_it_is_solved(data):
+    """Two alphas were trained, 0 and 5; the curve goes from 0.01 to 1,000, and the axis holds it."""
+    panel = report_figures.alpha_curves(data).axes[0]
+    curves = [line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 9]
+    x, y = data.exact_mean("return")
+    assert len(curves) == 1 and (curves[0].get_xdata()[0], curves[0].get_xdata()[-1]) == (0.01, 1000.0)
+    np.testing.assert_allclose(curves[0].get_ydata(), y[x > 0])
+    low, high = panel.get_xlim()
+    assert low < 0.01 and high > 1000
+
+
 def test_the_curves_show_the_statistics_and_the_exact_means(data):
     figure = report_figures.alpha_curves(data)
     panel = next(ax for ax in figure.axes if ax.get_title(loc="left") == "Conservative penalty (nats)")
     exact = np.mean([exact.metrics["penalty"] for exact in data.exact.values()], axis=0)
     alphas = next(iter(data.exact.values())).alphas
-    shown = alphas == 5.0  # the only positive alpha that was trained
-    assert shown.sum() == 1
-    line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 1)
-    np.testing.assert_allclose(line.get_ydata(), exact[shown])
+    line = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 9)
+    np.testing.assert_allclose(line.get_ydata(), exact[alphas > 0])
     mean = data.mean(("cql", 5.0), "penalty")[0]
     low, high = panel.get_ylim()
     drawn = [line.get_ydata()[0] for line in panel.lines if line.get_marker() in "ov^" and line.get_xdata()[0] == 5.0]
@@ -283,6 +292,31 @@ def test_statistics_and_selection_stand_beside_it(run):
     assert len(run.read_json("selection.json")["estimates"]) == 8
 
 
+def test_the_page_denies_nothing_without_an_interval(text):
+    """Two data sets: what is said of BC is not known, no lead is a tie, and no rule is the best."""
+    few = "an interval takes 6 data sets, and the run has 2"
+    found = re.search(r"What this run allows to be said.*?</table>", text, re.S)[0]
+    assert found.count(f'<td class="words">not known</td><td class="words">{few}</td>') == 2
+    assert "at no α" not in found and "none" not in found and "a tie" not in found
+    assert found.count("(no interval: it may be chance)") == 2
+    assert f"No mean has an interval here: {few}." in text and f"no bars, since {few}" in text
+    assert f"On other data another rule may lose less: {few}." in text
+
+
+def test_rules_without_a_score_are_folded_below_the_table(run, text):
+    folded = re.search(r"<details>\n<summary>(\d+) rules? without a score here</summary>(.*?)</details>", text, re.S)
+    table = re.search(r"The referee’s table.*?</table>", text, re.S)[0]
+    without = [e["label"] for e in run.read_json("selection.json")["rules"] if not e["available"]]
+    assert without and int(folded[1]) == len(without)
+    for entry in run.read_json("selection.json")["rules"]:
+        assert (f'<th scope="row">{entry["label"]}<small>' in table) == (entry["label"] not in without)
+        assert (entry["label"] in without) == (entry["label"] in folded[2])
+
+
+def test_the_training_curves_have_a_word_on_the_td_loss(text):
+    assert "That the TD loss rises while CQL learns is no fault" in text
+
+
 def test_the_page_names_what_reproduces_it(run, data, text):
     first, second = page.commands(data)
     assert second == "python evaluate.py RUN --episodes 3 --report"
@@ -318,10 +352,12 @@ def test_data_without_an_environment_give_a_page_of_what_is_known(tmp_path, undr
     states, following = random.integers(0, 6, (2, 60))
     np.savez(tmp_path / "data.npz", observations=states, next_observations=following, actions=random.integers(0, 3, 60),
              rewards=random.normal(size=60), terminations=random.random(60) < 0.1)
-    assert train.main([*TINY, "--dataset", str(tmp_path / "data.npz"), "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*TINY, "--dataset", str(tmp_path / "data.npz"), "--alpha", "1", "6",
+                       "--out", str(tmp_path / "run")]) == 0
     assert evaluate.main([str(tmp_path / "run"), "--report"]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
     assert Page(text).open == [] and "no exact solution" in text and "There are no maps" in text
+    assert "no rule can be judged" in text and "Only here can its choice be compared" not in text
     assert 'id="maps-data"' not in text
 
 
@@ -334,6 +370,39 @@ def test_a_loss_without_one_solution_leaves_the_trained_side(tmp_path, undrawn):
     text = bare_page(tmp_path / "run", "--td-loss", "huber", "--bc-steps", "0")
     draw = numbers_of(text)["draws"][0]
     assert draw["exact"] is None and len(draw["trained"]["actions"]) == 1 and "need not be unique" in text
+
+
+def test_a_single_alpha_is_the_best_of_nothing(tmp_path, undrawn):
+    text = " ".join(bare_page(tmp_path / "run", "--alpha", "6").split())
+    assert "There is nothing to choose: the run has a single alpha." in text
+    assert "with its penalty’s weight α = 6, and 1 agent" in text
+    assert "Offline rule" not in text and "Highest mean" not in text and "The referee’s table" not in text
+
+
+def test_the_audit_stands_on_the_page_that_asks_for_it(tmp_path, undrawn):
+    """The parts at the start first, as in audit.json; without --audit the page has none, even where audit.json is."""
+    path = tmp_path / "run"
+    assert train.main([*TINY, "--episodes", "30", "--alpha", "1", "9", "--out", str(path)]) == 0
+    assert evaluate.main([str(path), "--episodes", "2", "--audit", "--report"]) == 0
+    text, audit = (path / "report.html").read_text(), RunFolder.open(path).read_json("audit.json")
+    start, everywhere = (re.search(rf"<caption>{words}.*?</table>", text, re.S)
+                         for words in ("At the start", "Everywhere"))
+    assert Page(text).open == [] and start.end() < everywhere.start() and text.count("data:image/png") == 5 + 3
+    for entry in (entry for entry in audit["members"] if entry["algorithm"] == "cql"):
+        row = re.search(rf'<th scope="row">{entry["alpha"]:g}</th>.*', start[0])[0]
+        cells = [float(cell.replace("−", "-")) for cell in re.findall("<td>([^<–]*)</td>", row)]
+        values, parts = entry["start"], list((entry["start"]["decomposition"] or {}).values())
+        error = values["value_estimate"] - values["true_value"]
+        assert cells == pytest.approx([1, *(values[name] for name in (
+            "value_estimate", "oracle_value", "true_value", "optimal_value")), error, *parts], abs=0.006)
+        assert not parts or sum(parts) == pytest.approx(error)
+        row = re.search(rf'<th scope="row">{entry["alpha"]:g}</th><td>([^<]*)', everywhere[0])[1]
+        assert float(row.replace("−", "-")) == pytest.approx(entry["decomposition"]["total"]["mean"], abs=0.006)
+    assert "--audit --report" in text and 'id="audit"' in text
+    assert evaluate.main([str(path), "--episodes", "2", "--report"]) == 0
+    text = (path / "report.html").read_text()
+    assert (path / "audit.json").exists() and 'id="audit"' not in text and "RUN --episodes 2 --report" in text
+    assert text.count("data:image/png") == 5
 
 
 def test_learned_alphas_are_not_held_against_the_curve_at_their_starts(tmp_path, undrawn):

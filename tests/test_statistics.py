@@ -43,7 +43,7 @@ def results_of(values: dict, seeds=1):
             for s, seed in enumerate(config.seeds):
                 known = {name: float(np.reshape(found, (datasets, seeds))[d, s]) for name, found in metrics.items()}
                 rows.append({"algorithm": algorithm, "alpha": alpha, "seed": seed, "data_seed": data_seed,
-                             "diverged": None, **dict.fromkeys(METRICS),
+                             "diverged": None, "converged": None, **dict.fromkeys(METRICS),
                              **{k: None if math.isnan(v) else v for k, v in known.items()}})
     return Results(config, rows)
 
@@ -217,14 +217,16 @@ def story():
 
 def test_claims_by_hand():
     claims = statistics.summary(story())["claims"]
-    assert claims["hazard_below_bc"] == {"alpha": 1.0, "alphas": [1.0, 3.0]}
+    assert claims["hazard_below_bc"] == {"alpha": 1.0, "alphas": [1.0, 3.0], "unknown": []}
     best = claims["best_return"]
     assert (best["alpha"], best["runner_up"]) == (1.0, 3.0) and best["mean"][0] == pytest.approx(16)
-    assert best["lead"][0] == pytest.approx(0.1) and best["lead"][1] < 0 < best["lead"][2]  # a tie
+    assert best["lead"][0] == pytest.approx(0.1) and best["lead"][1] < 0 < best["lead"][2]
+    assert best["tie"] is True
     best = claims["best_hazard"]
     assert (best["alpha"], best["runner_up"]) == (1.0, 3.0) and best["lead"][2] < 0
+    assert best["tie"] is False
     # 50 has BC's return but not its actions; at 200 the policies are equal, so that no difference varies
-    assert claims["becomes_bc"] == {"alpha": 100.0, "alphas": [100.0, 200.0], "mismatch_within": 0.005}
+    assert claims["becomes_bc"] == {"alpha": 100.0, "alphas": [100.0, 200.0], "unknown": [], "mismatch_within": 0.005}
 
 
 def test_becoming_bc_needs_every_larger_alpha():
@@ -258,7 +260,8 @@ def test_without_bc_and_without_a_model_the_rest_stands():
     assert found["groups"][0]["against_bc"] is None
     assert found["profiles"] == {"return": None, "hazard_probability": None}
     assert found["claims"]["best_return"] is None
-    assert found["claims"]["hazard_below_bc"] == {"alpha": None, "alphas": []}
+    assert found["claims"]["hazard_below_bc"] == {"alpha": None, "alphas": [], "unknown": [6.0]}
+    assert statistics.table(found).endswith("No exact return of a CQL policy is known, so nothing is said of alpha.")
     assert "CQL         6       16  –" in statistics.table(found)
     with pytest.raises(ValueError, match="level"):
         statistics.summary(story(), level=1.0)
@@ -266,8 +269,65 @@ def test_without_bc_and_without_a_model_the_rest_stands():
 
 def test_the_table_says_what_the_summary_holds():
     text = statistics.table(statistics.summary(story()))
-    assert "8 data sets × 1 training seeds" in text and "95% intervals" in text
+    assert "8 data sets × 1 training seed, all values exact; [95% intervals]" in text
     assert "Hazard below BC's with 95% confidence: from alpha = 1; it holds at 1, 3." in text
     assert "paired lead over alpha = 3: +0.10 [" in text and text.endswith("from alpha = 100 on.")
-    few = {group: {"return": X[:3], "hazard_probability": Y[:3]} for group in (BC, ("cql", 6.0))}
-    assert "confidence: too few to say." in statistics.table(statistics.summary(results_of(few)))
+
+
+BELOW, SAME = ("hazard_below_bc", "hazard_probability"), ("becomes_bc", "return")
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_where_no_interval_exists_no_claim_is_denied(n):
+    """Alpha 6 is far safer than BC and 50 acts exactly as BC does; so few data sets say neither yes nor no."""
+    bc = {"return": X[:n], "hazard_probability": Y[:n], "action_mismatch_rate": 0 * X[:n]}
+    found = statistics.summary(results_of({
+        BC: bc, ("cql", 6.0): {**bc, "return": X[:n] + 5, "hazard_probability": Y[:n] - 9}, ("cql", 50.0): bc}))
+    why = f"not known: an interval takes 6 data sets, and the run has {n}"
+    for claim, metric in (BELOW, SAME):
+        assert found["claims"][claim]["alpha"] is None and found["claims"][claim]["unknown"] == [6.0, 50.0]
+        assert statistics.not_found(found, claim, metric) == why
+    assert found["claims"]["best_return"]["tie"] is None and found["claims"]["best_return"]["lead"][0] == 5
+    text = statistics.table(found)
+    assert text.count(why) == 2 and "at no alpha" not in text and "means have no interval: an interval takes" in text
+    assert "paired lead over alpha = 50: +5.00 (no interval: it may be chance)." in text
+
+
+def test_what_is_denied_has_an_interval_that_denies_it():
+    """Eight data sets: alpha 1 has values on all, alpha 0 on two; neither is below BC, and neither acts like it."""
+    bc = {"return": X[:8], "hazard_probability": Y[:8], "action_mismatch_rate": 0 * X[:8]}
+    worse = {"return": X[:8] + Y[:8] - 99, "hazard_probability": Y[:8] + 9 + X[:8] / 99}
+    rare = {name: np.where(np.arange(8) < 2, values, np.nan) for name, values in worse.items()}
+    all_known = statistics.summary(results_of({BC: bc, ("cql", 1.0): worse}))
+    some = statistics.summary(results_of({BC: bc, ("cql", 0.0): rare, ("cql", 1.0): worse}))
+    none = statistics.summary(results_of({BC: bc, ("cql", 0.0): rare}))
+    alone = statistics.summary(results_of({("cql", 1.0): worse}))
+    without = statistics.summary(results_of({group: {"return": X[:8]} for group in (BC, ("cql", 1.0))}))
+    for claim in (BELOW, SAME):
+        assert statistics.not_found(all_known, *claim) == "at no alpha of this run"
+        assert statistics.not_found(some, *claim) == "at no alpha that has an interval; there is none at 0"
+        assert statistics.not_found(none, *claim) == "not known: the differences have no interval"
+        assert statistics.not_found(alone, *claim) == "not known: the run has no BC"
+    assert statistics.not_found(without, *BELOW) == "not known: no member has a value"
+
+
+def test_the_sign_of_a_difference():
+    eight = bootstrap(8)
+    assert [eight.sign(shift + Y[:8, None] / 99) for shift in (9, -9, 0.3)] == [1, -1, 0]
+    assert eight.sign(np.zeros((8, 1))) == 0  # nothing varies, and 8 data sets say so
+    assert eight.sign(np.full((8, 1), np.nan)) is None and bootstrap(5).sign(np.zeros((5, 1))) is None
+
+
+def test_a_single_alpha_is_the_best_of_nothing():
+    text = statistics.table(statistics.summary(results_of({BC: {"return": X}, ("cql", 6.0): {"return": Y}})))
+    assert "Highest" not in text and "Lowest" not in text
+
+
+def test_members_that_have_not_converged_are_counted():
+    results = results_of({BC: {"return": X[:3]}, ("cql", 6.0): {"return": X[:3]}})
+    for row, converged in zip(results.rows, (True, False, None, False, False, True)):
+        row["converged"] = converged
+    found = statistics.summary(results)
+    assert [group["not_converged"] for group in found["groups"]] == [1, 2]
+    assert [line.rstrip().endswith("2 not converged") for line in statistics.group_lines(found["groups"])] == [
+        False, False, True]

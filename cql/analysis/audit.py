@@ -323,12 +323,17 @@ Column = tuple[str, str, str | Callable[[Members], Any]]  # heading, format, pat
 
 def text(audit: dict) -> str:
     """The audit for the terminal: a row per alpha, with means over its members."""
-    cql, bc = ([entry for entry in audit["members"] if entry["algorithm"] == name] for name in ("cql", "bc"))
-    rows = [[entry for entry in cql if entry["alpha"] == alpha] for alpha in sorted({entry["alpha"] for entry in cql})]
+    rows, bc = by_alpha(audit), [entry for entry in audit["members"] if entry["algorithm"] == "bc"]
     tables = [_start_table(rows), _distance_table(rows), _error_table(rows), _hazard_table(audit, rows)] if rows else []
     if bc:
         tables.append(_bc_table(bc))
     return "\n".join([_heading(audit), *(line for table in tables for line in ("", *table))])
+
+
+def by_alpha(audit: dict) -> list[Members]:
+    """The CQL members in groups of one alpha, rising."""
+    cql = [entry for entry in audit["members"] if entry["algorithm"] == "cql"]
+    return [[entry for entry in cql if entry["alpha"] == alpha] for alpha in sorted({entry["alpha"] for entry in cql})]
 
 
 def _heading(audit) -> str:
@@ -345,10 +350,14 @@ def _heading(audit) -> str:
 
 def _table(title: str, rows: list[Members], columns: list[Column], *notes: str) -> list[str]:
     """A title, a line per row, the notes."""
-    cells = [[number(read(row) if callable(read) else _mean_over(row, read), form) for _, form, read in columns]
-             for row in rows]
+    cells = [[number(value, form) for value, (_, form, _) in zip(line, columns)] for line in values(rows, columns)]
     lines = aligned([[heading for heading, _, _ in columns], *cells], left=())
     return [title, *("  " + line for line in (*lines, *notes))]
+
+
+def values(rows: list[Members], columns: list[Column]) -> list[list]:
+    """The numbers of a table, a list for every row; None where a member has none."""
+    return [[read(row) if callable(read) else _mean_over(row, read) for _, _, read in columns] for row in rows]
 
 
 def _mean_over(row: Members, path: str) -> float | None:
@@ -361,17 +370,28 @@ def _mean_over(row: Members, path: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _start_table(rows) -> list[str]:
-    def error(row):
-        return _mean_over(row, "start.value_estimate") - _mean_over(row, "start.true_value")
+def _start_error(row: Members) -> float:
+    return float(np.mean([entry["start"]["value_estimate"] - entry["start"]["true_value"] for entry in row]))
 
+
+AT_START: list[Column] = [
+    ("alpha", "g", "alpha"), ("members", "d", len), ("learned V", ".2f", "start.value_estimate"),
+    ("exact V", ".2f", "start.oracle_value"), ("true V", ".2f", "start.true_value"),
+    ("V*", ".2f", "start.optimal_value"), ("error", "+.2f", _start_error),
+    *((f"{'+' if n else '='} {term}", "+.2f", f"start.decomposition.{term}") for n, term in enumerate(TERMS))]
+EVERYWHERE: list[Column] = [
+    ("alpha", "g", "alpha"), *((name, "+.2f", f"decomposition.{key}.mean") for name, key in (
+        ("error", "total"), *zip(TERMS, TERMS))),
+    ("V too high", ".0f", "overestimates.states"), ("of", ".0f", "overestimates.of"),
+    ("by up to", "+.1f", "overestimates.largest"), ("p<beta", ".0f", "p_below_beta.states"),
+    ("mass", ".4f", "ood_mass.mean"), ("chosen", ".0f", "generalisation.states_choosing_unlogged"),
+    ("error there", "+.1f", "generalisation.pairs.mean")]
+
+
+def _start_table(rows) -> list[str]:
     no_parts = ["–: a greedy action at the start is OOD; then the error is generalisation and has no parts."]
     return _table(
-        "1. The value at the start (discounted), and why the learned one is off", rows,
-        [("alpha", "g", "alpha"), ("members", "d", len), ("learned V", ".2f", "start.value_estimate"),
-         ("exact V", ".2f", "start.oracle_value"), ("true V", ".2f", "start.true_value"),
-         ("V*", ".2f", "start.optimal_value"), ("error", "+.2f", error),
-         *((f"{'+' if n else '='} {term}", "+.2f", f"start.decomposition.{term}") for n, term in enumerate(TERMS))],
+        "1. The value at the start (discounted), and why the learned one is off", rows, AT_START,
         "true V: of the learned greedy policy; V*: the optimum. error: learned V - true V, positive if it is too high.",
         "optimisation: network - exact solution; conservatism: what alpha (with Huber, the loss too) does to it;",
         "sampling: the data's model for the true one; policy: its loss against the best that logged actions allow.",
@@ -396,13 +416,8 @@ def _distance_table(rows) -> list[str]:
 
 def _error_table(rows) -> list[str]:
     return _table(
-        "3. Everywhere: the error of Q on logged pairs and its parts; where V is too high; OOD actions", rows,
-        [("alpha", "g", "alpha"), *((name, "+.2f", f"decomposition.{key}.mean") for name, key in (
-            ("error", "total"), *zip(TERMS, TERMS))),
-         ("V too high", ".0f", "overestimates.states"), ("of", ".0f", "overestimates.of"),
-         ("by up to", "+.1f", "overestimates.largest"), ("p<beta", ".0f", "p_below_beta.states"),
-         ("mass", ".4f", "ood_mass.mean"), ("chosen", ".0f", "generalisation.states_choosing_unlogged"),
-         ("error there", "+.1f", "generalisation.pairs.mean")],
+        "3. Everywhere: the error of Q on logged pairs and its parts; where V is too high; OOD actions",
+        rows, EVERYWHERE,
         "error: Q - true Q, mean over the data. V too high: states with data where learned V > true V.",
         "p<beta: states where softmax Q gives the greedy action less than the data do: a sign of local overestimation.",
         "mass: of softmax Q on OOD actions, mean over the data; chosen: states whose greedy action is OOD;",

@@ -19,6 +19,7 @@ from cql.analysis.statistics import (
     paired,
     resample_counts,
     summary,
+    too_few,
     unpaired_difference,
 )
 from cql.config import Config
@@ -98,8 +99,10 @@ def text(result: dict) -> str:
         (name, *map(_setting, values)) for name, values in settings.items())], left=range(len(runs) + 1))
         if settings else ["All settings are the same."])]
     for n, run in zip(numbers, runs):
-        level, over = run["summary"]["level"], run["summary"]["intervals_over"]
-        lines += ["", f"run {n}: exact values, [{level:.0%} intervals] over {over}",
+        draws, seeds, level, over = (run["summary"][name] for name in ("draws", "seeds", "level", "intervals_over"))
+        few = too_few(draws, seeds, level)
+        intervals = f"means have no interval: {few}" if few else f"[{level:.0%} intervals] over {over}"
+        lines += ["", f"run {n}: exact values, {intervals}",
                   *group_lines(run["summary"]["groups"])]
     for n in numbers[1:]:
         lines += ["", *_against_lines(n, [row for row in result["against_first"] if row["run"] == n])]

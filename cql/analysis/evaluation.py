@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cql.analysis import convergence
 from cql.config import Config
 from cql.dataset import OfflineDataset, observation_keys
 from cql.diagnostics import NOT_FINITE, SOUND
@@ -48,8 +49,10 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     supports = {seed: Support(dataset) for seed, dataset in datasets.items()}
     entries = policy_entries(world, policies, [supports[m.data_seed] for m in members], episodes, seed, config.gamma)
     final = [alphas.get(member.name) if policy is not None else None for member, policy in zip(members, policies)]
-    entries = [{**vars(member), "final_alpha": alpha, "diverged": diverged.get(member.name), **entry}
-               for member, alpha, entry in zip(members, final, entries)]
+    converged = _convergence(run, members, diverged, datasets if world.inputs is not None else {})
+    entries = [{**vars(member), "final_alpha": alpha, "diverged": diverged.get(member.name), "convergence": known,
+                **entry}
+               for member, alpha, known, entry in zip(members, final, converged, entries)]
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
             "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(world, config), "members": entries}
@@ -101,6 +104,16 @@ def divergence(run: RunFolder) -> dict[str, dict]:
             reason = "not finite" if values[-1] == NOT_FINITE else "runaway"
             entries[name] = {"since": steps[since - 1], "reason": reason}
     return entries
+
+
+def _convergence(run: RunFolder, members: list[Member], diverged: dict, datasets: dict) -> list[dict | None]:
+    """``convergence.judged`` of every member; None for one that diverged, and for BC of data sets not given."""
+    logs: dict[str, dict] = {member.name: {} for member in members}
+    for (name, metric), curve in finished_log(run).items():
+        logs[name][metric] = curve
+    batch_size, floors = run.config().batch_size, {seed: dataset.action_entropy() for seed, dataset in datasets.items()}
+    return [None if member.name in diverged else
+            convergence.judged(logs[member.name], floors.get(member.data_seed), batch_size) for member in members]
 
 
 def final_alphas(run: RunFolder) -> dict[str, float]:
@@ -299,7 +312,8 @@ def table(evaluation: dict) -> str:
             number(rollout.get("return_mean")) + ("" if deviation is None else f" ± {deviation:.1f}"),
             number(rollout.get("hazard_rate"), ".3f"), number(rollout.get("goal_rate"), ".3f"),
             number(entry["action_mismatch_rate"], ".3f"), number(rollout.get("unsupported_action_rate"), ".3f"),
-            f"DIVERGED ({diverged['reason']}, since update {diverged['since']:,})" if diverged else ""])
+            f"DIVERGED ({diverged['reason']}, since update {diverged['since']:,})" if diverged else
+            convergence.words(entry["convergence"])])
     for name, reference in evaluation["references"].items():
         if (exact := reference["exact"]) is not None:
             rows.append([name, "", "", "", number(exact["return"]), number(exact["hazard_probability"], ".3f"),

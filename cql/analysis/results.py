@@ -33,6 +33,8 @@ COLUMNS = {  # name -> meaning: the member, its settings, exact numbers, rollout
     "updates": "gradient updates done",
     "final_alpha": "weight of the penalty at the end; empty for BC",
     "diverged": "runaway or not finite, empty if neither",
+    "converged": "False if its values still moved, or BC's cross-entropy is above its floor; empty if it diverged or "
+                 "cannot be judged",
     "return": "exact undiscounted return of the greedy policy over the episode",
     "hazard_probability": "exact probability that its episode ends in a hazard",
     "goal_probability": "exact probability that it ends in the goal",
@@ -51,7 +53,8 @@ COLUMNS = {  # name -> meaning: the member, its settings, exact numbers, rollout
     "data_q": "q/data_mean at the last log entry",
     "ood_mass": "policy/ood_mass at the last log entry",
 }
-NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "td_loss", "double_q", "batch_size")]
+NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "converged", "td_loss", "double_q",
+                                                    "batch_size")]
 _LOGGED = {"td": "losses/td", "penalty": "losses/penalty", "cross_entropy": "losses/cross_entropy",
            "data_q": "q/data_mean", "ood_mass": "policy/ood_mass"}
 _EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")
@@ -70,6 +73,8 @@ def member_rows(run: RunFolder) -> list[dict]:
         for row in rows:
             if row["diverged"] not in (None, "runaway", "not finite"):
                 raise ValueError(f"diverged is {row['diverged']!r}")
+            if row["converged"] not in (None, True, False):
+                raise ValueError(f"converged is {row['converged']!r}")
             for name in NUMBERS:
                 if row[name] is not None and not (type(row[name]) in (int, float) and math.isfinite(float(row[name]))):
                     raise ValueError(f"{name} is {row[name]!r}")
@@ -94,6 +99,7 @@ def _rows(run: RunFolder) -> list[dict]:
         row = {**vars(member), **{name: getattr(config, name) for name in SETTINGS},
                "updates": config.steps if member.algorithm == "cql" else config.bc_steps,
                "final_alpha": entry["final_alpha"], "diverged": entry["diverged"] and entry["diverged"]["reason"],
+               "converged": entry["convergence"] and entry["convergence"]["converged"],
                **{name: exact.get(name) for name in _EXACT},
                "unsupported_action_rate": entry["exact_unsupported_action_rate"],
                "value_estimate": entry["value_estimate"], "action_mismatch_rate": entry["action_mismatch_rate"],
@@ -147,6 +153,10 @@ class Results:
     def diverged(self, group: Group) -> np.ndarray:
         """bool."""
         return self._array(group, lambda row: row["diverged"] is not None)
+
+    def converged(self, group: Group) -> np.ndarray:
+        """1 if a member has converged, 0 if not, NaN where it diverged or cannot be judged."""
+        return self.values("converged", group)
 
     def _array(self, group: Group, read: Callable) -> np.ndarray:
         values = {(row["data_seed"], row["seed"]): read(row) for row in self.rows

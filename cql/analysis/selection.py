@@ -23,13 +23,13 @@ import numpy as np
 from cql.analysis import ope
 from cql.analysis.evaluation import load_policy
 from cql.analysis.results import Results
-from cql.analysis.statistics import Bootstrap
+from cql.analysis.statistics import Bootstrap, too_few
 from cql.dataset import OfflineDataset
 from cql.errors import RunError
 from cql.members import Member
 from cql.metrics import read_metrics
 from cql.run_folder import RunFolder
-from cql.text import aligned, interval, number
+from cql.text import aligned, counted, interval, number
 from cql.world import World, states_of
 
 DEFAULT_ALPHA = 6.0  # the baseline that looks at nothing
@@ -274,11 +274,51 @@ def judge(evidence: Evidence, resamples: int) -> dict:
     signs = {"overfitting": evidence.overfitting, "underfitting": evidence.underfitting, "diverged": evidence.flagged}
     return {"horizon": evidence.horizon, "resamples": resamples, "members": int(candidates.size),
             "candidates": int(candidates.sum()), "draws": len(config.data_seeds), "seeds": len(config.seeds),
-            "behavior": evidence.behavior, "withheld": evidence.withheld, "rules": entries,
+            "choices": int((candidates.sum(-1) > 1).sum()), "behavior": evidence.behavior,
+            "withheld": evidence.withheld, "rules": entries,
             "signs": [{"alpha": alpha, **{name: int(sign[..., z].sum()) for name, sign in signs.items()},
                        "of": int(candidates[..., z].size)} for z, alpha in enumerate(evidence.results.alphas)],
             "estimates": _estimates(evidence),
-            "verdict": {target: _verdict(entries, target) for target in ope.TARGETS}}
+            "verdict": {target: _verdict(entries, target) if (candidates.sum(-1) > 1).any() else None
+                        for target in ope.TARGETS}}
+
+
+def nothing_to_choose(result: dict) -> str | None:
+    """Why no rule has a choice, in a sentence; None where one has. ``result``: of ``referee``."""
+    if result["choices"]:
+        return None
+    if len(result["signs"]) == 1:
+        return "There is nothing to choose: the run has a single alpha."
+    return "There is nothing to choose: no data set and seed has two members that did not diverge."
+
+
+def unscored(result: dict) -> list[tuple[str, list[str]]]:
+    """The labels of the rules that score no member, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in result["rules"]:
+        if not entry["available"]:
+            by_reason.setdefault(_why_unscored(entry, result), []).append(entry["label"])
+    return list(by_reason.items())
+
+
+def _why_unscored(entry: dict, result: dict) -> str:
+    scored = {other["name"] for other in result["rules"] if other["available"]}
+    if entry["uses"] == "nothing" or not result["candidates"]:
+        return "no member has a policy"
+    if "fqe_return" not in scored and entry["name"].startswith((*ope.ESTIMATORS, "support")):
+        return "no off-policy estimates are made of these data"
+    if "fqe_hazard" not in scored and entry["uses"] == "hazard":
+        return "the hazard states are not known"
+    if entry["name"].startswith(("wis", "pdis", "dr")):
+        return "too few logged episodes take the actions of the policies"
+    return "no member has a number that it needs"
+
+
+def listed(labels: list[str]) -> str:
+    """The labels in words; of more than three their number and the first two."""
+    if len(labels) > 3:
+        return f"{len(labels)} rules that tie ({labels[0]}, {labels[1]}, …)"
+    return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
 
 
 def _entry(rule: Rule, alphas, candidates, truth, bootstrap: Bootstrap) -> dict:
@@ -342,10 +382,19 @@ def _verdict(entries: list[dict], target: str) -> dict | None:
 
 
 def text(result: dict) -> str:
-    """The tables of ``referee`` for the terminal."""
+    """The tables of ``referee`` for the terminal; one sentence where there is nothing to choose."""
+    heading = (
+        f"CHOOSING ALPHA FROM DATA ALONE   {counted(result['members'], 'member')}, {result['candidates']} of them "
+        f"candidates; {counted(result['draws'], 'data set')}, {counted(result['seeds'], 'seed')}; horizon "
+        f"{result['horizon']}, {result['resamples']} resamples, propensities "
+        f"{'logged' if result['behavior'] == 'logged' else 'by counts'}")
+    if (nothing := nothing_to_choose(result)) is not None:
+        return f"{heading}\n\n  {nothing}"
     rows = [["rule", "scored", "rank: return", "hazard", "lost: return", "within 1", "hazard", "covered", "ESS",
              "picks: alpha (times)"]]
     for e in result["rules"]:
+        if not e["available"]:
+            continue
         coverage = next((c for c in e["coverage"].values() if c is not None), None)
         most = sorted(e["picks"], key=lambda pick: (-pick[1], pick[0]))
         rank, hazard_rank = ((e["rank_correlation"][target] or [None])[0] for target in ope.TARGETS)
@@ -361,23 +410,24 @@ def text(result: dict) -> str:
     label = {e["name"]: e["label"] for e in result["rules"]}
     withheld = [f"  No off-policy estimates: {result['withheld']}", ""] if result["withheld"] else []
     lines = [
-        f"CHOOSING ALPHA FROM DATA ALONE   {result['members']} members, {result['candidates']} of them candidates; "
-        f"{result['draws']} data sets, {result['seeds']} seeds; horizon {result['horizon']}, {result['resamples']} "
-        f"resamples, propensities {'logged' if result['behavior'] == 'logged' else 'by counts'}", "", *withheld,
-        *_indented(rows),
+        heading, "", *withheld, *_indented(rows),
+        *(f"  Without a score: {', '.join(labels)} ({why})." for why, labels in unscored(result)),
         "  rank: correlation over alpha with the exact return and hazard, 1 = exactly in order. lost: exact return",
         "  [95 %] and hazard against the best alpha. within 1: share of data sets that lose at most 1 point of return.",
         "  covered: 95 % intervals with the exact value. ESS: median effective sample size of members.",
         "  Means are over data sets. Runaway members are neither picked nor ranked.", "",
         "  Signs in the training log, members of each alpha:", *_indented(signs), ""]
+    few = too_few(result["draws"], result["seeds"])
     for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
         if (verdict := result["verdict"][target]) is not None:
             baselines = ", ".join(f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items())
-            lines.append(f"  Least {words} lost: {' and '.join(label[name] for name in verdict['rules'])}, "
-                         f"{verdict['regret']:{form}} (its return within 1 point of the best in "
+            lines.append(f"  Least {words} lost: {listed([label[name] for name in verdict['rules']])}, "
+                         f"{verdict['regret']:{form}} (the choice within 1 point of the best return in "
                          f"{number(verdict['within_one_point'], '.0%')} of the data sets); {baselines}.")
     if all(verdict is None for verdict in result["verdict"].values()):
         lines.append("  Without the exact values of the policies no rule can be judged; their picks stand above.")
+    elif few:
+        lines.append(f"  On other data another rule may lose less: {few}.")
     return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ from statistics import NormalDist
 import numpy as np
 
 from cql.analysis.results import Group, Results
-from cql.text import aligned, interval, number
+from cql.text import aligned, counted, interval, number
 
 BC: Group = ("bc", None)
 METRICS = ("return", "hazard_probability", "goal_probability", "action_mismatch_rate", "unsupported_action_rate",
@@ -45,7 +45,9 @@ METRICS = ("return", "hazard_probability", "goal_probability", "action_mismatch_
 PAIRED = ("return", "hazard_probability")
 HIGHER_IS_BETTER = {"return": True, "hazard_probability": False}
 MISMATCH_WITHIN = 0.005  # CQL counts as BC if their mismatch rates differ by at most so much
+FLAWS = ("diverged", "not_converged", "missing")  # what members of a group are counted by
 THRESHOLDS = 101  # of a profile: quantiles of all members' values
+TIE = {True: ", a tie", False: "", None: " (no interval: it may be chance)"}  # what to say of a lead
 ROUNDING = 1e-12  # relative width below which nothing varies
 
 Interval = tuple[float, float] | tuple[None, None]
@@ -168,6 +170,18 @@ class Bootstrap:
         resampled = replicates(values, self.counts, statistic)
         return [estimate, *expanded_percentile(resampled, n, self.level, np.abs(used).max())]
 
+    def sign(self, differences) -> int | None:
+        """Where a mean difference ``[D, S]`` lies: -1 below 0, 1 above, 0 neither; None if no interval can say so.
+
+        Differences that are all 0 have no interval, but from enough data sets they say 0.
+        """
+        differences = np.asarray(differences, dtype=np.float64)
+        estimate, present = self.estimate(differences), ~np.isnan(differences)
+        if estimate is None or estimate[1] is None:
+            enough = units(present) >= units_needed(0.5, self.level)
+            return 0 if enough and not differences[present].any() else None
+        return int(estimate[1] > 0) - int(estimate[2] < 0)
+
     def share(self, hits) -> Estimate | None:
         """[share, low, high] of hits ``[D, S]`` in [0, 1]; None if all are NaN."""
         present = ~np.isnan(hits)
@@ -234,6 +248,7 @@ def _group(results, bootstrap, group):
     has_bc = group != BC and BC in results.groups
     return {"algorithm": group[0], "alpha": group[1], "members": values.size,
             "diverged": int(results.diverged(group).sum()),
+            "not_converged": int((results.converged(group) == 0).sum()),
             "missing": int(np.isnan(results.values("return", group)).sum()),
             "metrics": metrics, "against_bc": _against(results, bootstrap, group, BC) if has_bc else None}
 
@@ -277,31 +292,39 @@ def profile(values, thresholds, bootstrap: Bootstrap, higher_is_better: bool = T
 
 
 def claims(results: Results, bootstrap: Bootstrap) -> dict:
-    """The claims that the alphas of a run allow; a value is None where no alpha satisfies it or nothing is known.
+    """The claims that the alphas of a run allow; an ``alpha`` is None where no alpha satisfies the claim.
 
     - ``hazard_below_bc``: the smallest alpha whose paired hazard difference to BC has its whole interval below 0, and
       ``alphas``, all such (each by itself: no correction for looking at several).
     - ``best_return``, ``best_hazard``: the alpha with the highest mean return and the lowest mean hazard, and the
-      paired mean ``lead`` over the runner-up; an interval that contains 0 is a tie. The lead of a best one is biased
-      upwards.
+      paired mean ``lead`` over the runner-up; an interval that contains 0 is a ``tie``. The lead of a best one is
+      biased upwards.
     - ``becomes_bc``: the smallest alpha that, like every larger one, has a paired return difference to BC that is 0 or
       has 0 in its interval, *and* a paired mismatch difference of at most ``mismatch_within``. The interval alone would
       take few or noisy data sets for equality.
+
+    ``unknown`` are the alphas that a claim about BC cannot judge, since their difference has no interval; ``tie`` is
+    None likewise, and a ``best_`` claim is None where no alpha has a value.
     """
-    below: list[float] = []
+    alphas, signs = results.alphas, {}
+    for metric in PAIRED:
+        signs[metric] = dict.fromkeys(alphas) if BC not in results.groups else {
+            alpha: bootstrap.sign(results.values(metric, ("cql", alpha)) - results.values(metric, BC))
+            for alpha in alphas}
+    below = [alpha for alpha in alphas if signs["hazard_probability"][alpha] == -1]
     same: list[float] = []
-    for alpha in results.alphas if BC in results.groups else []:
-        differences = (results.values(metric, ("cql", alpha)) - results.values(metric, BC)
-                       for metric in ("hazard_probability", "return", "action_mismatch_rate"))
-        hazard, returns, mismatch = (bootstrap.estimate(array) or [math.nan, None, None] for array in differences)
-        if hazard[2] is not None and hazard[2] < 0:
-            below.append(alpha)
-        alike = returns[0] == 0 or (returns[1] is not None and returns[1] <= 0 <= returns[2])
-        same = [*same, alpha] if alike and abs(mismatch[0]) <= MISMATCH_WITHIN else []  # a failure restarts the list
-    return {"hazard_below_bc": {"alpha": min(below, default=None), "alphas": below},
+    for alpha in alphas:
+        alike = signs["return"][alpha] == 0 and abs((bootstrap.estimate(
+            results.values("action_mismatch_rate", ("cql", alpha)) - results.values("action_mismatch_rate", BC))
+            or [math.nan])[0]) <= MISMATCH_WITHIN
+        same = [*same, alpha] if alike else []  # a failure restarts the list
+    unknown = {metric: [alpha for alpha in alphas if signs[metric][alpha] is None] for metric in PAIRED}
+    return {"hazard_below_bc": {"alpha": min(below, default=None), "alphas": below,
+                                "unknown": unknown["hazard_probability"]},
             "best_return": _best(results, bootstrap, "return"),
             "best_hazard": _best(results, bootstrap, "hazard_probability"),
-            "becomes_bc": {"alpha": min(same, default=None), "alphas": same, "mismatch_within": MISMATCH_WITHIN}}
+            "becomes_bc": {"alpha": min(same, default=None), "alphas": same, "unknown": unknown["return"],
+                           "mismatch_within": MISMATCH_WITHIN}}
 
 
 def _best(results, bootstrap, metric):
@@ -310,21 +333,51 @@ def _best(results, bootstrap, metric):
     if not means:
         return None
     first, second = [*sorted(means, key=lambda alpha: means[alpha][0], reverse=HIGHER_IS_BETTER[metric]), None][:2]
-    return {"alpha": first, "mean": means[first], "runner_up": second,
-            "lead": None if second is None else bootstrap.estimate(values[first] - values[second])}
+    best = {"alpha": first, "mean": means[first], "runner_up": second, "lead": None, "tie": None}
+    if second is None:
+        return best
+    sign = bootstrap.sign(lead := values[first] - values[second])
+    return best | {"lead": bootstrap.estimate(lead), "tie": None if sign is None else sign == 0}
+
+
+def too_few(draws: int, seeds: int, level: float = 0.95) -> str | None:
+    """Why a run of so many data sets and seeds has no interval of a mean, in words; None if it may have one."""
+    needed = units_needed(0.5, level)
+    if (draws if draws > 1 else seeds) >= needed:
+        return None
+    return f"an interval takes {needed} data sets, and the run has {draws}"
+
+
+def not_found(summary: dict, claim: str, metric: str) -> str:
+    """What to say of a claim about BC that no alpha satisfies: that it holds at none, or why that is not known."""
+    unknown = summary["claims"][claim]["unknown"]
+    if not unknown:
+        return "at no alpha of this run"
+    if len(unknown) < sum(group["alpha"] is not None for group in summary["groups"]):
+        return f"at no alpha that has an interval; there is none at {', '.join(f'{alpha:g}' for alpha in unknown)}"
+    if not any(group["algorithm"] == "bc" for group in summary["groups"]):
+        return "not known: the run has no BC"
+    if not any(group["against_bc"][metric] for group in summary["groups"] if group["against_bc"]):
+        return "not known: no member has a value"
+    few = too_few(summary["draws"], summary["seeds"], summary["level"])
+    return f"not known: {few or 'the differences have no interval'}"
 
 
 def table(summary: dict) -> str:
     """A ``summary`` for the terminal."""
-    needed, pairs = summary["units_needed"], summary["pairs"]
+    needed, pairs, draws, seeds = (summary[name] for name in ("units_needed", "pairs", "draws", "seeds"))
+    exact = any(group["metrics"]["return"] for group in summary["groups"])
     to_bc = [(number(group["alpha"], "g"), group["against_bc"]) for group in summary["groups"] if group["against_bc"]]
-    lines = [f"{summary['draws']} data sets × {summary['seeds']} training seeds, all values exact; "
-             f"[{summary['level']:.0%} intervals] over {summary['intervals_over']}.",
-             f"{needed['mean']} {'data sets' if summary['draws'] > 1 else 'seeds'} are the fewest that give a mean an "
-             f"interval, {needed['q90']} a 90 % quantile; the worst has none.", "", *group_lines(summary["groups"])]
-    if to_bc:
+    few, units = too_few(draws, seeds, summary["level"]), "data sets" if draws > 1 else "seeds"
+    lines = [f"{counted(draws, 'data set')} × {counted(seeds, 'training seed')}, "
+             + ("all values exact" if exact else "no exact values")
+             + (f"; means have no interval: {few}." if few else
+                f"; [{summary['level']:.0%} intervals] over {summary['intervals_over']}. {needed['mean']} {units} are "
+                f"the fewest that give a mean an interval,\n{needed['q90']} a 90 % quantile; the worst has none."),
+             "", *group_lines(summary["groups"])]
+    if to_bc and exact:
         lines += ["", "CQL minus BC, paired by data set and seed", *difference_lines(to_bc)]
-    if pairs:
+    if pairs and exact:
         lines += ["", "alpha minus the next lower, paired",
                   *difference_lines([(f"{pair['alpha']:g} - {pair['other']:g}", pair) for pair in pairs])]
     return "\n".join([*lines, "", *_sentences(summary)])
@@ -340,7 +393,7 @@ def group_lines(groups: list[dict]) -> list[str]:
                      *(interval(returns.get(name)) for name in SHOWN["return"]),
                      *(interval(hazards.get(name), ".3f") for name in SHOWN["hazard_probability"]),
                      interval(mismatch.get("mean"), ".3f"),
-                     ", ".join(f"{group[name]} {name}" for name in ("diverged", "missing") if group[name])))
+                     ", ".join(f"{group[name]} {name.replace('_', ' ')}" for name in FLAWS if group[name])))
     return aligned(rows, left=(0, *range(3, 10)))
 
 
@@ -353,17 +406,18 @@ def difference_lines(rows: list[tuple[str, dict]]) -> list[str]:
 
 
 def _sentences(summary) -> list[str]:
-    claims, units = summary["claims"], summary["draws"] if summary["draws"] > 1 else summary["seeds"]
-    unknown = "at no alpha of this run." if units >= summary["units_needed"]["mean"] else "too few to say."
+    claims, lines = summary["claims"], []
     below, same = claims["hazard_below_bc"], claims["becomes_bc"]
-    lines = [f"Hazard below BC's with {summary['level']:.0%} confidence: " + (
+    if claims["best_return"] is None:
+        return ["No exact return of a CQL policy is known, so nothing is said of alpha."]
+    lines.append(f"Hazard below BC's with {summary['level']:.0%} confidence: " + (
         f"from alpha = {below['alpha']:g}; it holds at {', '.join(f'{alpha:g}' for alpha in below['alphas'])}."
-        if below["alphas"] else unknown)]
+        if below["alphas"] else not_found(summary, "hazard_below_bc", "hazard_probability") + "."))
     for best, words, form in ((claims["best_return"], "Highest mean return", ".2f"),
                               (claims["best_hazard"], "Lowest mean hazard", ".3f")):
-        if best is not None:
-            lead = "" if best["lead"] is None else (
-                f"; paired lead over alpha = {best['runner_up']:g}: {interval(best['lead'], '+' + form)}")
-            lines.append(f"{words}: alpha = {best['alpha']:g}, {interval(best['mean'], form)}{lead}.")
+        if best is not None and best["lead"] is not None:
+            lines.append(f"{words}: alpha = {best['alpha']:g}, {interval(best['mean'], form)}; paired lead over "
+                         f"alpha = {best['runner_up']:g}: {interval(best['lead'], '+' + form)}{TIE[best['tie']]}.")
     return [*lines, f"CQL acts as BC (equal return, mismatch within {same['mismatch_within']:g}): " + (
-        unknown if same["alpha"] is None else f"from alpha = {same['alpha']:g} on.")]
+        f"{not_found(summary, 'becomes_bc', 'return')}." if same["alpha"] is None else
+        f"from alpha = {same['alpha']:g} on.")]

@@ -1,6 +1,7 @@
 """Pictures of the exact curve over alpha and of an audit; their numbers are made in ``exact_curve`` and ``audit``."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,12 +38,16 @@ PANELS = {"discounted_value": "Value at the start, discounted", "return": "Retur
           "action_mismatch_rate": "Share of logged actions it would not take"}
 
 
-def draw_audit(run: RunFolder, audit: dict) -> None:
-    """Writes audit_values, audit_decomposition and audit_phase into ``figures/``, as far as the run has CQL members."""
+def draw_audit(run: RunFolder, audit: dict) -> dict[str, Path]:
+    """Writes audit_values, audit_decomposition and audit_phase into ``figures/``, as far as the run has CQL members.
+
+    Returns:
+        name -> path of those drawn.
+    """
     run_data = RunData.of(run)
-    save_figures(run_data, {"audit_values": partial(audit_values, run_data, audit),
-                            "audit_decomposition": partial(audit_decomposition, audit),
-                            "audit_phase": partial(audit_phase, run_data)})
+    return save_figures(run_data, {"audit_values": partial(audit_values, run_data, audit),
+                                   "audit_decomposition": partial(audit_decomposition, audit),
+                                   "audit_phase": partial(audit_phase, run_data)})
 
 
 @house_style()

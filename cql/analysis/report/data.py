@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cql.analysis.convergence import FAR, OOD_MASS
 from cql.analysis.figures.data import RunData
 from cql.analysis.report import alpha_maps
 from cql.analysis.report.alpha_maps import ExactSolutions
@@ -26,6 +27,7 @@ class ReportData:
 
     Args:
         statistics: content of ``statistics.json``; selection: of ``selection.json``, None without CQL members.
+        audit: of ``audit.json``, None if the page is not to show it.
         exact: the exact solutions by data seed; empty where there are none, and then `unsolved` says why.
     """
 
@@ -33,18 +35,19 @@ class ReportData:
     results: Results
     statistics: dict
     selection: dict | None
+    audit: dict | None
     exact: dict[int, ExactSolutions]
     unsolved: str | None
 
     @classmethod
-    def of(cls, run: RunFolder, statistics: dict, selection: dict | None) -> "ReportData":
+    def of(cls, run: RunFolder, statistics: dict, selection: dict | None, audit: dict | None = None) -> "ReportData":
         run_data, results = RunData.of(run), Results.of(run)
         exact, unsolved = {}, None
         try:
             exact = exact_solutions(run_data, results.alphas)
         except (RunError, DatasetError, ConfigError, ValueError) as error:
             unsolved = str(error)
-        return cls(run_data, results, statistics, selection, exact, unsolved)
+        return cls(run_data, results, statistics, selection, audit, exact, unsolved)
 
     @cached_property
     def q(self) -> dict[Member, np.ndarray]:
@@ -65,6 +68,26 @@ class ReportData:
                 by_alpha[member.alpha][config.data_seeds.index(member.data_seed), config.seeds.index(member.seed)] = (
                     error @ weights / weights.sum())
         return by_alpha
+
+    @cached_property
+    def causes(self) -> dict[str, int]:
+        """How many CQL members have diverged, and why others end farther from the exact solution than ``FAR``.
+
+        converging: not converged; unjudged: the log does not tell; ood: converged, with softmax mass above
+        ``OOD_MASS`` on OOD actions; other: without it.
+        """
+        counts = dict.fromkeys(("diverged", "converging", "unjudged", "ood", "other"), 0)
+        for alpha, distance in self.distances.items():
+            diverged, converged = (read(("cql", alpha)) for read in (self.results.diverged, self.results.converged))
+            ranges = np.array([[np.ptp(q[np.isfinite(q) & ~self.run_data.world.mdp.terminal[:, None]])]
+                               for q in (exact.q[exact.at(alpha)] for exact in self.exact.values())])     # [D, 1]
+            far = (distance > FAR * ranges) & ~diverged
+            mass = self.results.values("ood_mass", ("cql", alpha)) > OOD_MASS
+            for name, which in (("diverged", diverged), ("converging", far & (converged == 0)),
+                                ("unjudged", far & np.isnan(converged) & mass), ("ood", far & (converged == 1) & mass),
+                                ("other", far & (converged != 0) & ~mass)):
+                counts[name] += int(which.sum())
+        return counts
 
     def exact_mean(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The exact curve of a metric, ``(alphas [N], mean over the data sets [N])``."""

@@ -82,15 +82,15 @@ def alpha_curves(data: ReportData) -> Figure | None:
     down = -(-len(panels) // 3)
     figure = Figure((WIDTH, 1.75 + 2.75 * down), layout="constrained")
     axes = figure.subplots(down, 3, squeeze=False).ravel()
-    axis, lines, beyond, banded = AlphaAxis(alphas), set(), False, False
+    axis = AlphaAxis([*alphas, *(alpha for exact in data.exact.values() for alpha in exact.alphas.tolist())])
+    lines, beyond, banded = set(), False, False
     for ax, name in zip(axes, panels):
         exact, levels, bc = data.exact_mean(name), data.levels(name), data.mean(("bc", None), name)
         trained = {alpha: mean for alpha in alphas if (mean := data.mean(("cql", alpha), name))}
         around = [*levels.values(), *(bc or ())[:1]]
         if exact:
             x, y = exact
-            shown = (x >= axis.low) & (x <= axis.high)
-            ax.plot(x[shown], y[shown], color=BLACK, linewidth=1.6, zorder=3)
+            ax.plot(x[x > 0], y[x > 0], color=BLACK, linewidth=1.6, zorder=3)
             if axis.zero:
                 ax.plot(axis.positions([0]), y[x == 0], "_", color=BLACK, markersize=13, markeredgewidth=1.8, zorder=3)
             around += [*y]

@@ -8,12 +8,14 @@ import base64
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from cql.analysis import evaluation, selection, statistics
+from cql.analysis import audit as auditing
+from cql.analysis import convergence, evaluation, selection, statistics
 from cql.analysis.report import tables
 from cql.analysis.report.data import ReportData
 from cql.analysis.report.figures import draw_report
@@ -30,8 +32,11 @@ TEMPLATES.filters.update(tables.FILTERS, base64=lambda path: base64.b64encode(pa
 TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, audit: dict | None = None, pictures: Mapping[str, Path] | None = None) -> Path:
     """Writes ``statistics.json``, with CQL members ``selection.json``, the report's pictures and ``report.html``.
+
+    Args:
+        audit, pictures: of the run, if the page is to show an audit.
 
     Raises:
         RunError, DatasetError, ConfigError: a file of the run is missing, damaged or contradictory.
@@ -42,8 +47,8 @@ def write_report(run: RunFolder) -> Path:
     run.write_json("statistics.json", summary)
     if chosen is not None:
         run.write_json("selection.json", chosen)
-    data = ReportData.of(run, summary, chosen)
-    atomic_write(run.path / PAGE, render(data, draw_report(data)).encode())
+    data = ReportData.of(run, summary, chosen, audit)
+    atomic_write(run.path / PAGE, render(data, {**draw_report(data), **(pictures or {})}).encode())
     return run.path / PAGE
 
 
@@ -53,6 +58,7 @@ def render(data: ReportData, figures: dict[str, Path]) -> str:
     config, folder = data.run_data.config, Path(__file__).parent
     return TEMPLATES.get_template("page.html").render(
         data=data, config=config, run_data=data.run_data, title=title(data), tables=tables,
+        statistics=statistics, choosing=selection, convergence=convergence, auditing=auditing,
         numbers=slider_numbers(data), figures={**figures, **({"losses": losses} if losses.is_file() else {})},
         default_environment=ENVIRONMENT, level=f"{100 * data.statistics['level']:g} %", reproduction=reproduction(data),
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -81,7 +87,7 @@ def commands(data: ReportData) -> list[str]:
                                 ("--seed", "rollout_seed", evaluation.DEFAULT_SEED)):
         words += [flag, str(judged[name])] if judged[name] != default else []
     return [shlex.join(["python", "train.py", *command_line(data.run_data.config), "--out", "RUN"]),
-            shlex.join(["python", "evaluate.py", "RUN", *words, "--report"])]
+            shlex.join(["python", "evaluate.py", "RUN", *words, *["--audit"] * (data.audit is not None), "--report"])]
 
 
 def reproduction(data: ReportData) -> dict[str, list]:

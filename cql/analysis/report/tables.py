@@ -3,7 +3,9 @@
 import numpy as np
 from markupsafe import Markup
 
+from cql.analysis import audit, selection, statistics
 from cql.analysis.report.data import ReportData
+from cql.text import counted
 
 Table = tuple[list, list[list]]  # heads, rows
 TARGETS = {"return": ("return", ".2f"), "hazard_probability": ("hazard probability", ".4f")}  # metric -> words, form
@@ -41,10 +43,6 @@ def inline(triple, form: str = ".2f") -> str:
     return mean if triple[1] is None else f"{mean} ({low} … {high})"
 
 
-def counted(many: int, what: str) -> str:
-    return f"{many:,} {what}{'s' * (many != 1)}"
-
-
 def span(first: int, many: int) -> str:
     return f"{first}" if many == 1 else f"{first} to {first + many - 1}"
 
@@ -59,7 +57,7 @@ def policy_name(entry: dict) -> str:
 
 
 def named(labels) -> str:
-    return " and ".join(f"“{label}”" for label in labels)
+    return selection.listed([f"“{label}”" for label in labels])
 
 
 def picked(picks: list) -> str:
@@ -75,27 +73,28 @@ def claims(data: ReportData) -> list[list]:
     """What the statistics allow to be said: rows of statement, alpha, evidence."""
     claimed, rows, level = data.statistics["claims"], [], f"{100 * data.statistics['level']:g} %"
 
-    def say(statement: str, alpha: float | None, evidence: str) -> None:
-        rows.append([statement, "none" if alpha is None else f"{alpha:g}", evidence])
+    def say(statement: str, claim: str, metric: str, criterion: str) -> None:
+        """The criterion and where it holds, or why that is not known."""
+        if (alpha := claimed[claim]["alpha"]) is not None:
+            rows.append([statement, f"{alpha:g}", f"{criterion}: at α = {alphas(claimed[claim]['alphas'])}"])
+            return
+        why = statistics.not_found(data.statistics, claim, metric).replace("alpha", "α")
+        unknown = why.removeprefix("not known: ")
+        rows.append([statement, "none", f"{criterion}: {why}"] if unknown == why else [statement, "not known", unknown])
 
-    below = claimed["hazard_below_bc"]
-    say(f"Smallest α with a hazard probability below BC’s with {level} confidence", below["alpha"],
-        f"paired difference to BC wholly below 0 at α = {alphas(below['alphas'])}" if below["alphas"] else
-        "at no α does the interval of the paired difference to BC lie below 0")
+    say(f"Smallest α with a hazard probability below BC’s with {level} confidence", "hazard_below_bc",
+        "hazard_probability", "the interval of the paired difference to BC lies below 0")
     for name, statement, metric in (("best_return", "Highest mean return", "return"),
                                     ("best_hazard", "Lowest mean hazard probability", "hazard_probability")):
         best, (words, form) = claimed[name], TARGETS[metric]
-        if best is None:
-            continue
-        evidence = f"mean {words} {inline(best['mean'], form)}"
-        if lead := best["lead"]:
-            evidence += f"; paired difference to the next best, α = {best['runner_up']:g}: {inline(lead, form)}"
-            evidence += ", which is a tie" * (lead[1] is not None and lead[1] <= 0 <= lead[2])
-        say(statement, best["alpha"], evidence)
-    becomes = claimed["becomes_bc"]
-    say("CQL has become BC from α =", becomes["alpha"],
-        "criterion: from there on the paired difference in return to BC has 0 in its interval, and at most "
-        f"{100 * becomes['mismatch_within']:g} % more or fewer of the logged actions are not taken than by BC")
+        if best is not None and (lead := best["lead"]):
+            evidence = f"mean {words} {inline(best['mean'], form)}; paired difference to the next best, "
+            evidence += f"α = {best['runner_up']:g}: {inline(lead, form)}{statistics.TIE[best['tie']]}"
+            rows.append([statement, f"{best['alpha']:g}", evidence])
+    say("CQL has become BC from α =", "becomes_bc", "return",
+        "from there on the paired difference in return to BC has 0 in its interval, and at most "
+        f"{100 * claimed['becomes_bc']['mismatch_within']:g} % more or fewer of the logged actions are not taken than "
+        "by BC")
     for metric, (words, form) in TARGETS.items():
         if (verdict := data.selection["verdict"][metric]) is not None:
             rules = [rule for rule in data.selection["rules"] if rule["name"] in verdict["rules"]]
@@ -124,8 +123,9 @@ def worth(data: ReportData) -> Table:
     heads, rows = by_group(data, WORTH)
     compared = any(entry["against_bc"] and entry["against_bc"]["return"] for entry in entries)
     for entry, row in zip(entries, rows):
-        lost = Markup("<small>{} diverged</small>").format(entry["diverged"]) if entry["diverged"] else Markup()
-        row.insert(1, Markup(entry["members"]) + lost)
+        flaws = [(entry[name], name.replace("_", " ")) for name in ("diverged", "not_converged") if entry[name]]
+        row.insert(1, Markup(entry["members"]) + Markup().join(
+            Markup("<small>{} {}</small>").format(*flaw) for flaw in flaws))
         better = entry["against_bc"] and entry["against_bc"]["probability_of_improvement"]
         row += [estimate(better and better[metric]) for metric in TARGETS] if compared else []
     for name, words in (("behavior", "behaviour policy"), ("optimal", "optimal policy")):
@@ -137,23 +137,26 @@ def worth(data: ReportData) -> Table:
 
 
 def departure(data: ReportData) -> Table:
-    """By alpha: softmax mass on OOD actions and distance from the exact solution, and the return of both."""
+    """By alpha: members not converged, softmax mass on OOD actions, distance from the exact solution, both returns."""
     rows = []
     for alpha in data.results.alphas:
         sides = [values[np.isfinite(values)] for values in (data.results.values("ood_mass", ("cql", alpha)),
                                                             data.distances[alpha])]
         trained, (exact_alphas, returns) = data.mean(("cql", alpha), "return"), data.exact_mean("return")
         numbers = [f(values) if values.size else None for values in sides for f in (np.median, np.max)]
-        rows.append([f"{alpha:g}", *(number(value, ".2g") for value in numbers),
+        early = (data.results.converged(("cql", alpha)) == 0).sum()
+        rows.append([f"{alpha:g}", str(early), *(number(value, ".2g") for value in numbers),
                      number(trained and trained[0]), number(float(returns[exact_alphas == alpha][0]))])
-    return ["α", "OOD mass: median", "largest", "|Q − exact Q|: median", "largest", "mean return: trained",
-            "exact"], rows
+    return ["α", "not converged", "OOD mass: median", "largest", "|Q − exact Q|: median", "largest",
+            "mean return: trained", "exact"], rows
 
 
 def rules(data: ReportData) -> Table:
-    """The rules that choose alpha from data alone, compared with the truth."""
+    """The rules that score a member, compared with the truth."""
     rows = []
     for rule in data.selection["rules"]:
+        if not rule["available"]:
+            continue
         coverage = next((share for share in rule["coverage"].values() if share is not None), None)
         rank, regret = rule["rank_correlation"], rule["regret"]
         rows.append([Markup("{}<small>{}</small>").format(rule["label"], rule["what"]),
@@ -163,3 +166,10 @@ def rules(data: ReportData) -> Table:
                      number(coverage, ".0%"), number(rule["effective_sample_size"], ".1f"), picked(rule["picks"])])
     return ["rule", "scored", "rank: return", "rank: hazard", "regret: return", "within 1 point", "regret: hazard",
             "covered", "effective sample", "α picked (times)"], rows
+
+
+def audit_table(data: ReportData, columns: list[audit.Column]) -> Table:
+    """A table of the audit, means over the members of each alpha."""
+    lines = audit.values(audit.by_alpha(data.audit), columns)
+    return [head.replace("alpha", "α").replace("beta", "β") for head, _, _ in columns], [
+        [number(value, form) for value, (_, form, _) in zip(line, columns)] for line in lines]
