@@ -6,6 +6,7 @@ import time
 
 from cql import algorithm
 from cql import config as settings
+from cql.action_weights import action_weights
 from cql.analysis import evaluation
 from cql.analysis.figures import plots
 from cql.analysis.results import write_results
@@ -42,12 +43,13 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
     world = World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
+    action_weights(config, datasets)
     config.refuse_larger_batch(min(map(len, datasets)))
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
     if config.slice_size != asked:
         print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
-    for note in filter(None, (world.misfit(datasets[0]) if config.dataset else None, settings.long_bc(config, given))):
+    for note in filter(None, (world.misfit_of_given(datasets[0], config), settings.long_bc(config, given))):
         print(f"note: {note}")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 

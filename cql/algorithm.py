@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cql.losses import LARGEST_ALPHA, Objective, bc_loss, cql_loss, q_taken, td_target
 from cql.network import PopulationMLP
-from cql.sampling import Transitions
+from cql.sampling import Batch, Transitions
 
 DUAL_RATE = 0.05  # of log alpha: alpha takes at least 14 updates to double
 
@@ -79,10 +79,11 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, data
 
         outputs = network.q_values(parameters, batch.observations)  # [M, B, A]: Q, or the logits of BC
         if algorithm == "cql":
-            bootstrap = next_values(network, state, batch.next_observations, objective)  # [M, B]
-            targets = td_target(batch.rewards, batch.terminations, bootstrap, objective.gamma)
-            terms = cql_loss(outputs, batch.actions, targets, state.alpha, weights=batch.weights,
-                             **objective.loss_arguments)
+            bootstrap = next_values(network, state, batch.next_observations, objective, batch.next_action_weights)
+            targets = td_target(batch.rewards, batch.terminations, bootstrap, objective.gamma)  # [M, B]
+            action_weights = penalty_weights(network, state, batch, objective)
+            terms = cql_loss(outputs, batch.actions, targets, state.alpha, objective.td_loss, objective.penalty,
+                             objective.temperature, action_weights, batch.weights)
         else:
             terms = (bc_loss(outputs, batch.actions, batch.weights),)
         loss = terms[-1].sum()  # the total of every member; summed over members, so the gradient of each is its own
@@ -97,13 +98,32 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, data
 
 
 @torch.no_grad()
-def next_values(network: PopulationMLP, state: State, observations: Tensor, objective: Objective) -> Tensor:
+def next_values(network: PopulationMLP, state: State, observations: Tensor, objective: Objective,
+                action_weights: Tensor | None = None) -> Tensor:
     """``max_a Q_target(s, a)`` of next observations, ``[M, B]``; with double Q the online network chooses a
-    (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461)."""
+    (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461).
+
+    Args:
+        action_weights: ``[M, B, A]``: a given policy, whose mean takes the place of the max; or, for a supported
+            objective, 1 for the logged actions, 0 for others. A state without data is worth 0.
+    """
     target_values = network.q_values(state.target, observations)  # [M, B, A]
-    if objective.double_q:
-        return q_taken(target_values, network.q_values(state.parameters, observations).argmax(-1))
-    return target_values.amax(-1)
+    if objective.follows_policy:
+        return (action_weights * target_values).sum(-1)
+    choosing = network.q_values(state.parameters, observations) if objective.double_q else target_values
+    if not objective.supported:
+        return q_taken(target_values, choosing.argmax(-1)) if objective.double_q else target_values.amax(-1)
+    best = choosing.masked_fill(action_weights == 0, -torch.inf).argmax(-1)
+    return torch.where(action_weights.any(-1), q_taken(target_values, best), 0.0)
+
+
+@torch.no_grad()
+def penalty_weights(network: PopulationMLP, state: State, batch: Batch, objective: Objective) -> Tensor | None:
+    """``action_weights`` of the penalty, ``[M, B, A]``: as the batch has them, or softmax Q_target held fixed."""
+    if objective.penalty != "previous":
+        return batch.action_weights
+    previous = network.q_values(state.target, batch.observations).softmax(-1)
+    return previous if batch.action_weights is None else previous * batch.action_weights
 
 
 def cosine_decay(step: int, steps: int) -> float:

@@ -16,6 +16,7 @@ from cql.text import number
 
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # cells a side, for 80 steps
+MOST_EPISODE_STEPS = 1_000_000
 MAX_MAP_FILE = 1_000_000  # bytes
 MAX_RANDOM_MAP = 1000  # cells a side
 GRID_WORLD = (envs.ENV_ID, f"envs:{envs.ENV_ID}")
@@ -53,13 +54,13 @@ def make_environment(spec: dict) -> gymnasium.Env:
         raise ConfigError(f"the environment {name} names a module: only those registered with Gymnasium are made.")
     if "render_mode" in arguments or (name == envs.ENV_ID and not arguments.keys() <= GRID_ARGUMENTS):
         raise ConfigError(f"arguments that are not allowed for the environment {name}: {', '.join(arguments)}.")
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-        raise ConfigError(f"max_episode_steps must be a positive number, not {steps!r}.")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)
+                              or not 1 <= steps <= MOST_EPISODE_STEPS):
+        raise ConfigError(f"max_episode_steps must be an integer from 1 to {MOST_EPISODE_STEPS:,}, not {steps!r}.")
     try:
         limit = {} if steps is None else {"max_episode_steps": steps}
         environment = gymnasium.make(name, disable_env_checker=True, **limit, **arguments)
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError, OverflowError,
-            gymnasium.error.Error) as error:
+    except Exception as error:  # of arguments from a file an environment may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"the environment {name} cannot be made: {reason}") from None
     if not environment.spec.max_episode_steps:
@@ -146,9 +147,14 @@ def _told(dataset: OfflineDataset, config: Config, given: dict) -> OfflineDatase
     metadata, first = {**dataset.metadata, "environment": spec}, first_numbers(environment)
     if any(first.values()) and not metadata.keys() & first.keys():
         arrays = {name: getattr(dataset, name) for name in ARRAYS}
-        sizes = {"num_states", "num_actions"}  # of other numbers; set again below
+        sizes = {"num_states", "num_actions"}  # counted with the wrong first number: counted again here
         metadata = {name: value for name, value in metadata.items() if name not in sizes}
-        dataset = OfflineDataset.from_arrays(**arrays, metadata=metadata, **first)
+        try:
+            dataset = OfflineDataset.from_arrays(**arrays, metadata=metadata, **first)
+        except DatasetError as error:
+            raise DatasetError(f"{config.dataset} is not in the numbers of {config.env}, whose first state is "
+                               f"{first['first_state']} and whose first action is {first['first_action']}: {error}"
+                               ) from None
         metadata = dataset.metadata
     for name, space in (("num_states", environment.observation_space), ("num_actions", environment.action_space)):
         # plain arrays know only what occurs in them; the environment knows how much there is
@@ -264,8 +270,14 @@ def summary(dataset: OfflineDataset) -> str:
                  f"{states * dataset.num_actions:,}   distinct transitions {len(compressed):,}")
     if broken:
         lines.append(broken)
+    elif without := len(dataset.episode_starts) - int((dataset.terminations | dataset.truncations).sum()):
+        lines.append(f"episodes that end neither terminated nor truncated {without:,}")
+    if begun := metadata.get("begun_at_breaks"):
+        lines.append(f"episodes begun at breaks {begun:,}: they start in the middle of a logged one")
     if both := metadata.get("terminated_and_truncated"):
-        lines.append(f"terminated and truncated at once {both}: taken as terminated")
+        lines.append(f"terminated and truncated at once {both:,}: taken as terminated")
+    if merged := metadata.get("merged_observations"):
+        lines.append(f"distinct observations lost in float32 {merged:,}: each is taken as another that is equal there")
     lines += [f"{what}s that the environment numbers from {metadata[name]} are stored from 0"
               for what, name in (("state", "first_state"), ("action", "first_action")) if metadata.get(name)]
     return "\n".join(lines)

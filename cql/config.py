@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cql.errors import ConfigError
-from cql.losses import LARGEST_ALPHA, TD_LOSSES, Objective
+from cql.losses import LARGEST_ALPHA, PENALTIES, TD_LOSSES, Objective
 
 ENVIRONMENT = "SafetyCriticalGridWorld-v0"
 MOST_MEMBERS = 10_000_000
 TRAINERS = ("fast", "plain")
 LARGEST_INTEGER = 2**31 - 1
+GIVEN_POLICIES, BEHAVIOR = ("target_policy", "mu"), "behavior"  # settings that name a file, or the data's own policy
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}
 DATA, ALGORITHM, OPTIMISATION, RUN = ("environment and data", "algorithm", "optimisation", "run")
 
@@ -58,6 +59,17 @@ class Config:
         None, "learn alpha, each member from its --alpha: it rises while the conservative penalty is above TAU and "
         "falls while it is below; no penalty is below the entropy of the logged actions, and constant Q has log A",
         ALGORITHM, parse=float, metavar="TAU")
+    penalty: str = _option("logsumexp", "the conservative penalty, by its formula in cql/losses.py: logsumexp is "
+                           "CQL(H), rho and previous CQL(rho), push-down and mu the paper's Eq. 1 and 2", ALGORITHM,
+                           choices=PENALTIES)
+    temperature: float = _option(1.0, "tau of the penalty logsumexp, tau log sum exp(Q / tau)", ALGORITHM)
+    supported: bool = _option(False, "leave OOD actions out of the penalty, of the target's max and of the policy",
+                              ALGORITHM)
+    target_policy: str | None = _option(
+        None, "the given policy of push-down and mu: a .pt, or behavior, the frequencies of the logged actions",
+        ALGORITHM, parse=str, metavar="FILE")
+    mu: str | None = _option(None, "the policy that push-down and mu push down, if another than --target-policy",
+                             ALGORITHM, parse=str, metavar="FILE")
     td_loss: str = _option("mse", "loss of one TD error; half_mse is the paper's and doubles the meaning of alpha",
                            ALGORITHM, choices=TD_LOSSES)
     double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", ALGORITHM)
@@ -206,7 +218,8 @@ def command_line(config: Config) -> list[str]:
 
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
-        return value is None or _has_type_of(value, {"dataset": "", "penalty_threshold": 0.0}.get(name, 0), "")
+        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0}.get(name, "")
+        return value is None or _has_type_of(value, kind, "")
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")
     if isinstance(default, tuple):
@@ -243,6 +256,15 @@ def _check(c: Config) -> None:
     require(c.penalty_threshold is None or min(c.alpha) >= 1 / LARGEST_ALPHA,
             f"--penalty-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} to start from.")
     require(c.lr > 0, f"--lr must be positive, not {c.lr}.")
+    require(1e-6 <= c.temperature <= 1e6, f"--temperature must lie in [1e-06, 1e+06], not {c.temperature}.")
+    require(c.temperature == 1 or c.penalty == "logsumexp", f"--temperature does not go with --penalty {c.penalty}.")
+    follows = c.objective.follows_policy
+    require(not (follows and c.supported), f"--supported does not go with --penalty {c.penalty}, whose policy takes "
+            "logged actions only.")
+    require(not (follows and c.double_q), f"--double-q does not go with --penalty {c.penalty}, which has no max.")
+    require(not follows or c.target_policy is not None, f"--penalty {c.penalty} needs --target-policy.")
+    for name in ("target_policy", "mu"):
+        require(follows or getattr(c, name) is None, f"{_flag(name)} does not go with --penalty {c.penalty}.")
     require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS,
             f"more than {MOST_MEMBERS:,} members are too many for one run.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")

@@ -1,6 +1,6 @@
 """The fixed data set: plain arrays, validated once, one ``.npz`` file, no pickle.
 
-Axes: ``D`` transitions. A step that ends its episode on the last allowed step is a termination and no truncation.
+Axes: ``D`` transitions. If a step sets both flags, it counts as a termination.
 """
 
 import hashlib
@@ -27,8 +27,10 @@ ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box o
     "episode_ids": np.int32,
     "behavior_probabilities": np.float64,
 }
-LARGEST_NUMBER = np.iinfo(np.int32).max - 1  # of a state or an action: there is one more of them
-ROUNDING = 1e-6  # by which probabilities may exceed 1
+INTEGERS = np.iinfo(np.int32)
+LARGEST_NUMBER = INTEGERS.max - 1  # of a state or an action: there is one more of them
+LARGEST_REWARD = 1e30  # so that sums over episodes and squares stay within floating point
+ROUNDING = 1e-6  # by which the sum of probabilities may differ from 1
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
 
 
@@ -39,12 +41,14 @@ class OfflineDataset:
     Args:
         observations, next_observations: ``[D]`` int32 state indices (Discrete) or ``[D, n]`` float32 (Box).
         actions: ``[D]`` int32, 0 … ``num_actions`` − 1.
-        rewards: ``[D]`` float32, finite.
+        rewards: ``[D]`` float32, of a size of at most ``LARGEST_REWARD``.
         terminations, truncations: ``[D]`` bool, never both.
         episode_ids: ``[D]`` int32; the transitions of an episode are consecutive.
-        behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's, or None. Those of an action in a state
-            may differ, as under a policy that changes; the smallest of each action sum to at most 1 in every state.
-        metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it.
+        behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's under one policy, or None: in every
+            state, the smallest probability logged for each action, summed over actions, is at most 1.
+        metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it. Beside them stand
+            what was set right: ``first_state``, ``first_action``, ``terminated_and_truncated``,
+            ``merged_observations`` and ``begun_at_breaks``.
 
     Raises:
         DatasetError: on construction, if any of the above does not hold.
@@ -74,29 +78,39 @@ class OfflineDataset:
 
         Integer observations ``[D, 1]`` are state indices. A step with both flags, as Gymnasium's TimeLimit sets them
         where an episode ends on its last step, is a termination; ``terminated_and_truncated`` in the metadata counts
-        these. Episode ids may be any integers and are stored as 0, 1, …; −0.0 is stored as 0.0.
+        these. Episode ids may be any integers and are stored as 0, 1, …; −0.0 is stored as 0.0. Vectors that differ
+        but are equal in float32 are one observation; ``merged_observations`` counts how many were lost.
 
         Args:
             first_state, first_action: what the environment calls its first state and action (the ``start`` of its
                 Discrete spaces). They are stored as 0, and the metadata keep these numbers.
         """
+        first_state = _integer(first_state, "first_state")
+        first_action = _integer(first_action, "first_action")
+        given = observations, next_observations
         observations = _observations(observations, "observations", first_state)
         next_observations = _observations(next_observations, "next_observations", first_state)
         actions = _integers(actions, "actions", first_action)
         terminations = _flags(terminations, "terminations")
         truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
         if truncations.shape != terminations.shape:
-            raise DatasetError(f"truncations has {truncations.size} entries, terminations {terminations.size}.")
+            raise DatasetError(f"truncations have the shape {truncations.shape}, terminations {terminations.shape}.")
         if episode_ids is None:
             ends = (terminations | truncations).reshape(-1)
             episode_ids = np.concatenate([[0], np.cumsum(ends[:-1])]) if ends.size else np.zeros(0)
         if metadata is not None and not isinstance(metadata, dict):
             raise DatasetError("the metadata are no dictionary.")
-        metadata = dict(metadata or {})
+        metadata = {name: int(value) if isinstance(value, np.integer) else value
+                    for name, value in (metadata or {}).items()}
         if both := int((terminations & truncations).sum()):
-            truncations, metadata["terminated_and_truncated"] = truncations & ~terminations, both
-        metadata |= {name: int(first) for name, first in (("first_state", first_state), ("first_action", first_action))
-                     if first}
+            truncations = truncations & ~terminations
+            metadata["terminated_and_truncated"] = both
+        if first_state:
+            metadata["first_state"] = first_state
+        if first_action:
+            metadata["first_action"] = first_action
+        if merged := _merged(given, (observations, next_observations)):
+            metadata["merged_observations"] = merged
         if actions.size:
             metadata.setdefault("num_actions", int(actions.max()) + 1)
         if observations.ndim == 1 and next_observations.ndim == 1 and next_observations.size:
@@ -131,10 +145,13 @@ class OfflineDataset:
                 "and estimates over episodes are withheld (--split-episodes begins a new episode at each place).")
 
     def split_at_breaks(self) -> "OfflineDataset":
-        """This data set with a new episode after each of its ``breaks``."""
+        """This data set with a new episode after each of its ``breaks``, which ``begun_at_breaks`` counts."""
+        if not (breaks := self.breaks).size:
+            return self
         begins = np.zeros(len(self), np.int32)
-        begins[np.concatenate([self.episode_starts, self.breaks + 1])] = 1
-        return replace(self, episode_ids=np.cumsum(begins, dtype=np.int32) - 1)
+        begins[np.concatenate([self.episode_starts, breaks + 1])] = 1
+        return replace(self, episode_ids=np.cumsum(begins, dtype=np.int32) - 1,
+                       metadata={**self.metadata, "begun_at_breaks": len(breaks)})
 
     @property
     def discrete(self) -> bool:
@@ -168,7 +185,10 @@ class OfflineDataset:
 
     def to_bytes(self) -> bytes:
         arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
-        arrays["metadata"] = np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
+        try:
+            arrays["metadata"] = np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DatasetError(f"the metadata cannot be written as JSON ({_first_line(error)}).") from None
         # digest first, metadata (which require it) last: no single hole removes both
         arrays = {"sha256": np.array(_digest(arrays)), **arrays}
         buffer = io.BytesIO()
@@ -184,6 +204,8 @@ class OfflineDataset:
     def load(cls, path) -> "OfflineDataset":
         """The data set in an ``.npz`` (a path, or its contents as a file); optional arrays and metadata may be missing.
 
+        ``first_state`` and ``first_action`` in the metadata of plain arrays are those of ``from_arrays``.
+
         Raises:
             DatasetError: the file is missing, cut short, of another kind, or its contents are not valid.
         """
@@ -198,6 +220,9 @@ class OfflineDataset:
                 missing = [name for name in REQUIRED if name not in archive]
                 if missing:
                     raise DatasetError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+                if unknown := sorted(set(archive.files) - {*ARRAYS, "metadata", "sha256"}):
+                    raise DatasetError(f"{path} has {', '.join(unknown)}: the arrays of a data set are "
+                                       f"{', '.join(ARRAYS)} and metadata.")
                 arrays = {name: archive[name] for name in ARRAYS if name in archive}
                 metadata, digested, digest = {}, None, str(archive["sha256"]) if "sha256" in archive else None
                 if "metadata" in archive:
@@ -216,8 +241,11 @@ class OfflineDataset:
                 raise DatasetError(f"{path} is of a format that this version does not know.")
             if digest != digested:
                 raise DatasetError(f"{path} is damaged: its contents do not have the digest it was written with.")
+        first = {}
+        if digest is None:  # plain arrays, in the numbers of their environment
+            first = {name: metadata.pop(name) for name in ("first_state", "first_action") if name in metadata}
         try:
-            return cls.from_arrays(**arrays, metadata=metadata)
+            return cls.from_arrays(**arrays, metadata=metadata, **first)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from None
 
@@ -352,9 +380,9 @@ def _observations(array, name: str, first: int) -> np.ndarray:
         raise DatasetError("the data set has no transitions.")
     if array.dtype == np.bool_:
         array = array.astype(np.int32)
-    if np.issubdtype(array.dtype, np.integer) and (array.ndim == 1 or array.shape[1:] == (1,)):
+    if array.dtype.kind in "iu" and (array.ndim == 1 or array.shape[1:] == (1,)):
         return _integers(array.reshape(-1), name, first)
-    if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
+    if array.ndim == 1 and array.dtype.kind == "f":
         raise DatasetError(f"{name} is one number per transition but no integer: give [D] integers or [D, n] vectors.")
     if array.ndim > 2:
         raise DatasetError(f"{name} has {array.ndim} axes: flatten each observation to one vector.")
@@ -363,8 +391,8 @@ def _observations(array, name: str, first: int) -> np.ndarray:
 
 def _integral(array, name: str) -> np.ndarray:
     array = _array(array, name)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        if not np.issubdtype(array.dtype, np.floating) or not (np.isfinite(array) & (array == np.floor(array))).all():
+    if array.size and array.dtype.kind not in "iu":
+        if array.dtype.kind != "f" or not (np.isfinite(array) & (array == np.floor(array))).all():
             raise DatasetError(f"{name} must be integers.")
     return array
 
@@ -396,7 +424,7 @@ def _refuse_repeated(ids: np.ndarray) -> None:
 
 def _numbers(array, name: str, dtype) -> np.ndarray:
     array = _array(array, name)
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
+    if array.dtype.kind not in "biuf":
         raise DatasetError(f"{name} must be numbers.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         array = array.astype(dtype)
@@ -406,9 +434,23 @@ def _numbers(array, name: str, dtype) -> np.ndarray:
 
 def _flags(array, name: str) -> np.ndarray:
     array = _array(array, name)
-    if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.number) and np.isin(array, (0, 1)).all()):
+    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
         raise DatasetError(f"{name} must be true or false (0 or 1).")
     return array.astype(np.bool_)
+
+
+def _integer(value, name: str, low: int = INTEGERS.min, high: int = INTEGERS.max) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise DatasetError(f"{name} must be an integer from {low} to {high}.")
+    return int(value)
+
+
+def _merged(given: tuple, stored: tuple[np.ndarray, np.ndarray]) -> int:
+    """How many distinct observations were lost when vectors were stored as float32."""
+    if stored[0].ndim != 2 or stored[0].shape != stored[1].shape:  # the latter is refused later
+        return 0
+    before, after = np.concatenate(given), np.concatenate(stored)
+    return 0 if (before == after).all() else len(number_rows(before)[0]) - len(number_rows(after)[0])
 
 
 def _validate(data: OfflineDataset) -> None:
@@ -427,6 +469,8 @@ def _validate(data: OfflineDataset) -> None:
                                f"{array.shape}.")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise DatasetError(f"{name} holds NaN or infinite numbers.")
+    if np.abs(data.rewards).max() > LARGEST_REWARD:
+        raise DatasetError(f"rewards must lie between {-LARGEST_REWARD:g} and {LARGEST_REWARD:g}.")
     here, following = data.observations, data.next_observations
     if (here.shape, here.dtype) != (following.shape, following.dtype):
         raise DatasetError("observations and next_observations differ in shape or kind.")
@@ -436,10 +480,14 @@ def _validate(data: OfflineDataset) -> None:
     if both.size:
         raise DatasetError(f"transition {both[0]} is both terminated and truncated: here it is one of them; "
                            "from_arrays takes it as terminated.")
-    _validate_range(data, "actions", data.metadata.get("num_actions"))
+    _validate_range(data, "actions", "num_actions")
     if data.discrete:
         for name in ("observations", "next_observations"):
-            _validate_range(data, name, data.metadata.get("num_states"))
+            _validate_range(data, name, "num_states")
+    for name, low, high in (("first_state", INTEGERS.min, INTEGERS.max), ("first_action", INTEGERS.min, INTEGERS.max),
+                            ("terminated_and_truncated", 0, int(data.terminations.sum())),
+                            ("merged_observations", 0, INTEGERS.max), ("begun_at_breaks", 0, len(data))):
+        _integer(data.metadata.get(name, 0), f"{name} in the metadata", low, high)
     probabilities = data.behavior_probabilities
     if probabilities is not None and not ((probabilities > 0) & (probabilities <= 1)).all():
         raise DatasetError("behavior_probabilities must lie in (0, 1]: each logged action was possible.")
@@ -452,10 +500,10 @@ def _validate(data: OfflineDataset) -> None:
 
 
 def _refuse_contradictions(data: OfflineDataset) -> None:
-    """Raises DatasetError if the probabilities of the logged actions of a state sum to more than 1.
+    """Raises DatasetError if the probabilities are not those of one policy.
 
-    A policy that changes has several probabilities of an action in a state. The smallest of each action are summed: if
-    even they exceed 1, no reading as one policy is left.
+    An action may have several probabilities in a state. In no state may the smallest of each logged action sum to more
+    than 1.
     """
     state, num_states = _ranks(*_combined([data.observations]))  # [D]
     if num_states == len(data):
@@ -466,14 +514,15 @@ def _refuse_contradictions(data: OfflineDataset) -> None:
     total = np.bincount(pairs // data.num_actions, weights=smallest)[state]  # [D]
     if (total > 1 + ROUNDING).any():
         n = np.argmax(total > 1 + ROUNDING)
-        raise DatasetError(f"behavior_probabilities contradict themselves: those of the actions logged in state "
-                           f"{data.observations[n].tolist()} sum to {total[n]:.6g}, above 1; leave "
+        raise DatasetError(f"behavior_probabilities are not those of one policy: the smallest of each action logged in "
+                           f"state {data.observations[n].tolist()} sum to {total[n]:.6g}, above 1; leave "
                            "behavior_probabilities out, and relative frequencies are used.")
 
 
-def _validate_range(data: OfflineDataset, name: str, size) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= np.iinfo(np.int32).max:
-        raise DatasetError(f"the metadata lack the number of {'actions' if name == 'actions' else 'states'}.")
+def _validate_range(data: OfflineDataset, name: str, number: str) -> None:
+    if number not in data.metadata:
+        raise DatasetError(f"the metadata lack {number}.")
+    size = _integer(data.metadata[number], f"{number} in the metadata", 1, INTEGERS.max)
     values = getattr(data, name)
     if values.min() < 0 or values.max() >= size:
         raise DatasetError(f"{name} go from {values.min()} to {values.max()}, outside 0 … {size - 1}.")

@@ -52,6 +52,7 @@ class Diagnostics:
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [data sets, R, A]
         self.start_weights = tensor(starts / starts.sum(1, keepdims=True))  # [data sets, R]
         self.mdp, self.horizon, self.gamma = world.mdp, world.horizon, gamma
+        self.allowed = None if transitions.allowed is None else transitions.allowed.bool()  # [data sets, S, A]
         if world.mdp is not None:
             self.states = torch.from_numpy(world.inputs).to(device)  # [S] or [S, n]
 
@@ -64,18 +65,20 @@ class Diagnostics:
             parameters: each ``[M, ...]``. data_index: ``[M]``, the number of each member's data set.
             bounds: ``value_bound`` of each member ``[M]``.
         """
-        outputs = population_outputs(network, parameters, self.inputs)  # [M, R, A]
+        raw = population_outputs(network, parameters, self.inputs)  # [M, R, A]
+        allowed = None if self.allowed is None or algorithm == "bc" else self.allowed[data_index]  # [M, S, A]
+        outputs = raw if allowed is None else raw.masked_fill(~allowed[:, self.inputs], -torch.inf)
         weights = self.weights[data_index]  # [M, R, A]
         state_weights, logged = weights.sum(-1), weights > 0  # [M, R], [M, R, A]
         visited = logged.any(-1)  # [M, R]
         best, greedy = outputs.max(-1)  # [M, R]
         values = {}
         if algorithm == "cql":
-            values["q/data_mean"] = (weights * outputs).sum((-1, -2))
+            values["q/data_mean"] = (weights * raw).sum((-1, -2))
             values["q/max_mean"] = (state_weights * best).sum(-1)
             values["q/max"] = torch.where(visited, best, -torch.inf).amax(-1)
             values["q/start"] = (self.start_weights[data_index] * best).sum(-1)
-        health = torch.where(outputs.isfinite().all(-1).all(-1), SOUND, NOT_FINITE)  # [M]
+        health = torch.where(raw.isfinite().all(-1).all(-1), SOUND, NOT_FINITE)  # [M]
         if algorithm == "cql":
             health = torch.where((health == SOUND) & (values["q/max"] > bounds), RUNAWAY, health)
         values["health/diverged"] = health
@@ -85,7 +88,9 @@ class Diagnostics:
         values["policy/action_mismatch_rate"] = 1 - agreed.sum(-1)
         columns = {name: column.double().tolist() for name, column in values.items()}
         if self.mdp is not None:
-            columns |= self._exact(population_outputs(network, parameters, self.states).argmax(-1).cpu().numpy())
+            everywhere = population_outputs(network, parameters, self.states)  # [M, S, A]
+            everywhere = everywhere if allowed is None else everywhere.masked_fill(~allowed, -torch.inf)
+            columns |= self._exact(everywhere.argmax(-1).cpu().numpy())
         for m, diverged in enumerate(columns["health/diverged"]):
             if diverged == NOT_FINITE:  # the greedy action of a NaN is no action: nothing said of it would be true
                 for name in columns.keys() - {"health/diverged"}:
@@ -121,7 +126,7 @@ def value_bound(rewards: tuple[float, float], alpha: float, objective: Objective
     Args:
         rewards: ``largest_rewards`` of the data.
     """
-    if objective.td_loss == "huber" or not objective.is_cql_h:
+    if objective.td_loss == "huber" or not objective.solved_as_cql_h:
         return np.inf
     gamma, alpha_half = objective.gamma, alpha / 2 if objective.td_loss == "mse" else alpha
     ends, step = (reward + alpha_half for reward in rewards)

@@ -1,12 +1,21 @@
-"""The paper on one page: the losses of discrete CQL(H) and Behaviour Cloning as pure functions of tensors.
+"""The paper on one page: the losses of discrete CQL and Behaviour Cloning as pure functions of tensors.
 
     L_m = mean_B (Q(s,a) - y)^2  +  alpha_m * mean_B [ logsumexp_a' Q(s,a') - Q(s,a) ]
     y   = r + gamma * (1 - terminated) * max_a' Q_target(s',a')
 
-Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779, eq. 4, but for two
-things: the squared error has no 1/2 (``td_loss="half_mse"`` is the paper's, and doubles the effect of alpha), and
-the backup is a plain max over a target network. Axes: ``M`` members, ``B`` transitions, ``A`` actions. Losses are
-means over ``B``, never over ``M``; ``weights [M, B]``, which sum to one over ``B``, replace the mean.
+Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779, eq. 4, CQL(H), but
+for two things: the squared error has no 1/2 (``td_loss="half_mse"`` is the paper's, and doubles the effect of alpha),
+and the backup is a plain max over a target network. The paper's other objectives have another penalty in the brackets:
+
+    logsumexp    tau log sum_a' exp(Q(s,a') / tau) - Q(s,a)    CQL(H), tau = 1
+    rho          log sum_a' rho(a'|s) exp Q(s,a') - Q(s,a)     CQL(rho), rho the frequencies of the logged actions
+    previous     log sum_a' rho(a'|s) exp Q(s,a') - Q(s,a)     CQL(rho), rho = softmax Q_target
+    push-down    sum_a' mu(a'|s) Q(s,a')                       eq. 1, mu a given policy
+    mu           sum_a' mu(a'|s) Q(s,a') - Q(s,a)              eq. 2, mu a given policy
+
+and for the last two the target has the mean over a given policy in the place of the max. Axes: ``M`` members, ``B``
+transitions, ``A`` actions. Losses are means over ``B``, never over ``M``; ``weights [M, B]``, which sum to one over
+``B``, replace the mean.
 """
 
 from typing import NamedTuple
@@ -15,6 +24,7 @@ import torch
 from torch import Tensor
 
 TD_LOSSES = ("mse", "half_mse", "huber")
+PENALTIES = ("logsumexp", "rho", "previous", "push-down", "mu")
 LARGEST_ALPHA = 1e18  # above this, Adam's second moment overflows float32
 
 
@@ -22,19 +32,26 @@ class Objective(NamedTuple):
     """The CQL objective that all members share (alpha is per member). A new term is a field that is off by default."""
 
     td_loss: str = "mse"  # of one TD error: mse, half_mse or huber
-    penalty: str = "logsumexp"  # the only one there is
+    penalty: str = "logsumexp"  # one of PENALTIES
+    temperature: float = 1.0  # tau of logsumexp
+    supported: bool = False  # whether the penalty, the target's max and the policy leave out OOD actions
     double_q: bool = False  # whether the online network chooses the next action
     gamma: float = 0.99  # discount factor
 
     @property
     def is_cql_h(self) -> bool:
-        """Whether this is the paper's CQL(H), whose exact solution is known: further fields have their defaults."""
-        return self == Objective(td_loss=self.td_loss, double_q=self.double_q, gamma=self.gamma)
+        """Whether this is the paper's CQL(H), with the target's max over all actions."""
+        return self.solved_as_cql_h and not self.supported
 
     @property
-    def loss_arguments(self) -> dict:
-        """The fields that ``cql_loss`` takes, by name: all but those of the target."""
-        return {name: value for name, value in self._asdict().items() if name not in ("double_q", "gamma")}
+    def solved_as_cql_h(self) -> bool:
+        """Whether its exact solution, on the logged actions, is that of CQL(H)."""
+        return (self.penalty, self.temperature) == ("logsumexp", 1.0)
+
+    @property
+    def follows_policy(self) -> bool:
+        """Whether the target is that of a given policy, without a max."""
+        return self.penalty in ("push-down", "mu")
 
 
 class CQLTerms(NamedTuple):
@@ -60,32 +77,56 @@ def td_losses(errors: Tensor, td_loss: str = "mse") -> Tensor:
     raise ValueError(f"td_loss must be one of {', '.join(TD_LOSSES)}, not {td_loss!r}.")
 
 
-def conservative_penalty(q_values: Tensor, actions: Tensor, penalty: str = "logsumexp") -> Tensor:
-    """The penalty of every transition ``[M, B]``: ``-log softmax(Q)[a]``, the cross-entropy of BC with Q as logits."""
-    if penalty == "logsumexp":
-        return q_values.logsumexp(-1) - q_taken(q_values, actions)
-    raise ValueError(f"the penalty must be logsumexp, not {penalty!r}.")
+def conservative_penalty(q_values: Tensor, actions: Tensor, penalty: str = "logsumexp", temperature: float = 1.0,
+                         action_weights: Tensor | None = None) -> Tensor:
+    """The penalty of every transition ``[M, B]``; of CQL(H) it is ``-log softmax(Q)[a]``, the cross-entropy of BC.
+
+    Args:
+        action_weights: ``[M, B, A]``, the rho or mu of the penalty; for logsumexp the actions that count, 1 or 0.
+    """
+    if penalty not in PENALTIES:
+        raise ValueError(f"the penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}.")
+    if penalty in ("push-down", "mu"):
+        pushed_down = (action_weights * q_values).sum(-1)
+    else:
+        pushed_down = temperature * _weighted(q_values, temperature, action_weights).logsumexp(-1)
+    return pushed_down if penalty == "push-down" else pushed_down - q_taken(q_values, actions)
+
+
+def _weighted(q_values: Tensor, temperature: float, action_weights: Tensor | None) -> Tensor:
+    """``Q / tau + log w``: its softmax is the gradient of ``tau log sum_a w exp(Q / tau)``."""
+    scaled = q_values / temperature
+    return scaled if action_weights is None else scaled + action_weights.log()
 
 
 def cql_loss(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-             penalty: str = "logsumexp", weights: Tensor | None = None) -> CQLTerms:
+             penalty: str = "logsumexp", temperature: float = 1.0, action_weights: Tensor | None = None,
+             weights: Tensor | None = None) -> CQLTerms:
     """The terms of the CQL objective, from Q ``[M, B, A]`` and the logged actions and their targets ``[M, B]``."""
     _same_shape(actions, targets)
     td = batch_mean(td_losses(q_taken(q_values, actions) - targets, td_loss), weights)  # [M]
-    mean_penalty = batch_mean(conservative_penalty(q_values, actions, penalty), weights)  # [M]
+    mean_penalty = batch_mean(conservative_penalty(q_values, actions, penalty, temperature, action_weights), weights)
     _same_shape(td, alpha)
     return CQLTerms(td, mean_penalty, td + alpha * mean_penalty)
 
 
 def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tensor, td_loss: str = "mse",
-                 weights: Tensor | None = None) -> Tensor:
-    """``d total / d Q`` in closed form, ``[M, B, A]``: ``[ td'(Q - y) 1_a + alpha (softmax Q - 1_a) ] / B``."""
+                 weights: Tensor | None = None, penalty: str = "logsumexp", temperature: float = 1.0,
+                 action_weights: Tensor | None = None) -> Tensor:
+    """``d total / d Q`` in closed form, ``[M, B, A]``: ``[ td'(Q - y) 1_a + alpha (p - 1_a) ] / B``.
+
+    p is softmax Q for CQL(H), ``w exp(Q / tau) / sum w exp(Q / tau)`` in general, and mu where that is given; eq. 1
+    has no ``- 1_a`` in the penalty.
+    """
     _same_shape(actions, targets, actions if weights is None else weights)
     _same_shape(actions[:, 0], alpha)
     one_hot = torch.zeros_like(q_values).scatter(-1, actions[..., None], 1.0)  # 1_a
     errors = (q_taken(q_values, actions) - targets)[..., None]  # [M, B, 1]
     slopes = {"mse": 2 * errors, "half_mse": errors, "huber": errors.clamp(-1, 1)}[td_loss]  # td'
-    gradient = slopes * one_hot + alpha[:, None, None] * (q_values.softmax(-1) - one_hot)
+    given = penalty in ("push-down", "mu")
+    p = action_weights if given else _weighted(q_values, temperature, action_weights).softmax(-1)
+    pulled_up = 0.0 if penalty == "push-down" else one_hot
+    gradient = slopes * one_hot + alpha[:, None, None] * (p - pulled_up)
     return gradient / actions.shape[-1] if weights is None else gradient * weights[..., None]
 
 

@@ -132,8 +132,8 @@ class MetricsLog:
     def start(self, members: list[Member], config: Config) -> None:
         """The first records of each member: file version, and its settings as one trial of the hyperparameters tab.
 
-        TensorBoard takes the columns of that tab from one run, whichever it reads first. So every run declares them
-        all, alpha too where a member has none.
+        TensorBoard takes the columns of that tab from one run, whichever it reads first, so every run declares all
+        columns, alpha included, even BC's.
         """
         names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon",
                  "episodes")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import envs
+from cql.action_weights import action_weights
 from cql.analysis import evaluation
 from cql.analysis.results import write_results
 from cql.collect import DEFAULT_MAX_EPISODE_STEPS
@@ -103,6 +104,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     world = World.of(dataset)
     config = _config(dataset, world, alpha, seeds, steps, algorithm, settings)
     _warn_of_misfit(world, dataset)
+    action_weights(config, [dataset])
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
     config = with_slices_that_fit(config, dataset, resolve_device(config.device))

@@ -21,11 +21,12 @@ class Policy:
     Attributes:
         algorithm: ``cql`` or ``bc``; alpha, seed, data_seed: which member it is (alpha None for BC).
         network: shapes; parameters: in the order of its ``shapes``, with a member axis of length 1.
+        allowed: ``[S, A]`` bool, the actions that it may take, others having the output minus infinity; None: all.
     """
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], algorithm: str, alpha: float | None, seed: int,
-                 data_seed: int):
-        self.network, self.parameters = network, parameters
+                 data_seed: int, allowed: Tensor | None = None):
+        self.network, self.parameters, self.allowed = network, parameters, allowed
         self.algorithm, self.alpha, self.seed, self.data_seed = algorithm, alpha, seed, data_seed
 
     @classmethod
@@ -47,7 +48,8 @@ class Policy:
         atomic_write(path, archive_bytes({
             "format": FORMAT, "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed,
             "data_seed": self.data_seed, "observation_space": space, "num_actions": self.network.outputs,
-            "hidden": list(self.network.hidden), "parameters": parameters}))
+            "hidden": list(self.network.hidden), "parameters": parameters,
+            **({} if self.allowed is None else {"allowed": self.allowed})}))
 
     @classmethod
     def _from_contents(cls, contents: dict) -> "Policy":
@@ -75,7 +77,12 @@ class Policy:
             tensor = parameters[name]
             if tensor.shape != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} is not {list(shape)} finite float32")
-        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds)
+        allowed = contents.get("allowed")
+        if allowed is not None and (not discrete or allowed.shape != (inputs, contents["num_actions"])
+                                    or allowed.dtype != torch.bool or not bool(allowed.any(-1).all())):
+            raise ValueError("allowed is not [states, actions] bool with an action in every state")
+        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds,
+                   allowed)
 
     @property
     def finite(self) -> bool:
@@ -121,7 +128,8 @@ class Policy:
     def _table(self) -> Tensor:
         """Outputs at every state, ``[S, A]``."""
         states = torch.arange(self.network.inputs)[None]
-        return torch.cat([self.network.q_values(self.parameters, part)[0] for part in states.split(AT_ONCE, -1)])
+        outputs = torch.cat([self.network.q_values(self.parameters, part)[0] for part in states.split(AT_ONCE, -1)])
+        return outputs if self.allowed is None else outputs.masked_fill(~self.allowed, -torch.inf)
 
     @torch.no_grad()
     def _read_in_float64(self, observations: Tensor) -> Tensor:

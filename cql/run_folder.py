@@ -12,12 +12,13 @@ they are joined, and the folder is what one process leaves.
 import fcntl
 import json
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cql.config import Config
+from cql.config import BEHAVIOR, GIVEN_POLICIES, Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.files import atomic_write, new_folder, sha256, utc_now
@@ -76,6 +77,9 @@ class RunFolder:
             (path / folder).mkdir()
         for data_seed, dataset in zip(config.data_seeds, datasets):
             dataset.save(run.dataset_path(data_seed))
+        for name in GIVEN_POLICIES:
+            if getattr(config, name) not in (None, BEHAVIOR):
+                shutil.copyfile(getattr(config, name), path / f"{name}.pt")
         atomic_write(path / "config.json", config.to_json().encode())
         return run
 
@@ -190,12 +194,13 @@ class RunFolder:
         return manifest["files"]
 
     def digests(self, config: Config, policies: list[str]) -> dict[str, str]:
-        """SHA-256 of what a checkpoint goes on from: the config, the data and the policies that are done.
+        """SHA-256 of what a checkpoint goes on from: the config, given policies, the data, policies that are done.
 
         Raises:
             RunError: one of them is missing.
         """
-        names = ["config.json", *(f"datasets/{seed}.npz" for seed in config.data_seeds),
+        given = (f"{name}.pt" for name in GIVEN_POLICIES if getattr(config, name) not in (None, BEHAVIOR))
+        names = ["config.json", *given, *(f"datasets/{seed}.npz" for seed in config.data_seeds),
                  *(f"policies/{name}.pt" for name in policies)]
         try:
             return {name: sha256(self.path / name) for name in names}

@@ -24,6 +24,20 @@ class Batch(NamedTuple):
     next_observations: Tensor  # as observations
     terminations: Tensor  # [M, B] bool
     weights: Tensor | None = None  # [M, B] float32, summing to one over B; the plain mean without
+    action_weights: Tensor | None = None  # [M, B, A], of the penalty: ``cql.action_weights``
+    next_action_weights: Tensor | None = None  # [M, B, A], of the target
+
+
+class ActionWeights(NamedTuple):
+    """What an objective needs beside the transitions, each ``[data sets, S, A]`` float32 NumPy, or None.
+
+    ``penalty``: rho or mu of the penalty, or 1 for the actions that count. ``target``: the policy of the target, or 1
+    for the actions of its max. ``allowed``: 1 for the actions that the trained policy may take.
+    """
+
+    penalty: np.ndarray | None = None
+    target: np.ndarray | None = None
+    allowed: np.ndarray | None = None
 
 
 class Transitions:
@@ -34,9 +48,11 @@ class Transitions:
 
     Args:
         compress: keep every distinct transition once with its share of the data set, as ``full_batch`` needs it.
+        weights: of the actions in every state, where the objective needs them.
     """
 
-    def __init__(self, datasets: list[OfflineDataset], device: torch.device, compress: bool):
+    def __init__(self, datasets: list[OfflineDataset], device: torch.device, compress: bool,
+                 weights: ActionWeights | None = None):
         first = datasets[0]
         self.discrete, self.num_actions = first.discrete, first.num_actions
         parts = [dataset.compress() if compress else dataset for dataset in datasets]
@@ -55,6 +71,8 @@ class Transitions:
         self.weights = None
         if compress:
             self.weights = torch.from_numpy(np.concatenate([part.weights for part in parts])).to(device, torch.float32)
+        tables = (None if table is None else torch.from_numpy(table).to(device) for table in weights or ActionWeights())
+        self.penalty_weights, self.target_weights, self.allowed = tables  # each [data sets, S, A], or None
         self.lengths = torch.tensor(lengths, device=device)  # [data sets]
         self.offsets = self.lengths.cumsum(0) - self.lengths  # [data sets]
 
@@ -65,11 +83,11 @@ class Transitions:
             data_index: ``[M]``, the number of each member's data set. seeds: ``[M]``, its training seed.
         """
         uniforms = uniform_bits(seeds, torch.tensor([update], device=seeds.device), batch_size)[0]  # [M, B]
-        return self._read(self.at(self.minibatch_indices(data_index, uniforms)))
+        return self._read(self.at(self.minibatch_indices(data_index, uniforms)), data_index)
 
     def full_batch(self, data_index: Tensor) -> Batch:
         """All distinct transitions of each member's data set with their shares."""
-        return self._read(self.every(data_index))
+        return self._read(self.every(data_index), data_index)
 
     def at(self, index: Tensor) -> Batch:
         """The transitions at ``index [..., M, B]``, observations as row numbers of the table."""
@@ -90,10 +108,12 @@ class Transitions:
         2^-32."""
         return self.offsets[data_index][:, None] + ((uniforms * self.lengths[data_index][:, None]) >> 32)
 
-    def _read(self, batch: Batch) -> Batch:
-        """The observations themselves in place of their row numbers."""
-        return batch._replace(observations=self.observations[batch.observations],
-                              next_observations=self.observations[batch.next_observations])
+    def _read(self, batch: Batch, data_index: Tensor) -> Batch:
+        """The observations themselves in place of their row numbers, with the weights of the actions there."""
+        penalty, target = (None if table is None else table[data_index[:, None], rows] for table, rows in (
+            (self.penalty_weights, batch.observations), (self.target_weights, batch.next_observations)))
+        return batch._replace(observations=self.observations[batch.observations], action_weights=penalty,
+                              next_observations=self.observations[batch.next_observations], next_action_weights=target)
 
 
 def uniform_bits(seeds: Tensor, steps: Tensor, batch_size: int) -> Tensor:

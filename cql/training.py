@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cql import algorithm, checkpoint, engine
+from cql.action_weights import action_weights
 from cql.checkpoint import Position
 from cql.config import Config
 from cql.dataset import OfflineDataset
@@ -49,7 +50,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     """
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
-    transitions = Transitions(datasets, device, compress=config.full_batch)
+    transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
     diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
     shards = run.shards(slices(config), apart=ranks.world > 1)
     with ranks.stopped_by_signals(), torch_settings(device) as threads:
@@ -155,8 +156,10 @@ class Slice:
                             device=self.data_index.device)
 
     def policies(self) -> list[Policy]:
+        allowed = self.transitions.allowed if self.algorithm == "cql" else None
+        masks = [None] * len(self.members) if allowed is None else allowed[self.data_index].bool().cpu()
         return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], member.algorithm,
-                       member.alpha, member.seed, member.data_seed) for m, member in enumerate(self.members)]
+                       member.alpha, member.seed, member.data_seed, masks[m]) for m, member in enumerate(self.members)]
 
     def progress_bar(self, shown: bool) -> tqdm:
         return tqdm(total=self.steps, initial=self.step, desc=f"{self.name} × {len(self.members)}", unit=" updates",

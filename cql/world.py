@@ -22,12 +22,14 @@ from cql.exact import (
     TabularMDP,
     cql_fixed_point,
     empirical_mdp,
+    soft_fixed_point,
     start_distribution,
 )
 from cql.losses import Objective
 
 ARROWS: dict[tuple[int, ...], str] = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}  # (row, column) of a move
 MISFIT_LEVEL = 1e-4  # data with a smaller p-value are taken as another environment's
+LEAST_P_VALUE = 1e-300  # a smaller one is not told from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +164,10 @@ class World:
                                f"{empirical.next_state[s, a, k]} with reward {empirical.reward[s, a, k]:g} here.")
         return empirical, counts
 
+    def misfit_of_given(self, dataset: OfflineDataset, config: Config) -> str | None:
+        """``misfit`` where the data of a run were given; None where they were generated."""
+        return None if config.dataset is None else self.misfit(dataset)
+
     def misfit(self, dataset: OfflineDataset) -> str | None:
         """One sentence if a data set cannot, or can hardly, come from this model; None if it fits or none is known."""
         if self.mdp is None or self.mdp.start is None:
@@ -176,11 +182,12 @@ class World:
         expected = counts[..., None] * model_probability(self.mdp, empirical)
         surplus = counts[..., None] * empirical.probability - expected
         s, a, k = np.unravel_index(np.argmax(np.abs(surplus) / np.sqrt(np.maximum(expected, 1e-9))), surplus.shape)
-        return (f"the data hardly come from this {self.environment.spec.id}, so that no exact value holds for them: so "
-                f"unlikely transitions (p = {p_value:.1g}) come from its model in fewer than 1 of "
-                f"{1 / MISFIT_LEVEL:,.0f} data sets. The most unlikely: action {a} in state {s} led to state "
-                f"{empirical.next_state[s, a, k]} {round(surplus[s, a, k] + expected[s, a, k])} times of "
-                f"{counts[s, a]}, where {expected[s, a, k]:.1f} were expected.")
+        p = f"{p_value:.1g}" if p_value >= LEAST_P_VALUE else f"below {LEAST_P_VALUE:g}"
+        return (f"the data hardly come from this {self.environment.spec.id}, so that no exact value holds for them: "
+                f"its model gives data that fit it as badly with probability {p} (limit {MISFIT_LEVEL:g}). The most "
+                f"unlikely: action {a} in state {s} led to state {empirical.next_state[s, a, k]} "
+                f"{round(surplus[s, a, k] + expected[s, a, k])} times of {counts[s, a]}, where "
+                f"{expected[s, a, k]:.1f} were expected.")
 
 
 def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
@@ -196,6 +203,13 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
             spec["arguments"], dict) or not isinstance(spec["id"], str):
         raise ConfigError("the data set's metadata name an environment in no known form.")
     environment = make_environment(spec)
+    first = first_numbers(environment)
+    told = {name: dataset.metadata.get(name, 0) for name in first}
+    if first != told:
+        raise ConfigError(f"the environment {spec['id']} numbers its states from {first['first_state']} and its "
+                          f"actions from {first['first_action']}, the data set from {told['first_state']} and "
+                          f"{told['first_action']}: make it with OfflineDataset.from_arrays(..., first_state=..., "
+                          "first_action=...), or give plain arrays and --env.")
     space = environment.observation_space
     if isinstance(space, gymnasium.spaces.Discrete):
         fits = dataset.discrete and dataset.num_states == space.n
@@ -205,12 +219,6 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
             environment.action_space.n != dataset.num_actions):
         raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: "
                           f"{environment.unwrapped.observation_space} and {environment.unwrapped.action_space} there.")
-    first = first_numbers(environment)
-    if first != {name: dataset.metadata.get(name, 0) for name in first}:
-        raise ConfigError(f"the environment {spec['id']} numbers its states from {first['first_state']} and its "
-                          f"actions from {first['first_action']}, and the data set does not say so: make it with "
-                          "OfflineDataset.from_arrays(..., first_state=..., first_action=...), or give plain arrays "
-                          "and --env.")
     return environment
 
 
@@ -229,10 +237,12 @@ def goodness_of_fit(mdp: TabularMDP, empirical: TabularMDP, counts: np.ndarray) 
     """The p-value of the data's transitions: the probability, under the true model, of data that fit it no better.
 
     The statistic is the sum over all outcomes of w (O - n p)^2, where a pair logged n times had the outcome O times
-    and w = 1 / max(n p, 1): Pearson's, but that an outcome expected less than once cannot decide alone. Given n, the
+    and w = 1 / max(n p, 1): Pearson's, except that an outcome expected less than once has weight 1. Given n, the
     deviation of a pair is a sum of n independent vectors d = e_k - p of covariance C = diag(p) - p p^T, so that with
-    W = diag(w) the mean is n tr(W C) and the variance n Var(d^T W d) + 2 n (n - 1) tr((W C)^2). The gamma distribution
-    of the summed mean and variance stands for the statistic's own. ``python -m benchmarks.misfit`` measures it.
+    W = diag(w) the mean is n tr(W C) and the variance n Var(d^T W d) + 2 n (n - 1) tr((W C)^2). The distribution of the
+    statistic is approximated by the gamma distribution with the same mean and variance, which
+    ``python -m benchmarks.misfit`` measures. In the code, q is the model's probability of each logged outcome;
+    outcomes that were not logged enter through the first sum.
 
     Args:
         empirical, counts: the data's model, without impossible outcomes, and how often each pair was logged.
@@ -328,26 +338,33 @@ def pair_counts(dataset: OfflineDataset, inputs: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------- the one call for exact solutions
 
 
-def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, **options) -> Solution:
-    """The exact solution of a run's own objective, as ``cql_fixed_point`` gives it.
+def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, strict: bool = True,
+                   initial_value=None) -> Solution:
+    """The exact solution of a run's own objective on the logged actions.
 
     Args:
-        mdp, counts, alphas, options: as for ``cql_fixed_point``.
+        mdp, counts, alphas, strict, initial_value: as for ``cql_fixed_point``.
 
     Raises:
         RunError: no exact solution of this objective is known, none need exist (gamma 1), or none was certified.
     """
-    refuse_unknown(objective)
     if objective.gamma == 1:
         raise RunError("at gamma 1 the exact solution of CQL need not exist: take gamma below 1.")
+    if not objective.solved_as_cql_h and (objective.follows_policy or objective.td_loss == "huber"):
+        raise RunError(f"there is no exact solution to compare with a max for {_further(objective)}.")
     try:
-        return cql_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, **options)
+        if objective.solved_as_cql_h:
+            return cql_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, strict,
+                                   initial_value)
+        return soft_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, objective.penalty,
+                                objective.temperature, strict)
     except CertificateError as error:
         raise RunError(f"the exact solution could not be certified: {error}") from None
 
 
 def exact_curve_solution(objective: Objective, mdp: TabularMDP, counts, alphas, **options) -> Solution:
-    """``exact_solution``; raises RunError for the Huber loss too, whose solution need not be unique."""
+    """``exact_solution`` of CQL(H); raises RunError for the Huber loss too, whose solution need not be unique."""
+    refuse_unknown(objective)
     if objective.td_loss == "huber":
         raise RunError("a curve over alpha needs a squared error (mse or half_mse): the exact solution of huber "
                        "need not be unique.")
@@ -355,12 +372,16 @@ def exact_curve_solution(objective: Objective, mdp: TabularMDP, counts, alphas, 
 
 
 def refuse_unknown(objective: Objective) -> None:
-    """Raises RunError, one sentence, if no exact solution of the objective is known.
+    """Raises RunError, one sentence, if what holds for the exact solution of CQL(H) does not hold for this objective's.
 
     A comparison with the solution of another objective would be wrong without anyone noticing.
     """
-    if not objective.is_cql_h:
-        known = Objective()._asdict()
-        further = [f"{name} {value!r}" for name, value in objective._asdict().items()
-                   if name not in ("td_loss", "double_q", "gamma") and value != known[name]]
-        raise RunError(f"no exact solution is known of an objective with {', '.join(further)}: only that of CQL(H) is.")
+    if not objective.solved_as_cql_h:
+        raise RunError(f"this is known of CQL(H) alone, not of an objective with {_further(objective)}.")
+
+
+def _further(objective: Objective) -> str:
+    """The fields of an objective that make it another than CQL(H), in words."""
+    known = Objective()._asdict()
+    return ", ".join(f"{name} {value!r}" for name, value in objective._asdict().items()
+                     if name not in ("double_q", "gamma") and value != known[name])

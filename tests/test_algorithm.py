@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 import evaluate
@@ -16,7 +17,6 @@ from cql.analysis.figures import plots
 from cql.commands import explain
 from cql.commands import phase as phase_command
 from cql.config import Config
-from cql.losses import Objective
 from cql.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def no_pictures():
 
 
 def test_from_the_command_line_to_the_penalty(tmp_path):
-    """Six frames in four files, which have 550 lines."""
+    """Six frames in four files, which have 620 lines."""
     stacks = []
 
     def profile(frame, event, argument):
@@ -54,7 +54,7 @@ def test_from_the_command_line_to_the_penalty(tmp_path):
     assert len(stacks) == 40
     for stack in stacks:
         assert len(stack) <= 6 and len(set(stack)) <= 4
-    assert sum(len(path.read_text().splitlines()) for path in set(stacks[0])) <= 550
+    assert sum(len(path.read_text().splitlines()) for path in set(stacks[0])) <= 620
 
 
 def test_what_is_minimised_is_what_is_logged(tmp_path, monkeypatch):
@@ -100,40 +100,28 @@ def test_what_the_engine_does_not_know_is_trained_by_the_page(tmp_path, capsys, 
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------------ a new objective
+# ----------------------------------------------------------------------------------- an objective of the paper's family
 
-@pytest.fixture(scope="module")
-def tempered():
-    """The code after somebody has put a temperature of 2 into the logsumexp: of this penalty nothing exact is known."""
-    def penalty(q_values, actions, penalty="logsumexp", original=losses.conservative_penalty):
-        if penalty == "tempered":
-            return 2 * (q_values / 2).logsumexp(-1) - losses.q_taken(q_values, actions)
-        return original(q_values, actions, penalty)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "conservative_penalty", penalty)
-        patch.setattr(Config, "objective",
-                      property(lambda self: Objective(self.td_loss, "tempered", self.double_q, self.gamma)))
-        yield
+EQUATION_1 = ["--penalty", "push-down", "--target-policy", "behavior"]
 
 
 @pytest.fixture(scope="module")
-def run(tempered, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tempered") / "run"
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eq1") / "run"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert train.main([*TINY, "--out", str(folder)]) == 0
-    assert "the fast trainer does not know Objective(td_loss='mse', penalty='tempered'" in printed.getvalue()
+        assert train.main([*TINY, *EQUATION_1, "--out", str(folder)]) == 0
+    assert "the fast trainer does not know Objective(td_loss='mse', penalty='push-down'" in printed.getvalue()
     return folder
 
 
-DECLINES = "no exact solution is known of an objective with penalty 'tempered': only that of CQL(H) is."
+DECLINES = "there is no exact solution to compare with a max for penalty 'push-down'"
+ONLY = "this is known of CQL(H) alone, not of an objective with penalty 'push-down'"
 
 
-def test_a_new_objective_trains_and_is_logged(run):
+def test_it_trains_and_is_logged(run):
     logged = read_metrics(run / "metrics.csv")
     td, penalty, total = (logged["cql-a6-s42-d42", name][1] for name in ("losses/td", "losses/penalty", "losses/total"))
-    # networks start near constant Q, whose penalty is 2 log 4 here and log 4 in the paper
-    assert penalty[0] == pytest.approx(2 * 1.386, abs=0.15)
+    assert abs(penalty[0]) < 1  # E_mu[Q] of a network that starts near 0, where logsumexp would be log 4
     assert total == pytest.approx([a + 6 * b for a, b in zip(td, penalty)], rel=1e-5)
     assert (run / "policies/cql-a6-s42-d42.pt").exists() and (run / "evaluation.json").exists()
     assert not any(logged["cql-a6-s42-d42", "health/diverged"][1])
@@ -148,24 +136,24 @@ def test_the_audit_declines(run, capsys):
 def test_the_report_declines(run):
     assert evaluate.main([str(run), "--report"]) == 0
     page = (run / "report.html").read_text()
-    assert page.count(f"There is no exact solution to compare the run with: {DECLINES.split(' penalty')[0]} ") == 1
+    assert page.count(f"There is no exact solution to compare the run with: {escape(ONLY)}") == 1
     assert "|Q − exact Q|" not in page
 
 
 def test_explain_declines(run, capsys):
     assert explain.main([str(run), "--state", "31"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1
+    assert printed.startswith(f"error: {ONLY}") and printed.count("\n") == 1
 
 
 def test_phase_declines(run, tmp_path, capsys):
     assert phase_command.main(["--run", str(run), "--out", str(tmp_path / "phase")]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1 and not (tmp_path / "phase").exists()
+    assert printed.startswith(f"error: {ONLY}") and printed.count("\n") == 1 and not (tmp_path / "phase").exists()
 
 
-def test_a_threshold_declines(tempered, tmp_path, capsys):
-    assert train.main([*TINY, "--penalty-threshold", "1.2", "--out", str(tmp_path / "run")]) == 2
+def test_a_threshold_declines(tmp_path, capsys):
+    assert train.main([*TINY, *EQUATION_1, "--penalty-threshold", "1.2", "--out", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: --penalty-threshold: the least penalty is not known for Objective")
     assert printed.count("\n") == 1

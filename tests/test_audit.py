@@ -79,7 +79,8 @@ def test_the_linear_network_reaches_the_exact_solution(linear, linear_audit):
 def test_the_exact_solution_is_certified_from_outside(linear):
     exact = exact_of(linear)
     for alpha, q in exact.solutions.items():
-        residual, *_ = certificate(exact.empirical, exact.counts, q[None], [alpha], exact.gamma, exact.td_loss)
+        td_loss = exact.objective.td_loss
+        residual, *_ = certificate(exact.empirical, exact.counts, q[None], [alpha], exact.gamma, td_loss)
         assert residual[0] < 1e-9 * (1 + alpha)
 
 

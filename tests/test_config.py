@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cql.config import Config, add_arguments, from_arguments, given
+from cql.config import Config, add_arguments, from_arguments, given, long_bc
 from cql.errors import ConfigError
 from cql.members import Member, all_members, members, slices
 
@@ -114,3 +114,15 @@ def test_slices_hold_one_algorithm_and_keep_the_order():
     groups = slices(config)
     assert [len(group) for group in groups] == [3, 4, 4, 1]
     assert [member for group in groups for member in group] == all_members(config)
+
+
+@pytest.mark.parametrize("flags, share", [
+    ("--steps 4000", "86%"), ("--steps 4000 --alpha 0 1 6 10 20 50 200", None), ("--steps 4000 --bc-steps 25000", None),
+    ("", None), ("--steps 0", None), ("--steps 8000 --num-seeds 4 --num-datasets 3", "76%")])
+def test_shorter_cql_says_what_cloning_takes(flags, share):
+    """25,000 of 29,000 updates, and of 33,000; seven alphas take 28,000."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(flags.split())
+    note = long_bc(from_arguments(arguments), given(arguments))
+    assert (note is None) if share is None else (share in note and "--bc-steps shortens it" in note)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,12 +65,20 @@ def test_plain_arrays_get_their_episodes_and_sizes():
     (dict(observations=np.zeros((4, 0)), next_observations=np.zeros((4, 0))), "length 0"),
     (dict(observations=np.full((4, 1), np.nan), next_observations=np.zeros((4, 1))), "observations holds NaN"),
     (dict(terminations=[0, 0, 2, 0]), "terminations must be true or false"),
-    (dict(truncations=[False, False, True]), "truncations has 3 entries"),
+    (dict(truncations=[False, False, True]), r"truncations have the shape \(3,\), terminations \(4,\)"),
     (dict(episode_ids=[0, 1, 0, 1]), "an episode_id comes back"),
     (dict(behavior_probabilities=[0.5, 0.0, 1, 1]), r"behavior_probabilities must lie in \(0, 1\]"),
     (dict(metadata={"num_actions": 2}), "actions go from 0 to 2, outside 0 … 1"),
     (dict(metadata={"num_states": 3}), "next_observations go from 1 to 3, outside 0 … 2"),
-    (dict(metadata={"num_states": "many"}), "lack the number of states"),
+    (dict(metadata={"num_states": "many"}), "num_states in the metadata must be an integer from 1 to 2147483647"),
+    (dict(metadata={"num_actions": True}), "num_actions in the metadata must be an integer from 1"),
+    (dict(metadata={"terminated_and_truncated": 2}), "terminated_and_truncated in the metadata must be .* from 0 to 1"),
+    (dict(metadata={"first_action": None}), "first_action in the metadata must be an integer"),
+    (dict(truncations=np.zeros((4, 1))), r"truncations have the shape \(4, 1\), terminations \(4,\)"),
+    (dict(actions=np.array([1, 0, 2, 1], "timedelta64[s]")), "actions must be integers"),
+    (dict(rewards=np.array([1, 0, 2, 1], "timedelta64[s]")), "rewards must be numbers"),
+    (dict(terminations=np.array([0, 0, 1, 0], complex)), "terminations must be true or false"),
+    (dict(rewards=[-1, 3e38, 50, -1]), "rewards must lie between -1e[+]30 and 1e[+]30"),
     ({name: [] for name in arrays()}, "no transitions"),
 ])
 def test_what_cannot_be_used_is_refused_in_one_sentence(changes, sentence):
@@ -320,9 +329,9 @@ class Table:
 
 
 @pytest.mark.parametrize("changes, metadata, first, sentence", [
-    ({}, CHAIN, {}, "does not fit the environment Chain-v0 that it names: Discrete.4, start=1."),
-    (chain_columns(first=0), CHAIN, {}, "numbers its states from 1 and its actions from 1, and the data set does not"),
-    ({}, CHAIN, dict(first_state=1), "does not fit"),
+    ({}, CHAIN, {}, "numbers its states from 1 and its actions from 1, the data set from 0 and 0: make it with"),
+    (chain_columns(first=0), CHAIN, {}, "numbers its states from 1 and its actions from 1, the data set from 0 and 0"),
+    ({}, CHAIN, dict(first_state=1), "numbers its states from 1 and its actions from 1, the data set from 1 and 0"),
     (dict(observations=np.zeros(11, int)), CHAIN, dict(first_state=1, first_action=1), "must lie between 1 and"),
     (dict(next_observations=np.full(11, 5)), CHAIN, dict(first_state=1, first_action=1), "does not fit"),
 ])
@@ -390,6 +399,8 @@ def test_episodes_that_do_not_hang_together_are_counted_and_can_be_split(vectors
     assert split.episode_ids.tolist() == [0, 1, 1] and split.episode_returns().tolist() == [0.0, 3.0]
     assert not split.breaks.size and "broken" not in summary(split)
     assert split.split_at_breaks().to_bytes() == split.to_bytes()
+    assert "episodes begun at breaks 1: they start in the middle" in summary(split)
+    assert "neither terminated nor truncated 1" in summary(split)  # the first of the two stops where it was broken
 
 
 def test_whole_episodes_have_no_breaks(many):
@@ -416,7 +427,8 @@ def propensities(observations, actions, probabilities):
 
 
 @pytest.mark.parametrize("observations, actions, probabilities, sentence", [
-    ([0, 0], [0, 1], [1.0, 1.0], "logged in state 0 sum to 2, above 1; leave"),
+    ([0, 0], [0, 1], [1.0, 1.0], "of one policy: the smallest of each action logged in state 0 sum to 2, above"),
+    ([0, 0, 0, 0], [0, 0, 1, 1], [0.95] * 4, "one policy: .* sum to 1.9, above 1"),  # those of a policy that changed
     ([7, 3, 3, 3], [0, 0, 1, 2], [1.0, 0.5, 0.5, 0.001], "logged in state 3 sum to 1.001, above 1"),
     ([3, 3, 3], [0, 1, 0], [0.9, 0.2, 0.85], "state 3 sum to 1.05"),  # 0.85 is the smallest of action 0
     ([[0.5, -0.0], [0.5, 0.0]], [0, 1], [1.0, 0.5], r"state \[0.5, 0.0\] sum to 1.5"),
@@ -428,9 +440,10 @@ def test_propensities_that_contradict_themselves_are_refused(observations, actio
 
 
 def test_propensities_of_some_policy_are_taken(many):
-    changing = propensities([0, 0, 0], [0, 1, 0], [0.9, 0.6, 0.4])  # 0.4 and 0.6 at one time, 0.9 at another
-    assert changing.behavior_probabilities.tolist() == [0.9, 0.6, 0.4]
+    several = propensities([0, 0, 0], [0, 1, 0], [0.9, 0.6, 0.4])  # of one action in one state
+    assert several.behavior_probabilities.tolist() == [0.9, 0.6, 0.4]
     propensities([0, 1], [0, 1], [1.0, 1.0])
+    propensities([0, 0, 1], [0, 1, 2], [0.2, 0.3, 0.1])  # action 2 was not logged in state 0
     thirds = np.full(3, 1 / 3, np.float32)
     propensities([0, 0, 0], [0, 1, 2], thirds)
     rounded = propensities([0], [0], np.array([1.0000001], np.float32))
@@ -470,3 +483,85 @@ def test_the_largest_numbers_of_states_and_actions_are_named():
         with pytest.raises(DatasetError, match=f"{next(iter(columns))} must lie between 0 and {largest}"):
             OfflineDataset.from_arrays(**{**dict(observations=[0], actions=[0], rewards=[0.0], next_observations=[0],
                                                  terminations=[True]), **columns})
+
+
+def test_arrays_of_other_names_are_refused_by_name(tmp_path):
+    np.savez(tmp_path / "d.npz", **arrays(), truncated=np.zeros(4), behaviour_probabilities=np.ones(4))
+    with pytest.raises(DatasetError, match="has behaviour_probabilities, truncated: the arrays of a data set are "):
+        OfflineDataset.load(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("step, dtype, merged", [(1e-9, np.float64, 4), (1, np.int64, 3), (1e-3, np.float64, 0)])
+def test_observations_that_float32_merges_are_counted(step, dtype, merged):
+    """From 2^25 on float32 holds every fourth integer: 5 in a row become 2 (ties to even)."""
+    column = np.arange(5) * step + (2**25 if dtype == np.int64 else 1)
+    seen = np.stack([column, 0 * column], 1).astype(dtype)
+    data = OfflineDataset.from_arrays(seen, [0] * 5, [0.0] * 5, seen, [True] * 5)
+    assert data.metadata.get("merged_observations", 0) == merged == 5 - len(np.unique(data.observations, axis=0))
+    assert (f"distinct observations lost in float32 {merged}: " in summary(data)) == (merged > 0)
+
+
+def test_episodes_that_end_with_neither_flag_are_counted():
+    data = OfflineDataset.from_arrays(**arrays(terminations=[0, 0, 0, 0]), episode_ids=[0, 0, 1, 2])
+    assert "episodes that end neither terminated nor truncated 2" in summary(data)
+    assert "neither" not in summary(OfflineDataset.from_arrays(**arrays()))
+
+
+@pytest.mark.parametrize("first", ["1", 1.0, None, True, 2**31, float("nan"), np.array([1])])
+def test_first_numbers_of_other_kinds_are_refused(first):
+    for name in ("first_state", "first_action"):
+        with pytest.raises(DatasetError, match=f"{name} must be an integer from -2147483648 to 2147483647"):
+            OfflineDataset.from_arrays(**chain_columns(), **{name: first})
+
+
+def test_numpy_integers_are_integers_and_other_metadata_are_refused_when_saved(tmp_path):
+    data = OfflineDataset.from_arrays(**chain_columns(), first_state=np.uint8(1), first_action=np.int64(1),
+                                      metadata={"num_states": np.int64(4)})
+    assert data.metadata == {"num_states": 4, "num_actions": 2, "first_state": 1, "first_action": 1}
+    data.save(tmp_path / "d.npz")
+    for value in ({1, 2}, np.zeros(2), b"x", {(1, 2): 3}):
+        with pytest.raises(DatasetError, match="the metadata cannot be written as JSON"):
+            OfflineDataset.from_arrays(**chain_columns(), metadata={"x": value}).save(tmp_path / "e.npz")
+    assert not (tmp_path / "e.npz").exists()
+
+
+def test_plain_arrays_are_shifted_by_the_first_numbers_of_their_metadata(tmp_path):
+    np.savez(tmp_path / "d.npz", **chain_columns(), metadata='{"first_state": 1, "first_action": 1}')
+    data = OfflineDataset.load(tmp_path / "d.npz")
+    assert data.observations.tolist() == chain_columns(first=0)["observations"].tolist()
+    assert "states that the environment numbers from 1 are stored from 0" in summary(data)
+    np.savez(tmp_path / "d.npz", **chain_columns(first=0), metadata='{"first_state": 1}')  # nothing to shift
+    with pytest.raises(DatasetError, match="d.npz: observations must lie between 1 and"):
+        OfflineDataset.load(tmp_path / "d.npz")
+
+
+def test_data_not_in_the_numbers_of_the_environment_named_are_refused_with_file_and_cause(tmp_path):
+    np.savez(tmp_path / "d.npz", **chain_columns(first=0))
+    with pytest.raises(DatasetError, match="d.npz is not in the numbers of Chain-v0, whose first state is 1 and whose "
+                                           "first action is 1: observations must lie between 1 and"):
+        datasets_for(Config(env="Chain-v0", dataset=str(tmp_path / "d.npz")), {"env": "Chain-v0"})
+
+
+@pytest.mark.parametrize("arguments", [{"reward_schedule": [1]}, {"desc": 7}, {"desc": []}, {"success_rate": "x"},
+                                       {"entry_point": "os:system"}, {"map_name": "nowhere"}])
+def test_environment_arguments_may_fail_in_any_way(arguments):
+    with pytest.raises(ConfigError, match="FrozenLake-v1 cannot be made: "):
+        make_environment({"id": "FrozenLake-v1", "arguments": arguments, "max_episode_steps": 9})
+
+
+def test_whatever_an_environment_raises_is_one_sentence():
+    for error in (IndexError("why"), AssertionError("why"), RecursionError("why"), ZeroDivisionError("why")):
+        def fails(error=error):
+            raise error
+        gymnasium.register("Fails-v0", fails)
+        try:
+            with pytest.raises(ConfigError, match="the environment Fails-v0 cannot be made: why"):
+                make_environment({"id": "Fails-v0", "arguments": {}, "max_episode_steps": 9})
+        finally:
+            del gymnasium.registry["Fails-v0"]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1_000_001, 10**30, "x", 3.5, True])
+def test_step_limits_from_files_are_bounded(steps):
+    with pytest.raises(ConfigError, match="max_episode_steps must be an integer from 1 to 1,000,000, not"):
+        make_environment({"id": "FrozenLake-v1", "arguments": {}, "max_episode_steps": steps})

@@ -156,10 +156,59 @@ def test_unknown_td_loss_is_refused():
 
 
 def test_an_unknown_penalty_is_refused():
-    with pytest.raises(ValueError, match="penalty must be logsumexp"):
+    with pytest.raises(ValueError, match="penalty must be one of logsumexp, rho"):
         losses.conservative_penalty(torch.zeros(1, 1, 2), torch.zeros(1, 1).long(), "mean")
+
+
+# Q = (0, ln 3), action 0 logged. e^Q = (1, 3); with rho (3/4, 1/4) their weighted sum is 3/2
+BY_HAND = [
+    (dict(penalty="logsumexp"), None, math.log(4), [1 / 4 - 1, 3 / 4]),
+    (dict(penalty="logsumexp", temperature=0.5), None, math.log(10) / 2, [1 / 10 - 1, 9 / 10]),  # e^2Q = (1, 9)
+    (dict(penalty="logsumexp"), [1.0, 0.0], 0.0, [0.0, 0.0]),  # the logged action alone
+    (dict(penalty="rho"), [0.75, 0.25], math.log(1.5), [0.5 - 1, 0.5]),
+    (dict(penalty="previous"), [0.75, 0.25], math.log(1.5), [0.5 - 1, 0.5]),
+    (dict(penalty="push-down"), [0.25, 0.75], 0.75 * math.log(3), [0.25, 0.75]),
+    (dict(penalty="mu"), [0.25, 0.75], 0.75 * math.log(3), [0.25 - 1, 0.75])]
+
+
+@pytest.mark.parametrize("arguments, action_weights, penalty, gradient", BY_HAND)
+def test_every_penalty_and_its_gradient_by_hand(arguments, action_weights, penalty, gradient):
+    """With the target at Q(s, a) the squared error is 0, its gradient too."""
+    q, action = tensor([[[0.0, math.log(3)]]]), torch.tensor([[0]])
+    arguments = arguments | {"action_weights": None if action_weights is None else tensor([[action_weights]])}
+    terms = losses.cql_loss(q, action, tensor([[0.0]]), tensor([2.0]), **arguments)
+    assert [float(term) for term in terms] == pytest.approx([0.0, penalty, 2 * penalty], abs=1e-12)
+    closed = losses.cql_gradient(q, action, tensor([[0.0]]), tensor([2.0]), **arguments)
+    assert closed.flatten().tolist() == pytest.approx([2 * x for x in gradient], abs=1e-12)
+
+
+@pytest.mark.parametrize("arguments, action_weights", [case[:2] for case in BY_HAND])
+@pytest.mark.parametrize("td_loss", losses.TD_LOSSES)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_every_gradient_in_closed_form_is_autograds(arguments, action_weights, td_loss, seed):
+    q, actions, targets, alpha, weights = random_case(seed, torch.float64)
+    if action_weights is not None:
+        random = torch.rand(q.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        random = (random * (random > 0.3)).scatter(-1, actions[..., None], 1.0)  # the logged action always counts
+        action_weights = random / random.sum(-1, keepdim=True)
+    leaf = q.clone().requires_grad_()
+    arguments = arguments | {"action_weights": action_weights, "weights": weights}
+    losses.cql_loss(leaf, actions, targets, alpha, td_loss, **arguments).total.sum().backward()
+    closed = losses.cql_gradient(q, actions, targets, alpha, td_loss, **arguments)
+    assert (closed - leaf.grad).abs().max() <= 1e-12 * max(1, leaf.grad.abs().max().item(), alpha.max().item())
+
+
+def test_softmax_mu_held_fixed_and_uniform_rho_have_the_gradient_of_cql_h():
+    """So neither is an option of its own: Eq. 2 with mu = softmax Q, and CQL(rho) with rho = 1 / A."""
+    q, actions, targets, alpha, _ = random_case(11, torch.float64)
+    expected = losses.cql_gradient(q, actions, targets, alpha)
+    for penalty, weights in (("mu", q.softmax(-1)), ("rho", torch.full_like(q, 1 / q.shape[-1]))):
+        gradient = losses.cql_gradient(q, actions, targets, alpha, penalty=penalty, action_weights=weights)
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_only_the_papers_objective_is_cql_h():
     assert losses.Objective(td_loss="huber", double_q=True, gamma=0.5).is_cql_h
-    assert not losses.Objective(penalty="mean").is_cql_h
+    assert not losses.Objective(penalty="rho").is_cql_h and not losses.Objective(temperature=2.0).solved_as_cql_h
+    assert not losses.Objective(supported=True).is_cql_h and losses.Objective(supported=True).solved_as_cql_h

@@ -9,6 +9,7 @@ import tomllib
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +23,15 @@ from cql.analysis.report import figures as report_figures
 from cql.analysis.report.data import ReportData
 from cql.analysis.report.slider import slider_numbers
 from cql.analysis.results import Results
+from cql.collect import make_environment
 from cql.config import Config
+from cql.dataset import OfflineDataset
 from cql.exact import TabularMDP, curve, evaluate_policies, hitting_probability
 from cql.members import Member
 from cql.policy import Policy
 from cql.run_folder import RunFolder
-from cql.world import exact_solution
+from cql.world import World, exact_solution
+from envs import ENV_ID
 from tests import browser
 from tests.mdps import random_policies, random_table
 
@@ -458,3 +462,26 @@ def test_the_slider_changes_arrows_and_numbers_to_those_of_the_evaluation(run, d
     assert words[0] == four_digits(exact.metrics["return"][n])
     if start is not None:
         assert shown(start, "trained")[1] != shown(document, "trained")[1] and "→ 0" in shown(start, "exact")[2]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"map_name": "blocks", "slip_probability": 0.3}, "map blocks, slip 0.3"),
+    ({"desc": ["S.H", "..G"], "slip_probability": 0.0}, "map of 2 × 3 cells, slip 0")])
+def test_given_data_name_their_own_environment(arguments, words):
+    """The settings of the run keep their defaults, map islands and slip 0.05, and say nothing of given data."""
+    world = World.around(make_environment({"id": ENV_ID, "arguments": arguments, "max_episode_steps": 9}))
+    run_data = SimpleNamespace(world=world, config=Config(dataset="d.npz"))
+    assert page.environment(SimpleNamespace(run_data=run_data)) == f"{ENV_ID}, {words}"
+
+
+def test_a_single_transition_without_bc_is_not_described_as_several_with_it(tmp_path, undrawn):
+    spec = {"environment": {"id": "FrozenLake-v1", "arguments": {}, "max_episode_steps": 100}, "num_states": 16,
+            "num_actions": 4}
+    OfflineDataset.from_arrays([0], [0], [0.0], [4], [False], [True], metadata=spec).save(tmp_path / "d.npz")
+    assert train.main([*TINY, "--dataset", str(tmp_path / "d.npz"), "--bc-steps", "0", "--out",
+                       str(tmp_path / "run")]) == 0
+    run = RunFolder.open(tmp_path / "run")
+    population = Results.of(run)
+    text = report.render(ReportData.of(run, statistics.summary(population), selection.referee(run, 2)), {})
+    assert "The data were given: 1 transition." in text and "The probabilities P" not in text
+    assert "The environment is FrozenLake-v1, 100 steps an episode." in text and "Its dynamics are known" in text

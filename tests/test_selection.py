@@ -319,6 +319,8 @@ def test_broken_episodes_have_no_estimates_unless_they_are_split(tmp_path):
         assert [entry(result, name)["available"] for name in ("fqe_return", "fqe_hazard", "support")] == [available] * 3
         assert entry(result, "td")["available"] == 2  # needs no episodes
         assert bool(result["withheld"]) != bool(available)
+        split = "Episodes split at breaks: 1 episode of the data starts in the middle of a logged one"
+        assert (split in selection.text(result)) == bool(available)
     assert "No off-policy estimates: episodes are broken in 1 place, first after transition 0" in selection.text(
         referee(RunFolder.open(tmp_path / "run0"), 10))
 

@@ -283,13 +283,16 @@ def test_where_no_interval_exists_no_claim_is_denied(n):
     bc = {"return": X[:n], "hazard_probability": Y[:n], "action_mismatch_rate": 0 * X[:n]}
     found = statistics.summary(results_of({
         BC: bc, ("cql", 6.0): {**bc, "return": X[:n] + 5, "hazard_probability": Y[:n] - 9}, ("cql", 50.0): bc}))
-    why = f"not known: an interval takes 6 data sets, and the run has {n}"
+    why = f"an interval takes 6 data sets, and the run has {n}" if n > 1 else (
+        "an interval takes 6 data sets, or 6 seeds on one, and the run has 1 data set and 1 seed")
     for claim, metric in (BELOW, SAME):
-        assert found["claims"][claim]["alpha"] is None and found["claims"][claim]["unknown"] == [6.0, 50.0]
-        assert statistics.not_found(found, claim, metric) == why
+        assert found["claims"][claim]["alpha"] is None
+        assert found["claims"][claim]["unknown"] == [6.0, 50.0]
+        assert statistics.not_found(found, claim, metric) == (False, why)
     assert found["claims"]["best_return"]["tie"] is None and found["claims"]["best_return"]["lead"][0] == 5
     text = statistics.table(found)
-    assert text.count(why) == 2 and "at no alpha" not in text and "means have no interval: an interval takes" in text
+    assert text.count(f": not known: {why}.") == 2 and "at no alpha" not in text
+    assert "means have no interval: an interval takes" in text
     assert "paired lead over alpha = 50: +5.00 (no interval: it may be chance)." in text
 
 
@@ -304,11 +307,24 @@ def test_what_is_denied_has_an_interval_that_denies_it():
     alone = statistics.summary(results_of({("cql", 1.0): worse}))
     without = statistics.summary(results_of({group: {"return": X[:8]} for group in (BC, ("cql", 1.0))}))
     for claim in (BELOW, SAME):
-        assert statistics.not_found(all_known, *claim) == "at no alpha of this run"
-        assert statistics.not_found(some, *claim) == "at no alpha that has an interval; there is none at 0"
-        assert statistics.not_found(none, *claim) == "not known: the differences have no interval"
-        assert statistics.not_found(alone, *claim) == "not known: the run has no BC"
-    assert statistics.not_found(without, *BELOW) == "not known: no member has a value"
+        assert statistics.not_found(all_known, *claim) == (True, "at no alpha of this run")
+        assert statistics.not_found(some, *claim) == (True, "at no alpha that has an interval; there is none at 0")
+        assert statistics.not_found(none, *claim) == (False, "the differences have no interval")
+        assert statistics.not_found(alone, *claim) == (False, "the run has no BC")
+    assert statistics.not_found(without, *BELOW) == (False, "no member has a value")
+
+
+def test_a_run_without_bc_says_so_first():
+    """Neither of both alphas has enough values: that there is no BC is the reason all the same."""
+    found = statistics.summary(results_of({("cql", 0.0): {"return": X[:2]}, ("cql", 1.0): {"return": X[:2]}}))
+    found["claims"]["becomes_bc"]["unknown"] = []
+    assert statistics.not_found(found, *SAME) == (False, "the run has no BC")
+
+
+def test_six_seeds_on_one_data_set_are_enough():
+    assert statistics.too_few(1, 6) is None and statistics.too_few(6, 1) is None
+    assert statistics.too_few(2, 6) == "an interval takes 6 data sets, and the run has 2"
+    assert statistics.too_few(1, 5).endswith("or 6 seeds on one, and the run has 1 data set and 5 seeds")
 
 
 def test_the_sign_of_a_difference():

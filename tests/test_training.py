@@ -1,8 +1,10 @@
 """The loop: members keep to themselves, cadences change nothing, runs repeat bit for bit and resume bit for bit."""
 
+import gc
 import json
 import os
 import signal
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train as command
 from cql import device, diagnostics, losses, training
 from cql.collect import datasets_for
 from cql.config import Config
@@ -323,3 +326,23 @@ def test_cuda_agrees_with_the_cpu(tmp_path, changes):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
     again = run_of(tmp_path / "again", **changes, device="cuda")
     assert policy_bytes(again) == policy_bytes(runs[1])
+
+
+def test_a_slice_that_has_ended_leaves_no_memory_behind(tmp_path, monkeypatch):
+    """Of every slice but the last two nothing is left when a new one begins, without a collection of cycles."""
+    made, alive = [], []
+
+    def begin(self, *arguments, original=training.Slice.__init__):
+        alive.append(sum(reference() is not None for reference in made))
+        original(self, *arguments)
+        made.append(weakref.ref(self.state.parameters[0]))
+
+    monkeypatch.setattr(training.Slice, "__init__", begin)
+    gc.collect()
+    gc.disable()
+    try:
+        assert command.main(["--map", "random:6:1", "--episodes", "10", "--hidden", "8", "--bc-steps", "0", "--steps",
+                             "20", "--alpha", *"123456", "--slice-size", "1", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        gc.enable()
+    assert alive == [0, 1, 1, 1, 1, 1]  # the one before stands until the new one takes its place

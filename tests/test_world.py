@@ -1,15 +1,20 @@
 """Whether data come from the model of their environment: by hand, by simulation, and as a user sees it."""
 
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 
+import evaluate
 import train
 from cql.collect import generate_offline_episodes
+from cql.commands import bounds, phase, theorems
+from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.exact import TabularMDP
+from cql.run_folder import RunFolder
 from cql.world import World, goodness_of_fit
 from tests.mdps import random_table
 
@@ -67,6 +72,7 @@ def test_another_variant_of_the_environment_is_told_apart():
     assert world.misfit(frozen_lake(True)) is None
     words = world.misfit(frozen_lake(False))
     assert "hardly come from this FrozenLake-v1" in words and "were expected" in words
+    assert "its model gives data that fit it as badly with probability below 1e-300 (limit 0.0001)" in words
 
 
 @pytest.mark.parametrize("slip,fits", [(0.05, True), (0.1, False)])
@@ -82,12 +88,36 @@ def test_an_environment_without_a_model_is_not_judged():
     assert World.around(env).misfit(data) is None
 
 
+def test_the_exact_commands_say_it(tmp_path, capsys):
+    frozen_lake(False).save(tmp_path / "lake.npz")
+    data = ["--dataset", str(tmp_path / "lake.npz")]
+    for command in (partial(phase.main, [*data, "--points", "2", "--out", str(tmp_path / "p")]),
+                    partial(theorems.main, data), partial(bounds.main, [*data, "--alpha", "1"])):
+        assert command() == 0
+        assert "\nnote: the data hardly come from this FrozenLake-v1" in capsys.readouterr().out
+
+
+def test_generated_data_are_not_judged():
+    world = World.of(frozen_lake(True, 1))
+    assert world.misfit_of_given(frozen_lake(False), Config()) is None
+    assert world.misfit_of_given(frozen_lake(False), Config(dataset="d.npz")) is not None
+
+
 @pytest.mark.slow
 def test_train_says_it_before_training(tmp_path, capsys):
     flags = f"--dataset {tmp_path}/lake.npz --bc-steps 5 --steps 5 --hidden 8 --out {tmp_path}/".split()
     frozen_lake(False).save(tmp_path / "lake.npz")
     assert train.main([*flags[:-1], f"{tmp_path}/a"]) == 0
-    assert "note: the data hardly come from this FrozenLake-v1" in capsys.readouterr().out
+    note = "note: the data hardly come from this FrozenLake-v1"
+    before, after = capsys.readouterr().out.split("V estimate")
+    assert note in before and note in after  # before the training, and under the table
+    run = RunFolder.open(tmp_path / "a")
+    assert f"note: {run.read_json('evaluation.json')['misfit']}" in after
+    assert evaluate.main([str(run.path), "--episodes", "2", "--report"]) == 0
+    assert note in capsys.readouterr().out
+    page = (run.path / "report.html").read_text()
+    assert "Note: the data hardly come from this FrozenLake-v1" in page and "dynamics are known" not in page
+    assert "The environment is FrozenLake-v1, 100 steps" in page and "map islands" not in page
     impossible = frozen_lake(True)
     rewards = impossible.rewards.copy()
     rewards[0] = 7

@@ -85,7 +85,7 @@ class ExactTables:
         if gamma == 1:
             raise RunError("the run has gamma 1, where the exact solution of CQL need not exist: "
                            "an audit needs gamma below 1.")
-        self.world, self.mdp, self.gamma, self.td_loss = world, mdp, gamma, objective.td_loss
+        self.world, self.mdp, self.gamma, self.objective = world, mdp, gamma, objective
         self.empirical, self.counts = world.empirical(dataset)
         self.logged = (self.counts > 0) & ~mdp.terminal[:, None]
         self.seen = self.logged.any(-1)
@@ -102,7 +102,7 @@ class ExactTables:
             self.solutions = dict(zip(alphas, solution.q))
             self.certificates = {alpha: {"residual": float(residual), "certified": bool(certified)} for
                                  alpha, residual, certified in zip(alphas, solution.residual, solution.certified)}
-        if 0 in self.solutions and self.td_loss != "huber":
+        if 0 in self.solutions and objective.td_loss != "huber":
             # the limit alpha -> 0+ is Q*_support itself, so that no conservatism is left
             # (the Huber loss has a limit of its own, a location of the targets that is not their mean)
             self.solutions[0] = self.support_data
@@ -144,7 +144,7 @@ def audit_cql(tables: ExactTables, q, alpha: float) -> tuple[dict, dict]:
     p, ood = softmax(q), ~logged & seen[:, None]
     ood_mass = np.where(ood, p, 0.0).sum(-1)
     below = (p[chosen] < tables.beta[chosen]) & seen
-    error = (value - true_value)[seen]
+    error, ood_errors = (value - true_value)[seen], (q - q_true)[ood]
     network, best = tables.outcomes(np.stack([policy, settled_policy(on_support)]))
     summary = {
         "oracle": {**tables.certificates[alpha], "q_range": q_range, **best},
@@ -156,7 +156,7 @@ def audit_cql(tables: ExactTables, q, alpha: float) -> tuple[dict, dict]:
             "value_estimate": value, "oracle_value": exact_value, "true_value": true_value,
             "optimal_value": exact.state_value(tables.optimal)}),
         "decomposition": {name: {"mean": float(weights[logged] @ part)} for name, part in parts.items()},
-        "generalisation": {"pairs": {"number": int(ood.sum()), "mean": _mean((q - q_true)[ood])},
+        "generalisation": {"pairs": {"number": int(ood.sum()), "mean": _mean(ood_errors[np.isfinite(ood_errors)])},
                            "states_choosing_unlogged": int(ood[chosen].sum())},
         "overestimates": {"states": int((error > 0).sum()), "of": int(seen.sum()), "largest": float(error.max())},
         "p_below_beta": {"states": int(below.sum()), "of": int(seen.sum())},
@@ -223,8 +223,8 @@ def hazard_certificate(tables: ExactTables, alpha: float, actions, exact_actions
             best = int(exact.greedy_actions(np.where(safe, target[s], -np.inf)))
             entry["safe_action"] = best
             entry["safe_share"] = float(tables.beta[s, best] / (tables.beta[s, best] + tables.beta[s, taken]))
-            if tables.td_loss != "huber":  # no such formula exists for the Huber loss
-                alpha_half = float(exact.half_square_alpha(alpha, tables.td_loss))
+            if tables.objective.solved_as_cql_h and tables.objective.td_loss != "huber":  # else the formula is another
+                alpha_half = float(exact.half_square_alpha(alpha, tables.objective.td_loss))
                 entry["needed_share"] = float(needed_share(target[s, best] - target[s, taken], alpha_half))
         entries.append(entry)
     return {"states_with_logged_hazard_action": int(danger.any(-1).sum()), "states_by_oracle": int(by_exact.sum()),
@@ -289,7 +289,7 @@ def audit(run: RunFolder) -> dict:
         data_sets[str(data_seed)] = {
             "logged_pairs": int(tables.logged.sum()), "states_with_data": int(tables.seen.sum()),
             "states_without_data": int((~tables.seen & ~world.mdp.terminal).sum()),
-            "transitions": int(tables.counts.sum()), "misfit": world.misfit(dataset) if config.dataset else None,
+            "transitions": int(tables.counts.sum()), "misfit": world.misfit_of_given(dataset, config),
             "states": _plain_lists(tables.states()) if shown else None}
         for member in trained:
             policy = load_policy(run, member, dataset)

@@ -54,6 +54,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
                 **entry}
                for member, alpha, known, entry in zip(members, final, converged, entries)]
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
+            "misfit": world.misfit_of_given(datasets[config.data_seed], config),
             "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(world, config), "members": entries}
 
@@ -327,4 +328,6 @@ def table(evaluation: dict) -> str:
         notes = ["No environment: nothing exact can be said, and there are no rollouts."]
     elif evaluation["references"]["optimal"]["exact"] is None:
         notes = ["The environment has no transition table: nothing exact can be said."]
+    elif evaluation["misfit"]:
+        notes = [f"note: {evaluation['misfit']}"]
     return "\n".join([heading, *lines, *notes])

@@ -20,13 +20,14 @@ on; dr goes on with the fqe table from its last state. Weights leave out steps b
 **No estimate** by wis, pdis and dr is given for a policy with an effective sample size below FEWEST: the weighted mean
 is then that of a few episodes, and its interval, over resamples of the same few, has no meaning. Nor is an interval
 given where nothing varies. FEWEST is where ``python -m benchmarks.estimate_coverage`` found intervals of wis and pdis
-to be of use: of those at 95 % so many hold the exact return, over 40 data sets of 500 episodes and 26 policies each:
+to be of use: the share of 95 % intervals that contain the exact return, over 40 data sets of 500 episodes and 26
+policies each:
 
     effective sample size    below 5   5-20   20-50   50-100   100-200   above 200
     wis                       64 %     62 %    75 %     83 %      88 %        95 %
     pdis                      84 %     80 %    84 %     85 %      88 %        95 %
 
-Those of dr, which refits fqe to resamples that lack pairs of the data, hold it in 32 to 55 % at every size.
+Intervals of dr contain it in 32 to 55 % at any size, since dr refits fqe to resamples that lack pairs of the data.
 
 Axes: D transition, E episode, N policy, S state, A action, R bootstrap column (the first: the data as they are).
 float64.

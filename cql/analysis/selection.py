@@ -105,7 +105,7 @@ class Evidence:
         estimates: (estimator, target) -> ``[X, Y, Z, 3]``; behavior: "logged" or "counts".
         ood_probability: of coming to an OOD action, in the data's model.
         overfitting, underfitting, flagged, has_policy: bool. withheld: why a data set has no estimates, if its episodes
-            are broken.
+            are broken. begun_at_breaks: how many episodes were begun where others were broken.
     """
 
     results: Results
@@ -119,6 +119,7 @@ class Evidence:
     flagged: np.ndarray
     has_policy: np.ndarray
     withheld: str | None = None
+    begun_at_breaks: int = 0
 
 
 def column(results: Results, name: str) -> np.ndarray:
@@ -170,7 +171,8 @@ def read(run: RunFolder, resamples: int) -> Evidence:
                 estimates[name, target][where] = values
     behavior = "logged" if all(dataset.behavior_probabilities is not None for dataset in datasets) else "counts"
     return Evidence(results, horizon, behavior, estimates, sizes, ood_probability, overfitting, underfitting, flagged,
-                    has_policy, next(filter(None, broken), None))
+                    has_policy, next(filter(None, broken), None),
+                    sum(dataset.metadata.get("begun_at_breaks", 0) for dataset in datasets))
 
 
 def episode_log(dataset: OfflineDataset, world: World) -> tuple[ope.EpisodeLog, np.ndarray]:
@@ -195,7 +197,8 @@ class Rule:
 
     Args:
         name, label, what: short id, words, one sentence; uses: return, hazard, training, data or nothing.
-        prefers: high or low. target, interval, effective_sample_size: of an estimator; ``[X, Y, Z, 2]``, ``[X, Y, Z]``.
+        prefers: high or low. needs: which of ``NEEDS``, beside the networks and the log.
+        target, interval, effective_sample_size: of an estimator; ``[X, Y, Z, 2]``, ``[X, Y, Z]``.
     """
 
     name: str
@@ -204,11 +207,15 @@ class Rule:
     uses: str
     prefers: str
     scores: np.ndarray
+    needs: tuple[str, ...] = ()
     target: str | None = None
     interval: np.ndarray | None = None
     effective_sample_size: np.ndarray | None = None
 
 
+NEEDS = {  # what a rule may need -> why it has no score without it
+    "estimates": "no off-policy estimates are made of these data", "hazards": "the hazard states are not known",
+    "weights": "too few logged episodes take the actions of the policies"}
 ESTIMATORS = {
     "fqe": ("FQE", "fitted Q evaluation on the data set, an OOD action being worth 0"),
     "wis": ("WIS", "weighted importance sampling of whole trajectories"),
@@ -225,8 +232,9 @@ def rules(evidence: Evidence) -> list[Rule]:
         for target, word, prefers, words in (("return", "return", "high", "Highest return"),
                                              ("hazard_probability", "hazard", "low", "Lowest hazard probability")):
             values = evidence.estimates[name, target]
+            needs = ("estimates", *["hazards"] * (word == "hazard"), *["weights"] * (name != "fqe"))
             listed.append(Rule(f"{name}_{word}", f"{label} ({word})", f"{words} by {what}.", word, prefers,
-                               values[..., 0], target, values[..., 1:], sizes))
+                               values[..., 0], needs, target, values[..., 1:], sizes))
     results, has_policy = evidence.results, evidence.has_policy
     default = min(results.alphas, key=lambda alpha: (abs(alpha - DEFAULT_ALPHA), alpha))
     workflow = workflow_scores(evidence.overfitting, evidence.underfitting)
@@ -234,9 +242,10 @@ def rules(evidence: Evidence) -> list[Rule]:
     return [
         *listed,
         Rule("fqe_cautious", "FQE (hazard or OOD)", "Least probability, in the data's model, of a hazard or of an OOD "
-             "action, whichever comes first.", "hazard", "low", hazard + evidence.ood_probability),
+             "action, whichever comes first.", "hazard", "low", hazard + evidence.ood_probability,
+             ("estimates", "hazards")),
         Rule("support", "support", "Least probability, in the data's model, that an episode comes to an OOD action.",
-             "data", "low", evidence.ood_probability),
+             "data", "low", evidence.ood_probability, ("estimates",)),
         Rule("agreement", "agreement with data", "Smallest share of logged transitions whose action is not greedy.",
              "data", "low", column(results, "action_mismatch_rate")),
         Rule("penalty", "conservative penalty", "Lowest conservative penalty at the last log entry.", "training", "low",
@@ -275,7 +284,7 @@ def judge(evidence: Evidence, resamples: int) -> dict:
     return {"horizon": evidence.horizon, "resamples": resamples, "members": int(candidates.size),
             "candidates": int(candidates.sum()), "draws": len(config.data_seeds), "seeds": len(config.seeds),
             "choices": int((candidates.sum(-1) > 1).sum()), "behavior": evidence.behavior,
-            "withheld": evidence.withheld, "rules": entries,
+            "withheld": evidence.withheld, "begun_at_breaks": evidence.begun_at_breaks, "rules": entries,
             "signs": [{"alpha": alpha, **{name: int(sign[..., z].sum()) for name, sign in signs.items()},
                        "of": int(candidates[..., z].size)} for z, alpha in enumerate(evidence.results.alphas)],
             "estimates": _estimates(evidence),
@@ -305,13 +314,15 @@ def _why_unscored(entry: dict, result: dict) -> str:
     scored = {other["name"] for other in result["rules"] if other["available"]}
     if entry["uses"] == "nothing" or not result["candidates"]:
         return "no member has a policy"
-    if "fqe_return" not in scored and entry["name"].startswith((*ope.ESTIMATORS, "support")):
-        return "no off-policy estimates are made of these data"
-    if "fqe_hazard" not in scored and entry["uses"] == "hazard":
-        return "the hazard states are not known"
-    if entry["name"].startswith(("wis", "pdis", "dr")):
-        return "too few logged episodes take the actions of the policies"
-    return "no member has a number that it needs"
+    given = {"estimates": "fqe_return" in scored, "hazards": "fqe_hazard" in scored, "weights": False}
+    return next((NEEDS[name] for name in entry["needs"] if not given[name]), "no member has a number that it needs")
+
+
+def split(result: dict) -> str:
+    """What to say where episodes were begun at breaks, in a sentence. ``result``: of ``referee``."""
+    return (f"Episodes split at breaks: {counted(result['begun_at_breaks'], 'episode')} of the data "
+            f"{'starts' if result['begun_at_breaks'] == 1 else 'start'} in the middle of a logged one, and off-policy "
+            "estimates take each for a start.")
 
 
 def listed(labels: list[str]) -> str:
@@ -326,7 +337,7 @@ def _entry(rule: Rule, alphas, candidates, truth, bootstrap: Bootstrap) -> dict:
     scores = np.round(np.where(candidates, scores, np.nan), DECIMALS)
     shares = picks(scores)
     entry: dict = {
-        **{name: getattr(rule, name) for name in ("name", "label", "what", "uses", "prefers")},
+        **{name: getattr(rule, name) for name in ("name", "label", "what", "uses", "prefers", "needs")},
         "available": int(np.isfinite(rule.scores).sum()), "of": int(rule.scores.size),
         "rank_correlation": {}, "regret": {}, "within_one_point": None,
         "picks": [[alpha, round(float(total), 4)] for alpha, total in zip(alphas, shares.sum((0, 1))) if total],
@@ -409,6 +420,7 @@ def text(result: dict) -> str:
         for sign in result["signs"])]
     label = {e["name"]: e["label"] for e in result["rules"]}
     withheld = [f"  No off-policy estimates: {result['withheld']}", ""] if result["withheld"] else []
+    withheld += [f"  {split(result)}", ""] if result["begun_at_breaks"] else []
     lines = [
         heading, "", *withheld, *_indented(rows),
         *(f"  Without a score: {', '.join(labels)} ({why})." for why, labels in unscored(result)),

@@ -332,11 +332,13 @@ def _best(results, bootstrap, metric):
     means = {alpha: estimate for alpha in values if (estimate := bootstrap.estimate(values[alpha])) is not None}
     if not means:
         return None
-    first, second = [*sorted(means, key=lambda alpha: means[alpha][0], reverse=HIGHER_IS_BETTER[metric]), None][:2]
+    ordered = sorted(means, key=lambda alpha: means[alpha][0], reverse=HIGHER_IS_BETTER[metric])
+    first, second = ordered[0], ordered[1] if len(ordered) > 1 else None
     best = {"alpha": first, "mean": means[first], "runner_up": second, "lead": None, "tie": None}
     if second is None:
         return best
-    sign = bootstrap.sign(lead := values[first] - values[second])
+    lead = values[first] - values[second]
+    sign = bootstrap.sign(lead)
     return best | {"lead": bootstrap.estimate(lead), "tie": None if sign is None else sign == 0}
 
 
@@ -345,22 +347,26 @@ def too_few(draws: int, seeds: int, level: float = 0.95) -> str | None:
     needed = units_needed(0.5, level)
     if (draws if draws > 1 else seeds) >= needed:
         return None
-    return f"an interval takes {needed} data sets, and the run has {draws}"
+    if draws > 1:
+        return f"an interval takes {needed} data sets, and the run has {draws}"
+    return (f"an interval takes {needed} data sets, or {needed} seeds on one, and the run has "
+            f"{counted(draws, 'data set')} and {counted(seeds, 'seed')}")
 
 
-def not_found(summary: dict, claim: str, metric: str) -> str:
-    """What to say of a claim about BC that no alpha satisfies: that it holds at none, or why that is not known."""
+def not_found(summary: dict, claim: str, metric: str) -> tuple[bool, str]:
+    """Whether a claim about BC that no alpha satisfies is known to hold at none, and that, or why not, in words."""
+    if not any(group["algorithm"] == "bc" for group in summary["groups"]):
+        return False, "the run has no BC"
     unknown = summary["claims"][claim]["unknown"]
     if not unknown:
-        return "at no alpha of this run"
+        return True, "at no alpha of this run"
     if len(unknown) < sum(group["alpha"] is not None for group in summary["groups"]):
-        return f"at no alpha that has an interval; there is none at {', '.join(f'{alpha:g}' for alpha in unknown)}"
-    if not any(group["algorithm"] == "bc" for group in summary["groups"]):
-        return "not known: the run has no BC"
+        listed = ", ".join(f"{alpha:g}" for alpha in unknown)
+        return True, f"at no alpha that has an interval; there is none at {listed}"
     if not any(group["against_bc"][metric] for group in summary["groups"] if group["against_bc"]):
-        return "not known: no member has a value"
+        return False, "no member has a value"
     few = too_few(summary["draws"], summary["seeds"], summary["level"])
-    return f"not known: {few or 'the differences have no interval'}"
+    return False, few or "the differences have no interval"
 
 
 def table(summary: dict) -> str:
@@ -406,18 +412,22 @@ def difference_lines(rows: list[tuple[str, dict]]) -> list[str]:
 
 
 def _sentences(summary) -> list[str]:
+    def absent(claim: str, metric: str) -> str:
+        known, why = not_found(summary, claim, metric)
+        return f"{why}." if known else f"not known: {why}."
+
     claims, lines = summary["claims"], []
     below, same = claims["hazard_below_bc"], claims["becomes_bc"]
     if claims["best_return"] is None:
         return ["No exact return of a CQL policy is known, so nothing is said of alpha."]
     lines.append(f"Hazard below BC's with {summary['level']:.0%} confidence: " + (
         f"from alpha = {below['alpha']:g}; it holds at {', '.join(f'{alpha:g}' for alpha in below['alphas'])}."
-        if below["alphas"] else not_found(summary, "hazard_below_bc", "hazard_probability") + "."))
+        if below["alphas"] else absent("hazard_below_bc", "hazard_probability")))
     for best, words, form in ((claims["best_return"], "Highest mean return", ".2f"),
                               (claims["best_hazard"], "Lowest mean hazard", ".3f")):
         if best is not None and best["lead"] is not None:
             lines.append(f"{words}: alpha = {best['alpha']:g}, {interval(best['mean'], form)}; paired lead over "
                          f"alpha = {best['runner_up']:g}: {interval(best['lead'], '+' + form)}{TIE[best['tie']]}.")
     return [*lines, f"CQL acts as BC (equal return, mismatch within {same['mismatch_within']:g}): " + (
-        f"{not_found(summary, 'becomes_bc', 'return')}." if same["alpha"] is None else
+        absent("becomes_bc", "return") if same["alpha"] is None else
         f"from alpha = {same['alpha']:g} on.")]

@@ -7,7 +7,7 @@ import numpy as np
 from cql import config as settings
 from cql.analysis.evaluation import load_policy
 from cql.collect import datasets_for
-from cql.commands.theorems import add_arguments, config_of
+from cql.commands.theorems import add_arguments, config_of, print_misfit
 from cql.errors import ConfigError, DatasetError, RunError, reports_errors
 from cql.exact.bounds import ALPHAS, Estimate, estimates, trained_estimates
 from cql.members import members
@@ -64,14 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     given, config, policies = settings.given(arguments), config_of(arguments, ALPHAS), None
     if arguments.run is None:
-        datasets, gamma = datasets_for(config, given), config.gamma
+        source, datasets = config, datasets_for(config, given)
     else:
         if given.keys() - {"alpha"}:
             raise ConfigError("RUN brings its own data and gamma: beside it, give --alpha only.")
-        recorded, datasets, policies = read_run(arguments.run)
-        gamma = recorded.gamma
-        if gamma == 1:
+        source, datasets, policies = read_run(arguments.run)
+        if source.gamma == 1:
             raise ConfigError("the run has gamma 1: the exact solutions need gamma below 1.")
+    gamma = source.gamma
     world = World.of(datasets[0]).known()
     rows: dict[str, list[Estimate]] = {}
     for n, dataset in enumerate(datasets):
@@ -87,4 +87,5 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(datasets)} data set(s), gamma {gamma:g}; mean ± standard deviation over the data sets; alpha of the "
           "default loss, twice the paper's")
     print(table(rows))
+    print_misfit(world, datasets[0], source)
     return 0

@@ -9,6 +9,7 @@ from cql.analysis.exact_curve import exact_curve, table
 from cql.analysis.figures import curve as phase_plot
 from cql.analysis.figures.style import png
 from cql.collect import datasets_for
+from cql.commands.theorems import print_misfit
 from cql.errors import ConfigError, RunError, reports_errors
 from cql.exact import curve
 from cql.files import atomic_write, new_folder
@@ -85,5 +86,6 @@ def main(argv: list[str] | None = None) -> int:
     atomic_write(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     atomic_write(folder / "phase.png", picture)
     print(table(result, world.cell_names, world.action_arrows))
+    print_misfit(world, dataset, config)
     print(f"folder: {folder}")
     return 0

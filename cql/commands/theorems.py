@@ -7,6 +7,7 @@ import numpy as np
 from cql import config as settings
 from cql.collect import datasets_for
 from cql.config import Config
+from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, reports_errors
 from cql.exact import cql_fixed_point, empirical_policy, greedy_policy, softmax, start_distribution, theorems
 from cql.world import World
@@ -28,6 +29,12 @@ def config_of(arguments: argparse.Namespace, default_alphas) -> Config:
     if config.gamma == 1:
         raise ConfigError("--gamma must be below 1: the fixed point rests on the contraction.")
     return config
+
+
+def print_misfit(world: World, dataset: OfflineDataset, config: Config) -> None:
+    """Prints a note if given data can hardly come from the model of their environment."""
+    if (misfit := world.misfit_of_given(dataset, config)) is not None:
+        print(f"note: {misfit}")
 
 
 def report(true_mdp, mdp, counts, alphas, gamma) -> str:
@@ -120,4 +127,5 @@ def main(argv: list[str] | None = None) -> int:
     for data_seed, dataset in zip(config.data_seeds, datasets):
         print(f"data {data_seed if config.dataset is None else config.dataset}: "
               f"{report(world.mdp, *world.empirical(dataset), config.alpha, config.gamma)}\n")
+    print_misfit(world, datasets[0], config)
     return 0

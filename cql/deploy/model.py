@@ -92,6 +92,8 @@ class Model:
     @classmethod
     def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None) -> "Model":
         member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
+        if policy.allowed is not None:
+            raise RunError(f"{member.name} was trained with --supported, and no such policy is deployed or explained.")
         try:
             world = World.of(dataset)
         except ConfigError as error:

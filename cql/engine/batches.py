@@ -98,8 +98,8 @@ class FullBatch:
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers; the same batch for each."""
-        def repeated(field: Tensor) -> Tensor:
-            return field.expand(len(updates), *field.shape)
+        def repeated(field: Tensor | None) -> Tensor | None:
+            return None if field is None else field.expand(len(updates), *field.shape)
         one = self.one
         return Block(repeated(one.inputs), Pairs(*map(repeated, one.entries)), Batch(*map(repeated, one.drawn)),
                      one.filled * len(updates))

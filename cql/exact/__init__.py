@@ -21,6 +21,7 @@ from cql.exact.dynamic_programming import (
     state_value,
     value_iteration,
 )
+from cql.exact.family import soft_fixed_point
 from cql.exact.fixed_point import (
     CertificateError,
     Solution,
@@ -29,6 +30,8 @@ from cql.exact.fixed_point import (
     certificate,
     cql_fixed_point,
     empirical_policy,
+    eq1_fixed_point,
+    eq2_fixed_point,
     half_square_alpha,
     softmax,
 )

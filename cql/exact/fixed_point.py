@@ -92,7 +92,7 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
     alphas = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if alphas.ndim != 1 or alphas.size == 0:
         raise ValueError(f"alphas must be a number or a list [N] of numbers, got shape {alphas.shape}.")
-    beta, logged = _checked_data(mdp, counts, gamma)
+    beta, logged = checked_data(mdp, counts, gamma)
     alphas_half = half_square_alpha(alphas, td_loss)
     stages = huber.stages(mdp, gamma) if td_loss == "huber" else [(SquaredLoss(mdp, gamma), 0.0, 2000)]
     value = np.broadcast_to(0.0 if initial_value is None else initial_value, (alphas.size, mdp.num_states))
@@ -104,7 +104,7 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
 
     q = np.full((alphas.size, *beta.shape), -np.inf)
     q[:, problem.states] = q_logged
-    q = _with_data_only(mdp, logged, q)
+    q = with_data_only(mdp, logged, q)
     solution = Solution(alphas, q, *certificate(mdp, beta, q, alphas, gamma, td_loss))
     if strict and not solution.certified.all():
         worst = int(np.argmax(np.where(solution.certified, -1, solution.residual)))
@@ -119,7 +119,7 @@ def certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse"):
 
     Written from the equations and not from the solver: a Q with small residuals is a solution, whatever computed it.
     """
-    beta, logged = _checked_data(mdp, counts, gamma)
+    beta, logged = checked_data(mdp, counts, gamma)
     alphas, q = np.asarray(alphas, dtype=np.float64)[:, None, None], np.asarray(q, dtype=np.float64)
     values = np.where(logged.any(-1), state_value(q), 0.0)                                           # [N, S]
     p, q = softmax(np.where(logged, q, -np.inf)), np.where(logged, q, 0.0)                           # [N, S, A]
@@ -175,7 +175,7 @@ def softmax(q) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def _checked_data(mdp, counts, gamma):
+def checked_data(mdp, counts, gamma):
     """(beta, logged_pairs), both [S, A], checked against the model; and gamma."""
     check_gamma(gamma)
     if gamma == 1:
@@ -198,10 +198,10 @@ def alpha_zero_limit(mdp: TabularMDP, counts, gamma):
 
     Value iteration, then one exact evaluation of its greedy policy. Independent of `cql_fixed_point`.
     """
-    _, logged = _checked_data(mdp, counts, gamma)
+    _, logged = checked_data(mdp, counts, gamma)
     greedy = greedy_policy(value_iteration(mdp, gamma, support=logged))
     values = _values_on_data(mdp, logged, greedy, (greedy * mdp.expected_reward).sum(-1), gamma)
-    return _with_data_only(mdp, logged, bellman_backup(mdp, values, gamma))
+    return with_data_only(mdp, logged, bellman_backup(mdp, values, gamma))
 
 
 def alpha_infinity_limit(mdp: TabularMDP, counts, gamma):
@@ -210,13 +210,13 @@ def alpha_infinity_limit(mdp: TabularMDP, counts, gamma):
     With V = max_a Q the level solves V = V^beta + (I - gamma P^beta)^-1 (H - H_min), H_min = -log max_a beta: above the
     value of the behaviour policy wherever beta is not uniform over its support.
     """
-    beta, logged = _checked_data(mdp, counts, gamma)
+    beta, logged = checked_data(mdp, counts, gamma)
     log_beta = np.log(np.where(logged, beta, 1.0))
     entropy = -(beta * log_beta).sum(-1)
     top = np.where(logged.any(-1), np.where(logged, log_beta, -np.inf).max(-1), 0.0)                 # -H_min
     values = _values_on_data(mdp, logged, beta, (beta * mdp.expected_reward).sum(-1) + entropy + top, gamma)
     level = (beta * bellman_backup(mdp, values, gamma)).sum(-1) + entropy
-    return _with_data_only(mdp, logged, level[:, None] + log_beta)
+    return with_data_only(mdp, logged, level[:, None] + log_beta)
 
 
 def eq1_fixed_point(mdp: TabularMDP, counts, mu, policy, alpha_half, gamma, added_back=0.0):
@@ -231,12 +231,12 @@ def eq1_fixed_point(mdp: TabularMDP, counts, mu, policy, alpha_half, gamma, adde
         alpha_half: in front of a *half* square (the paper's; half of this project's default alpha).
         added_back: the weight of -alpha_half E_beta[Q], 1 in Eq. 2.
     """
-    beta, logged = _checked_data(mdp, counts, gamma)
+    beta, logged = checked_data(mdp, counts, gamma)
     mu, policy = (_checked_support(mdp, logged, x, name) for x, name in [(mu, "mu"), (policy, "policy")])
     ratio = np.divide(mu, beta, out=np.zeros_like(beta), where=logged) - added_back * logged         # [S, A]
     reward = np.where(logged, mdp.expected_reward, 0.0) - half_square_alpha(alpha_half, "half_mse") * ratio
     values = _values_on_data(mdp, logged, policy, (policy * reward).sum(-1), gamma)
-    return _with_data_only(mdp, logged, reward + bellman_backup(mdp, values, gamma) - mdp.expected_reward)
+    return with_data_only(mdp, logged, reward + bellman_backup(mdp, values, gamma) - mdp.expected_reward)
 
 
 def eq2_fixed_point(mdp: TabularMDP, counts, mu, policy, alpha_half, gamma):
@@ -262,7 +262,7 @@ def _values_on_data(mdp, logged, policy, reward, gamma):
     return solve_linear(mdp.edges, weight, np.where(seen, reward, 0.0)[:, None])[:, 0]
 
 
-def _with_data_only(mdp, logged, q):
+def with_data_only(mdp, logged, q):
     """q [..., S, A] with -inf on pairs without data and 0 in terminal states."""
     return np.where(mdp.terminal[:, None], 0.0, np.where(logged, q, -np.inf))
 

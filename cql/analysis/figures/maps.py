@@ -161,9 +161,9 @@ def _visitation_without_map(visits, tried, num_actions: int) -> Figure:
 
 @house_style()
 def ood_values(run_data: RunData) -> Figure | None:
-    """What CQL's network says of logged and of OOD actions, and where it prefers an OOD action."""
+    """What CQL's network says of logged and of OOD actions, and where it prefers an OOD action; None if supported."""
     member = shown_member(run_data.members, "cql")
-    if member is None or run_data.inputs is None:
+    if member is None or run_data.inputs is None or run_data.config.supported:
         return None
     grid, counts = run_data.world.grid, run_data.counts
     q = run_data.q_values(member)

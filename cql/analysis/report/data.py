@@ -74,7 +74,7 @@ class ReportData:
         """How many CQL members have diverged, and why others end farther from the exact solution than ``FAR``.
 
         converging: not converged; unjudged: the log does not tell; ood: converged, with softmax mass above
-        ``OOD_MASS`` on OOD actions; other: without it.
+        ``OOD_MASS`` on OOD actions; other: the rest, with little OOD mass.
         """
         counts = dict.fromkeys(("diverged", "converging", "unjudged", "ood", "other"), 0)
         for alpha, distance in self.distances.items():
@@ -82,11 +82,13 @@ class ReportData:
             ranges = np.array([[np.ptp(q[np.isfinite(q) & ~self.run_data.world.mdp.terminal[:, None]])]
                                for q in (exact.q[exact.at(alpha)] for exact in self.exact.values())])     # [D, 1]
             far = (distance > FAR * ranges) & ~diverged
-            mass = self.results.values("ood_mass", ("cql", alpha)) > OOD_MASS
-            for name, which in (("diverged", diverged), ("converging", far & (converged == 0)),
-                                ("unjudged", far & np.isnan(converged) & mass), ("ood", far & (converged == 1) & mass),
-                                ("other", far & (converged != 0) & ~mass)):
-                counts[name] += int(which.sum())
+            ood_mass = self.results.values("ood_mass", ("cql", alpha)) > OOD_MASS
+            converging = far & (converged == 0)
+            unjudged = far & np.isnan(converged) & ood_mass
+            ood = far & (converged == 1) & ood_mass
+            other = far & ~converging & ~ood_mass
+            for name, mask in zip(counts, (diverged, converging, unjudged, ood, other)):
+                counts[name] += int(mask.sum())
         return counts
 
     def exact_mean(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:

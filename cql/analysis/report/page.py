@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+import envs
 from cql.analysis import audit as auditing
 from cql.analysis import convergence, evaluation, selection, statistics
 from cql.analysis.report import tables
@@ -59,8 +60,9 @@ def render(data: ReportData, figures: dict[str, Path]) -> str:
     return TEMPLATES.get_template("page.html").render(
         data=data, config=config, run_data=data.run_data, title=title(data), tables=tables,
         statistics=statistics, choosing=selection, convergence=convergence, auditing=auditing,
-        numbers=slider_numbers(data), figures={**figures, **({"losses": losses} if losses.is_file() else {})},
-        default_environment=ENVIRONMENT, level=f"{100 * data.statistics['level']:g} %", reproduction=reproduction(data),
+        numbers=slider_numbers(data), environment=environment(data),
+        figures={**figures, **({"losses": losses} if losses.is_file() else {})},
+        level=f"{100 * data.statistics['level']:g} %", reproduction=reproduction(data),
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup((folder / "page.js").read_text(encoding="utf-8")))
 
@@ -78,6 +80,19 @@ def title(data: ReportData) -> str:
     if config.dataset is not None:
         return f"{what} on given data of {data.run_data.world.environment.spec.id}"
     return f"{what} on " + (f"the GridWorld “{config.map}”" if config.env == ENVIRONMENT else config.env)
+
+
+def environment(data: ReportData) -> str | None:
+    """The environment that the data name, with the map and slip of a GridWorld; None if they name none."""
+    made, config = data.run_data.world.environment, data.run_data.config
+    if made is None:
+        return None
+    grid = made.unwrapped
+    if not isinstance(grid, envs.SafetyCriticalGridWorld):
+        return made.spec.id
+    known = [name for name, rows in envs.MAPS.items() if rows == grid.desc]
+    name = config.map if config.dataset is None else known[0] if known else "of {} × {} cells".format(*grid.shape)
+    return f"{made.spec.id}, map {name}, slip {grid.slip_probability:g}"
 
 
 def commands(data: ReportData) -> list[str]:

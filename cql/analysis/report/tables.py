@@ -78,9 +78,9 @@ def claims(data: ReportData) -> list[list]:
         if (alpha := claimed[claim]["alpha"]) is not None:
             rows.append([statement, f"{alpha:g}", f"{criterion}: at α = {alphas(claimed[claim]['alphas'])}"])
             return
-        why = statistics.not_found(data.statistics, claim, metric).replace("alpha", "α")
-        unknown = why.removeprefix("not known: ")
-        rows.append([statement, "none", f"{criterion}: {why}"] if unknown == why else [statement, "not known", unknown])
+        known, why = statistics.not_found(data.statistics, claim, metric)
+        why = why.replace("alpha", "α")
+        rows.append([statement, "none", f"{criterion}: {why}"] if known else [statement, "not known", why])
 
     say(f"Smallest α with a hazard probability below BC’s with {level} confidence", "hazard_below_bc",
         "hazard_probability", "the interval of the paired difference to BC lies below 0")

@@ -1,0 +1,69 @@
+"""The weights of actions that an objective takes from the data or from a given policy, in every state.
+
+Axes: S state, A action.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from cql.config import BEHAVIOR, GIVEN_POLICIES, Config
+from cql.dataset import OfflineDataset
+from cql.errors import ConfigError
+from cql.policy import Policy
+from cql.sampling import ActionWeights
+
+
+def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path | None = None) -> ActionWeights:
+    """The weights of the config's objective; all None for CQL(H).
+
+    Args:
+        folder: of the run, with its own copies of the given policies; without it the config's files are read.
+
+    Raises:
+        ConfigError: the objective needs state numbers and the data have vectors, or a given policy does not fit them.
+    """
+    objective = config.objective
+    if not (objective.follows_policy or objective.supported or objective.penalty == "rho") or config.steps == 0:
+        return ActionWeights()
+    if not datasets[0].discrete:
+        raise ConfigError(f"--penalty {objective.penalty}{' --supported' * objective.supported} counts the actions of "
+                          "every state: it needs observations that are state numbers.")
+    beta = np.stack([behavior(dataset) for dataset in datasets])
+    if objective.follows_policy:
+        target, mu = (None if getattr(config, name) is None else
+                      np.stack([given_policy(config, name, table, folder) for table in beta])
+                      for name in GIVEN_POLICIES)
+        return ActionWeights(target if mu is None else mu, target)
+    logged = (beta > 0).astype(np.float32) if objective.supported else None
+    allowed = None if logged is None else np.where(logged.any(-1, keepdims=True), logged, 1.0).astype(np.float32)
+    return ActionWeights(beta if objective.penalty == "rho" else logged, logged, allowed)
+
+
+def behavior(dataset: OfflineDataset) -> np.ndarray:
+    """The relative frequencies of the logged actions, ``[S, A]`` float32; rows of states without data are 0."""
+    counts = np.zeros((dataset.num_states, dataset.num_actions))
+    np.add.at(counts, (dataset.observations, dataset.actions), 1)
+    return (counts / np.maximum(counts.sum(-1, keepdims=True), 1)).astype(np.float32)
+
+
+def given_policy(config: Config, name: str, beta: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """A given policy on the logged actions, ``[S, A]`` float32; rows of states without data are 0.
+
+    That of a file takes in every state the logged action of its largest output.
+
+    Args:
+        name: one of ``cql.config.GIVEN_POLICIES``. beta: ``behavior`` of the data set.
+
+    Raises:
+        ConfigError: it is of other states or actions.
+    """
+    path = getattr(config, name)
+    if path == BEHAVIOR:
+        return beta
+    policy = Policy.load(path if folder is None else folder / f"{name}.pt")
+    if not policy.network.discrete or (policy.network.inputs, policy.network.outputs) != beta.shape:
+        raise ConfigError(f"--{name.replace('_', '-')} {path} is of other states or actions than the data.")
+    outputs = np.where(beta > 0, policy.outputs(np.arange(len(beta))), -np.inf)
+    chosen = np.eye(beta.shape[1], dtype=np.float32)[outputs.argmax(-1)]
+    return np.where((beta > 0).any(-1, keepdims=True), chosen, 0.0).astype(np.float32)
