@@ -115,8 +115,7 @@ def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tens
                  action_weights: Tensor | None = None) -> Tensor:
     """``d total / d Q`` in closed form, ``[M, B, A]``: ``[ td'(Q - y) 1_a + alpha (p - 1_a) ] / B``.
 
-    p is softmax Q for CQL(H), ``w exp(Q / tau) / sum w exp(Q / tau)`` in general, and mu where that is given; eq. 1
-    has no ``- 1_a`` in the penalty.
+    p: ``w exp(Q / tau) / sum w exp(Q / tau)``, softmax Q for CQL(H), or mu. Eq. 1 has no ``- 1_a`` in the penalty.
     """
     _same_shape(actions, targets, actions if weights is None else weights)
     _same_shape(actions[:, 0], alpha)
