@@ -43,7 +43,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
     world = World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
-    action_weights(config, datasets)
+    action_weights(config, datasets)  # so is a given policy of other states or actions
     config.refuse_larger_batch(min(map(len, datasets)))
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
