@@ -11,7 +11,7 @@ from cql.analysis import evaluation
 from cql.analysis.figures import plots
 from cql.analysis.results import write_results
 from cql.collect import datasets_for, summary
-from cql.device import resolve_device, with_slices_that_fit
+from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
 from cql.ranks import Ranks, Stopped, joined
 from cql.run_folder import RunFolder
@@ -46,10 +46,8 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     action_weights(config, datasets)  # so is a given policy of other states or actions
     config.refuse_larger_batch(min(map(len, datasets)))
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
-    asked, config = config.slice_size, with_slices_that_fit(config, datasets[0], device)
-    if config.slice_size != asked:
-        print(f"slices of {config.slice_size} members instead of {asked}, to fit the memory")
-    for note in filter(None, (world.misfit_of_given(datasets[0], config), settings.long_bc(config, given))):
+    config, smaller = config_for(device, config, datasets[0])
+    for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given))):
         print(f"note: {note}")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 

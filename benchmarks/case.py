@@ -19,7 +19,7 @@ from benchmarks.measuring import Command, answer_with, rate
 from cql.collect import datasets_for
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.device import resolve_device, torch_settings
+from cql.device import torch_settings
 from cql.engine.trainer import cohort_size
 from cql.members import slices
 from cql.sampling import Transitions
@@ -58,34 +58,32 @@ def main(settings: dict) -> None:
             each answer also holds the share of ``torch.bmm``'s rate that the products of the training reach.
     """
     members, batch = settings["members"], settings["batch"]
-    device, datasets = resolve_device(settings.get("device", "cpu")), [OfflineDataset.load(settings["data"])]
-    cuda = device.type == "cuda"
-    synchronise = partial(torch.cuda.synchronize, device) if cuda else lambda: None
+    device, datasets = torch.device("cpu"), [OfflineDataset.load(settings["data"])]
     transitions = Transitions(datasets, device, compress=batch == "full")
     rows = transitions.rows.unique().numel() if batch == "full" else batch  # observations that an update reads
     steps = {"cql": {"steps": UPDATES, "bc_steps": 0}, "bc": {"steps": 0, "bc_steps": UPDATES}}[settings["algorithm"]]
     config = Config(dataset=settings["data"], hidden=(settings["width"],) * 2, batch_size=batch, num_seeds=members,
-                    lr=1e-4, **steps, slice_size=members, target_interval=1000, device=str(device),
-                    log_every=UPDATES if cuda else max(1, AT_ONCE // (members * rows)))
+                    lr=1e-4, **steps, slice_size=members, target_interval=1000, device="cpu",
+                    log_every=max(1, AT_ONCE // (members * rows)))
     with torch_settings(device) as threads:
         part = Slice(config, slices(config)[0], datasets, transitions, None)
         network = part.network
-        cohort = members if cuda else cohort_size(network, rows, members)
+        cohort = cohort_size(network, rows, members)
         cohorts = [min(cohort, members - first) for first in range(0, members, cohort)]
         shapes = product_shapes(network.sizes, network.discrete, rows)
-        bmm_rate = partial(products_per_second, shapes, cohorts, threads, device)
+        bmm_rate = partial(products_per_second, shapes, cohorts, threads)
 
         def measure(seconds: float) -> dict:
             """Products are timed before and after the updates, since the machine's speed drifts."""
             before = bmm_rate(seconds / 4) if settings.get("bmm") else None
-            found = {"rate": members * rate(block, seconds, synchronise)}
+            found = {"rate": members * rate(block, seconds)}
             if settings.get("bmm"):
                 found["of bmm"] = found["rate"] / ((before + bmm_rate(seconds / 4)) / 2)
             return found
 
         with closing(_updates(part, threads)) as blocks:
             block = partial(next, blocks)
-            rate(block, WARM_UP, synchronise)
+            rate(block, WARM_UP)
             answer_with(measure)
 
 
@@ -113,17 +111,16 @@ def product_shapes(sizes: list[tuple[int, int]], discrete: bool, rows: int) -> l
     return shapes
 
 
-def products_per_second(shapes, cohorts: list[int], threads: int, device: torch.device, seconds: float) -> float:
+def products_per_second(shapes, cohorts: list[int], threads: int, seconds: float) -> float:
     """How often per second ``torch.bmm`` makes one member's products.
 
     Counted is the faster of two ways: cohorts side by side on one thread each, as the engine trains them, or all
-    members in one call on all threads. On a GPU there is one way, replayed as a graph, so that the device is measured
-    and not the launching.
+    members in one call on all threads.
     """
     members, found = sum(cohorts), []
-    for split, workers in ([(cohorts, threads)] if device.type == "cpu" else []) + [([members], 1)]:
+    for split, workers in ((cohorts, threads), ([members], 1)):
         def numbers(*shape):
-            return torch.rand(shape, device=device) - 0.5
+            return torch.rand(shape) - 0.5
         work = [[(numbers(count, n, k), numbers(count, k, m), numbers(count, n, m)) for n, k, m in shapes]
                 for count in split]
 
@@ -135,12 +132,6 @@ def products_per_second(shapes, cohorts: list[int], threads: int, device: torch.
             def once(run=pool.map if workers > 1 else map, cohorts=work):
                 return list(run(multiply, cohorts))
 
-            if device.type == "cuda":
-                once()  # what cuBLAS sets up at its first call cannot be captured
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    once()
-                once = graph.replay
             timer = Timer("once()", globals={"once": once}, num_threads=1 if split is cohorts else threads)
             found.append(members / timer.blocked_autorange(min_run_time=seconds / 2).median)
     return max(found)

@@ -1,4 +1,4 @@
-"""Prints updates per second of this project and of its peers: python -m benchmarks.throughput
+"""Prints updates per second on the CPU, of this project and of its peers: python -m benchmarks.throughput
 
 Every case trains as ``train.py`` does, in a process of its own, for a few seconds in each of several rounds. "of bmm"
 is the share of ``torch.bmm``'s rate that the matrix products of the training reach: products of every transition of
@@ -32,7 +32,6 @@ PEERS = {  # name -> label -> settings, and the members of the cases that it sta
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two short rounds, to see that it works")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON",
                         help="d3rlpy= or jax= and an interpreter")
     arguments = parser.parse_args()
@@ -42,13 +41,13 @@ def main() -> None:
             parser.error(f"--peer {name}={interpreter} must be d3rlpy= or jax= and an interpreter.")
     with tempfile.TemporaryDirectory() as folder:
         data = {observation: data_file(folder, observation) for observation in ("coordinates", "index")}
-        shared = {"data": data["coordinates"], "batch": 64, "width": 256, "device": arguments.device}
-        ours = {(observation, *case): command(path, *case, device=arguments.device, bmm=True)
+        shared = {"data": data["coordinates"], "batch": 64, "width": 256}
+        ours = {(observation, *case): command(path, *case, bmm=True)
                 for observation, path in data.items() for case in CASES}
         theirs = {label: Command(os.path.abspath(interpreter), f"benchmarks.peer_{name}", shared | settings)
                   for name, interpreter in interpreters.items() for label, (settings, _) in PEERS[name].items()}
         found = in_turns(ours | theirs, *((2, 0.3) if arguments.quick else (5, 2.0)))
-    print(f"torch {torch.__version__}, {arguments.device}, {os.cpu_count()} cores")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores")
     print(f"{'':<46}{'member-updates/s':<24}of bmm")
     for observation, algorithm, members, batch in ours:
         answers = found[observation, algorithm, members, batch]

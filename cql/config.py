@@ -87,12 +87,13 @@ class Config:
                                     OPTIMISATION, parse=batch_size, metavar="N|full")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", OPTIMISATION)
     target_interval: int = _option(100, "updates between copies to the target network", OPTIMISATION, low=1)
-    slice_size: int = _option(64, "members trained at once, halved until they fit the memory; another size rounds "
-                              "differently", OPTIMISATION, low=1)
+    slice_size: int | None = _option(
+        None, "members trained at once (default 64, on CUDA 1024), halved until they fit the memory; another size "
+        "rounds differently", OPTIMISATION, parse=int, low=1, metavar="N")
     # --- run
     trainer: str = _option("fast", "fast: the engine, or the plain trainer for an objective that the engine does not "
                            "know; plain: the algorithm as cql/algorithm.py writes it", RUN, choices=TRAINERS)
-    device: str = _option("auto", "auto (CUDA if present), cpu, cuda or cuda:N", RUN)
+    device: str = _option("auto", "auto (CUDA if it can be used), cpu, cuda or cuda:N", RUN)
     log_every: int = _option(1000, "updates between log entries (each waits for the device)", RUN, low=1)
     checkpoint_every: int = _option(10_000, "updates between checkpoints", RUN, low=1)
 
@@ -107,6 +108,11 @@ class Config:
     @property
     def full_batch(self) -> bool:
         return self.batch_size == "full"
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the device is named as a CUDA device, which ``auto`` is once it has chosen one."""
+        return self.device.startswith("cuda")
 
     def refuse_larger_batch(self, transitions: int) -> None:
         """Raises ConfigError if a minibatch would hold more than the data set."""
@@ -218,7 +224,7 @@ def command_line(config: Config) -> list[str]:
 
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
-        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0}.get(name, "")
+        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0, "slice_size": 0}.get(name, "")
         return value is None or _has_type_of(value, kind, "")
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")

@@ -2,6 +2,7 @@
 trains."""
 
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,13 +17,19 @@ from cql.network import PopulationMLP
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` is CUDA if present; ``cuda`` without a number is the device of this rank's number on its node.
+    """``auto`` is CUDA if present and usable; ``cuda`` without a number is the device of this rank's number on its
+    node.
 
     Raises:
-        RunError: CUDA where there is none (or fewer devices than ranks), or an unknown name.
+        RunError: CUDA where there is none (or fewer devices than ranks) or none that can be used, or an unknown name.
     """
+    if name == "auto" and torch.cuda.is_available():
+        try:
+            return resolve_device("cuda", local_rank)
+        except RunError as error:
+            print(f"note: training on the CPU: {error}", file=sys.stderr)
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cpu"
     if name == "cuda":
         name = f"cuda:{local_rank}"
     try:
@@ -33,6 +40,11 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         raise RunError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA device(s) here.")
+    if device.type == "cuda":
+        try:
+            torch.ones(1, device=device).add(1).item()
+        except RuntimeError as error:  # too old for this PyTorch, reserved by another process, no memory left
+            raise RunError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -42,19 +54,24 @@ def network_for(config: Config, dataset: OfflineDataset) -> PopulationMLP:
     return PopulationMLP(inputs, dataset.num_actions, config.hidden, dataset.discrete)
 
 
-def with_slices_that_fit(config: Config, dataset: OfflineDataset, device: torch.device) -> Config:
-    """The config with its slice size halved as often as it takes until the members of a slice fit the device's memory.
+def config_for(device: torch.device, config: Config, dataset: OfflineDataset) -> tuple[Config, str | None]:
+    """The config with the device that ``auto`` chose, and with its slice size halved as often as it takes until the
+    members of a slice fit the free memory; and one sentence where it was.
 
     Raises:
-        RunError: not even one member does.
+        RunError: not even one member fits.
     """
-    present = _memory(device)
+    if config.device == "auto":  # each rank has a device of its own number
+        config = replace(config, device=device.type)
+    present, asked = _memory(device), largest_slice(config)
     while (needed := memory_needed(config, dataset)) > present:
         if largest_slice(config) == 1:
             raise RunError(f"a member of this population needs {needed / 2**30:,.0f} GiB and there are "
                            f"{present / 2**30:,.0f}: {_cause(config, dataset, present)}.")
         config = replace(config, slice_size=max(1, largest_slice(config) // 2))
-    return config
+    if (size := largest_slice(config)) == asked:
+        return config, None
+    return config, f"slices of {size} members instead of {asked}, to fit the memory"
 
 
 def memory_needed(config: Config, dataset: OfflineDataset) -> int:
@@ -79,13 +96,13 @@ def _memory_of(network: PopulationMLP, config: Config, dataset: OfflineDataset) 
     observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
     return engine.memory_needed(network, len(dataset), config.full_batch,
                                 observed if config.full_batch else config.batch_size, largest_slice(config),
-                                max(config.steps, config.bc_steps))
+                                max(config.steps, config.bc_steps), config.on_cuda)
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes of the card or of the machine, free or not."""
+    """Bytes that are free on the card, or that the machine has, free or not."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -94,7 +111,10 @@ def torch_settings(device: torch.device):
     """Within it PyTorch is set for training; yields the previous number of CPU threads, restored afterwards.
 
     One thread is set: small products on several wait longer for each other than they take. Denormals are flushed, and
-    on CUDA algorithms are deterministic.
+    on CUDA algorithms are deterministic; memory that is about to be written is not filled first.
+
+    Raises:
+        RunError: the device ran out of memory.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_flush_denormal(True)  # Adam's moments of rarely visited states decay into denormals, which are slow
@@ -102,11 +122,16 @@ def torch_settings(device: torch.device):
         torch.cuda.set_device(device)  # of the devices of a node each rank has its own
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     try:
         yield threads
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the memory of {device} is full: give a smaller --slice-size, --hidden or --batch-size "
+                       f"({str(error).splitlines()[0]})") from None
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
         if device.type == "cuda":  # a call imports half of torch.compile, a second or more
             torch.use_deterministic_algorithms(deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from cql.world import World
 
 SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
 MAX_ROWS = 16_384  # distinct observations measured, and as many first ones; of more, evenly spaced ones
+AT_ONCE = 2**18  # observations that the networks read at once, over all members
 VALUED_STATES = 400  # of a model: a discounted value takes a factorisation, 1 ms at 225 states and 31 ms at 961
 
 
@@ -56,15 +57,21 @@ class Diagnostics:
         if world.mdp is not None:
             self.states = torch.from_numpy(world.inputs).to(device)  # [S] or [S, n]
 
-    @torch.no_grad()
     def measure(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
                 bounds: Tensor) -> dict[str, list[float]]:
-        """Every measurement of every member, ``name -> [M]``. Synchronises with the device.
+        """Every measurement of every member, ``name -> [M]``.
 
         Args:
             parameters: each ``[M, ...]``. data_index: ``[M]``, the number of each member's data set.
             bounds: ``value_bound`` of each member ``[M]``.
         """
+        return self.with_exact(*self.read(network, parameters, data_index, algorithm, bounds))
+
+    @torch.no_grad()
+    def read(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
+             bounds: Tensor) -> tuple[dict[str, list[float]], np.ndarray | None]:
+        """The measurements that the device makes, and what the exact ones need of it: the greedy actions ``[M, S]``,
+        or None without a model. Waits for the device; arguments as of ``measure``."""
         raw = population_outputs(network, parameters, self.inputs)  # [M, R, A]
         allowed = None if self.allowed is None or algorithm == "bc" else self.allowed[data_index]  # [M, S, A]
         outputs = raw if allowed is None else raw.masked_fill(~allowed[:, self.inputs], -torch.inf)
@@ -87,10 +94,16 @@ class Diagnostics:
         agreed = weights.gather(-1, greedy[..., None]).squeeze(-1)
         values["policy/action_mismatch_rate"] = 1 - agreed.sum(-1)
         columns = {name: column.double().tolist() for name, column in values.items()}
-        if self.mdp is not None:
-            everywhere = population_outputs(network, parameters, self.states)  # [M, S, A]
-            everywhere = everywhere if allowed is None else everywhere.masked_fill(~allowed, -torch.inf)
-            columns |= self._exact(everywhere.argmax(-1).cpu().numpy())
+        if self.mdp is None:
+            return columns, None
+        everywhere = population_outputs(network, parameters, self.states)  # [M, S, A]
+        everywhere = everywhere if allowed is None else everywhere.masked_fill(~allowed, -torch.inf)
+        return columns, everywhere.argmax(-1).cpu().numpy()
+
+    def with_exact(self, columns: dict[str, list[float]], actions: np.ndarray | None) -> dict[str, list[float]]:
+        """What ``read`` gave, with the exact measurements; needs no device."""
+        if actions is not None:
+            columns = columns | self._exact(actions)
         for m, diverged in enumerate(columns["health/diverged"]):
             if diverged == NOT_FINITE:  # the greedy action of a NaN is no action: nothing said of it would be true
                 for name in columns.keys() - {"health/diverged"}:
@@ -149,5 +162,7 @@ def _evenly(rows: np.ndarray) -> np.ndarray:
 
 
 def population_outputs(network: PopulationMLP, parameters: list[Tensor], inputs: Tensor) -> Tensor:
-    """The network of every member at the same inputs, ``[rows, …] -> [M, rows, A]``."""
-    return network.q_values(parameters, inputs.expand(len(parameters[0]), *inputs.shape))
+    """The network of every member at the same inputs, ``[rows, …] -> [M, rows, A]``; in parts that fit the memory."""
+    members = len(parameters[0])
+    parts = inputs.split(max(1, AT_ONCE // members))
+    return torch.cat([network.q_values(parameters, part.expand(members, *part.shape)) for part in parts], 1)

@@ -41,9 +41,14 @@ def all_members(config: Config) -> list[Member]:
 
 def slices(config: Config) -> list[list[Member]]:
     """The members in the order and groups in which they are trained; a slice holds one algorithm."""
-    size = config.slice_size
+    size = slice_size(config)
     return [group[start : start + size] for group in (members(config, "bc"), members(config, "cql"))
             for start in range(0, len(group), size)]
+
+
+def slice_size(config: Config) -> int:
+    """Members of a slice, where there are so many: as asked for, or what the device is fastest with, about."""
+    return config.slice_size or (1024 if config.on_cuda else 64)
 
 
 def updates_of(config: Config, group: list[Member]) -> int:
@@ -53,7 +58,7 @@ def updates_of(config: Config, group: list[Member]) -> int:
 
 def largest_slice(config: Config) -> int:
     """Members of the largest slice."""
-    return min(config.slice_size, len(config.alpha) * config.num_seeds * config.num_datasets)
+    return min(slice_size(config), len(config.alpha) * config.num_seeds * config.num_datasets)
 
 
 def _shortest(number: float) -> str:

@@ -8,6 +8,7 @@ import csv
 import io
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
+from cql.background import Background
 from cql.config import Config
 from cql.errors import RunError
 from cql.files import atomic_file
@@ -100,12 +102,14 @@ class MetricsLog:
         folder: of the run.
         lines: the file to write instead of the run's ``metrics.csv``.
         names: the members whose event files are this log's; by default all that are there, pictures too.
+        beside: whether what is to be done ``later`` is done in a thread of its own.
     """
 
-    def __init__(self, folder: Path, lines: Path | None = None, names: list[str] | None = None):
+    def __init__(self, folder: Path, lines: Path | None = None, names: list[str] | None = None, beside: bool = False):
         self.folder, self.names = folder, names
         self.csv = lines or folder / "metrics.csv"
         self.tensorboard = folder / "tensorboard"
+        self.background = Background(beside)
         self.create()
 
     def create(self) -> None:
@@ -128,6 +132,10 @@ class MetricsLog:
             self._append(self.event_path(member.name), [event])
         with open(self.csv, "a") as file:
             file.write(text.getvalue())
+
+    def later(self, write: Callable[[], None]) -> None:
+        """Has an entry written, after those before it: at once, or while a CUDA device goes on training."""
+        self.background.do(write)
 
     def start(self, members: list[Member], config: Config) -> None:
         """The first records of each member: file version, and its settings as one trial of the hyperparameters tab.
@@ -169,7 +177,8 @@ class MetricsLog:
         self._append(path, [event] if path.exists() else [_first_event(), event])
 
     def sizes(self) -> dict[str, int]:
-        """Length in bytes of every file of the log, by its path relative to the run."""
+        """Length in bytes of every file of the log, by its path relative to the run, once all entries are written."""
+        self.background.wait()
         if self.names is None:
             events = sorted(self.tensorboard.rglob(EVENT_FILE))
         else:

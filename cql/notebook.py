@@ -20,7 +20,7 @@ from cql.analysis.results import write_results
 from cql.collect import DEFAULT_MAX_EPISODE_STEPS
 from cql.config import DATA, ENVIRONMENT, LARGEST_INTEGER, Config
 from cql.dataset import OfflineDataset
-from cql.device import resolve_device, with_slices_that_fit
+from cql.device import config_for, resolve_device
 from cql.diagnostics import population_outputs
 from cql.errors import ConfigError, RunError
 from cql.exact import Solution
@@ -107,7 +107,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     action_weights(config, [dataset])
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
-    config = with_slices_that_fit(config, dataset, resolve_device(config.device))
+    config, _ = config_for(resolve_device(config.device), config, dataset)
     trained, inputs, recorded = members(config, algorithm), _inputs(dataset, world), {}
 
     def record(part: list[Member], step: int, network: PopulationMLP, parameters: list[Tensor]) -> None:

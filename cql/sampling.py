@@ -75,6 +75,8 @@ class Transitions:
         self.penalty_weights, self.target_weights, self.allowed = tables  # each [data sets, S, A], or None
         self.lengths = torch.tensor(lengths, device=device)  # [data sets]
         self.offsets = self.lengths.cumsum(0) - self.lengths  # [data sets]
+        self.longest = max(lengths)  # known here, so that nobody waits for the device to ask it
+        self.acted_in = torch.from_numpy(np.unique(rows)).to(device)  # [R], the rows of observations
 
     def minibatch(self, data_index: Tensor, seeds: Tensor, update: int, batch_size: int) -> Batch:
         """The transitions that each member trains on in one update, drawn with replacement from its own data set.
@@ -97,8 +99,7 @@ class Transitions:
     def every(self, data_index: Tensor) -> Batch:
         """``full_batch`` with observations as row numbers of the table. Shorter data sets are filled up with weight
         0."""
-        length = int(self.lengths[data_index].max())
-        position = torch.arange(length, device=data_index.device)  # [N]
+        position = torch.arange(self.longest, device=data_index.device)  # [N]
         inside = position < self.lengths[data_index][:, None]  # [M, N]
         index = self.offsets[data_index][:, None] + torch.where(inside, position, 0)
         return self.at(index)._replace(weights=torch.where(inside, self.weights[index], 0.0))

@@ -50,12 +50,13 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     """
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
-    transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
-    diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
     shards = run.shards(slices(config), apart=ranks.world > 1)
     with ranks.stopped_by_signals(), torch_settings(device) as threads:
+        transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
+        diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
             for number in range(position.number, shard.end):
+                part = state = terms = policy = None  # frees the last slice before the next one is made
                 part = Slice(config, shard.groups[number - shard.first], datasets, transitions, position.of(number))
                 if part.step == 0:
                     log.start(part.members, config)
@@ -65,14 +66,12 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                         part.sums.add(terms, step - part.step)
                         part.state, part.step = state, step
                         if step % config.log_every == 0 or step == part.steps:  # waits for the device
-                            values = part.sums.take_means() | part.measured(diagnostics)
-                            log.write(step, part.members, values, first=step <= config.log_every)
+                            log.later(part.log_entry(diagnostics, log, bar))
                             watch(part.members, step, part.network, state.parameters)
-                            part.warn_of_divergence(values, bar)
                         stopped = ranks.stopped
                         if step < part.steps and (stopped or step % config.checkpoint_every == 0):
-                            at = Position(number, step, state, part.sums.contents())
-                            checkpoint.save(run, config, shard, log, at)
+                            checkpoint.save(run, config, shard, log,
+                                            Position(number, step, state, part.sums.contents()))
                         if step < part.steps and stopped:
                             raise Interrupted(f"stopped after update {step:,} of {part.steps:,} "
                                               f"({part.name}, slice {number}).")
@@ -90,11 +89,8 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
 
 
 def trainer_for(config: Config, name: str):
-    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve.
-
-    Args:
-        name: of the algorithm, ``cql`` or ``bc``.
-    """
+    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve the
+    algorithm of this ``name``, ``cql`` or ``bc``."""
     return engine.updates if config.trainer == "fast" and engine.serves(name, config.objective) else algorithm.updates
 
 
@@ -129,21 +125,27 @@ class Slice:
 
     def updates(self, threads: int) -> Iterator[tuple[int, algorithm.State, tuple[Tensor, ...]]]:
         """The trainer's generator, from where the slice stands to its last update; ``threads``: CPU cores for it."""
-        config = self.config
-        settings = algorithm.Settings(config.batch_size, config.lr, self.steps, config.target_interval,
-                                      config.penalty_threshold is not None, config.penalty_threshold or 0.0,
-                                      (config.log_every, config.checkpoint_every), threads)
-        return trainer_for(config, self.algorithm)(
-            self.network, self.transitions, self.state, self.data_index, self.seeds, self.algorithm, config.objective,
+        c = self.config
+        learned, threshold = c.penalty_threshold is not None, c.penalty_threshold or 0.0
+        settings = algorithm.Settings(c.batch_size, c.lr, self.steps, c.target_interval, learned, threshold,
+                                      (c.log_every, c.checkpoint_every), threads)
+        return trainer_for(c, self.algorithm)(
+            self.network, self.transitions, self.state, self.data_index, self.seeds, self.algorithm, c.objective,
             settings, self.step, self.steps)
 
-    def measured(self, diagnostics: Diagnostics) -> dict[str, list[float]]:
-        """What is logged beside the loss terms, ``name -> [M]``."""
-        entry = diagnostics.measure(self.network, self.state.parameters, self.data_index, self.algorithm, self.bounds())
-        if self.algorithm == "cql":
-            entry["optimiser/alpha"] = self.alpha()
-        decay = algorithm.cosine_decay(self.step - 1, self.steps)
-        return entry | {"optimiser/learning_rate": [self.config.lr * decay] * len(self.members)}
+    def log_entry(self, diagnostics: Diagnostics, log: MetricsLog, bar: tqdm) -> Callable[[], None]:
+        """Reads off the device what is logged now, for which it waits; the result computes the rest and writes it."""
+        step, bounds, means = self.step, self.bounds(), self.sums.take_means()
+        read = diagnostics.read(self.network, self.state.parameters, self.data_index, self.algorithm, bounds)
+        optimiser = {"optimiser/alpha": self.alpha()} if self.algorithm == "cql" else {}
+        rate = self.config.lr * algorithm.cosine_decay(step - 1, self.steps)
+        optimiser["optimiser/learning_rate"] = [rate] * len(self.members)
+
+        def write() -> None:
+            values = means | diagnostics.with_exact(*read) | optimiser
+            log.write(step, self.members, values, first=step <= self.config.log_every)
+            self.warn_of_divergence(step, values, bounds.tolist(), bar)
+        return write
 
     def alpha(self) -> list[float]:
         """Every member's alpha now (0 for BC), as the shortest decimal with the same float32."""
@@ -165,15 +167,14 @@ class Slice:
         return tqdm(total=self.steps, initial=self.step, desc=f"{self.name} × {len(self.members)}", unit=" updates",
                     disable=not shown, mininterval=0.5 if sys.stderr.isatty() else 10)
 
-    def warn_of_divergence(self, values: dict[str, list[float]], bar: tqdm) -> None:
+    def warn_of_divergence(self, step: int, values: dict[str, list[float]], bounds: list[float], bar: tqdm) -> None:
         """Names every member that diverged, once, and shows the means of the log entry."""
         for m, (member, health) in enumerate(zip(self.members, values["health/diverged"])):
             if health != SOUND and member.name not in self.diverged:
                 self.diverged.add(member.name)
                 reason = "its outputs are not finite" if health == NOT_FINITE else (
-                    f"max Q {values['q/max'][m]:.4g} is above {float(self.bounds()[m]):.4g}, "
-                    "which no exact solution reaches")
-                bar.write(f"{member.name} diverged by update {self.step:,}: {reason}", file=sys.stderr)
+                    f"max Q {values['q/max'][m]:.4g} is above {bounds[m]:.4g}, which no exact solution reaches")
+                bar.write(f"{member.name} diverged by update {step:,}: {reason}", file=sys.stderr)
         bar.set_postfix({name.partition("/")[2]: f"{sum(column) / len(column):.4g}" for name, column in values.items()
                          if name.startswith("losses/") or name == "exact/return"}, refresh=False)
 
@@ -187,7 +188,7 @@ def _shards_to_train(run: RunFolder, config: Config, shards: list[Shard], resume
     for shard in ranks.share(sorted(shards, key=work, reverse=True)):
         shard.folder.mkdir(parents=True, exist_ok=True)
         names = None if shard.folder == run.path else [member.name for group in shard.groups for member in group]
-        log = MetricsLog(run.path, shard.metrics, names)
+        log = MetricsLog(run.path, shard.metrics, names, beside=config.on_cuda)
         position = checkpoint.load(run, config, shard, log) if resume else Position(shard.first)
         if ranks.world > 1 and shard.folder == run.path and position.number < shard.end:
             raise RunError(f"{run.path} was begun by one process, with one checkpoint for all slices: "

@@ -133,9 +133,15 @@ def test_intervals(datasets, batch_size, change):
 
 
 @pytest.mark.parametrize("observation", ["index", "coordinates"])
-def test_a_batch_of_transitions(datasets, observation, monkeypatch):
+def test_minibatches_whose_rows_are_not_counted(datasets, observation, monkeypatch):
     """Minibatches as a CUDA device has them, here on the CPU."""
-    monkeypatch.setattr(batches, "pairs_on", lambda device: False)
+    original = batches.Minibatches.__init__
+
+    def uncounted(self, *arguments):
+        original(self, *arguments)
+        self.counted = False
+
+    monkeypatch.setattr(batches.Minibatches, "__init__", uncounted)
     Case(datasets, "bc", observation=observation).assert_they_agree()
     for double_q, learn_alpha in itertools.product((False, True), (False, True)):
         case = Case(datasets, objective=Objective(double_q=double_q), observation=observation, learn_alpha=learn_alpha,

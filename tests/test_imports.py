@@ -16,7 +16,8 @@ LEVELS = [  # from the top; a module imports only from its own level and from th
     {"cql.algorithm", "cql.run_folder", "cql.checkpoint", "cql.metrics", "cql.diagnostics", "cql.collect", "cql.world"},
     {"cql.action_weights", "cql.policy", "cql.sampling", "cql.members", "cql.config"},
     {"cql.dataset"},
-    {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors", "envs"},
+    {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors", "cql.background",
+     "envs"},
 ]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for path in [*ROOT.glob("*.py"), *ROOT.glob("cql/**/*.py"), *ROOT.glob("envs/**/*.py")]}

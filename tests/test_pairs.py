@@ -1,6 +1,5 @@
 """A batch as distinct pairs: the losses and gradients of its transitions, every observation read once."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,29 +7,36 @@ from hypothesis import strategies as st
 from cql import losses
 from cql.dataset import OfflineDataset
 from cql.engine import batches
-from cql.engine.batches import Minibatches, distinct
-from cql.engine.pairs import Pairs, Single, pairs_of
+from cql.engine.batches import Distinct, Minibatches
+from cql.engine.pairs import pairs_of
 from cql.sampling import Transitions
 
 
 def test_distinct_by_hand():
-    found, rows, filled = distinct(torch.tensor([[[7, 3, 7, 7, 5, 9]], [[2, 2, 2, 2, 2, 2]]]))
-    assert found.tolist() == [[[3, 5, 7, 9, 0, 0]], [[2, 0, 0, 0, 0, 0]]]
-    assert rows.tolist() == [[[2, 0, 2, 2, 1, 3]], [[0, 0, 0, 0, 0, 0]]]
-    assert filled == [4, 4]  # 4 and 1, rounded up
+    found = Distinct.of(torch.tensor([[[7, 3, 7, 7, 5, 9]], [[2, 2, 2, 2, 2, 2]]]))
+    assert found.rows.tolist() == [[[3, 5, 7, 9, 0, 0]], [[2, 0, 0, 0, 0, 0]]]
+    assert found.places.tolist() == [[[2, 0, 2, 2, 1, 3]], [[0, 0, 0, 0, 0, 0]]]
+    assert found.filled() == [4, 4]  # 4 and 1, rounded up
+    assert found.readers(10).tolist() == [[0, 0, 0, 1, 0, 2, 0, 3, 0, 4], [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]]
+    members = Distinct.of(torch.tensor([[[1, 1, 0], [2, 0, 2]]]))  # of one update: 3 inputs of each
+    assert members.readers(3).tolist() == [[1, 2, 0, 4, 0, 5]]
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 40), kinds=st.integers(1, 60))
 def test_distinct_observations_are_found_again(seed, size, kinds):
     drawn = torch.randint(0, kinds, (3, 2, size), generator=torch.Generator().manual_seed(seed))
-    found, rows, filled = distinct(drawn)
-    assert torch.equal(found.gather(-1, rows), drawn)
+    found = Distinct.of(drawn)
+    rows, filled, readers = found.rows, found.filled(), found.readers(70).view(3, 2, 70)
+    assert torch.equal(rows.gather(-1, found.places), drawn)
     for t in range(3):
         most = max(len(drawn[t, m].unique()) for m in range(2))
         assert most <= filled[t] <= min(size, most + batches.MULTIPLE - 1)
         for m in range(2):
-            assert found[t, m, : len(drawn[t, m].unique())].tolist() == drawn[t, m].unique().tolist()
+            assert rows[t, m, : len(drawn[t, m].unique())].tolist() == drawn[t, m].unique().tolist()
+            read = readers[t, m].nonzero().flatten()  # of every state that is read, the input that reads it
+            assert read.tolist() == drawn[t, m].unique().tolist()
+            assert torch.equal(rows[t].flatten()[readers[t, m, read] - 1], read)
 
 
 def test_pairs_by_hand():
@@ -64,21 +70,6 @@ def test_the_identity(seed, td_loss):
     torch.testing.assert_close(pairs.bc_gradient(by_action).mT, of_bc)
 
 
-@pytest.mark.parametrize("td_loss", ["mse", "half_mse"])
-def test_single_transitions_are_pairs_without_repetition(td_loss):
-    g = torch.Generator().manual_seed(1)
-    q, targets = torch.randn(2, 4, 6, generator=g), torch.randn(2, 6, generator=g)
-    actions, alpha = torch.randint(0, 4, (2, 6), generator=g), torch.tensor([0.5, 6.0])
-    single, pairs = Single(actions), pairs_of(torch.arange(6).expand(2, 6), actions, torch.full((2, 6), 1 / 6), 6, 4)
-    assert isinstance(pairs, Pairs) and single.targets(targets, td_loss)[1].tolist() == [0.0, 0.0]
-    mean, _ = pairs.targets(targets, td_loss)
-    torch.testing.assert_close(single.td(q, targets, td_loss), pairs.td(q, mean, td_loss))
-    torch.testing.assert_close(single.penalty(q), pairs.penalty(q))
-    torch.testing.assert_close(single.cql_gradient(q, targets, alpha, td_loss),
-                               pairs.cql_gradient(q, mean, alpha, td_loss))
-    torch.testing.assert_close(single.bc_gradient(q), pairs.bc_gradient(q))
-
-
 def test_a_minibatch_of_pairs_is_that_of_its_transitions():
     g = torch.Generator().manual_seed(1)
     states = torch.randint(0, 12, (50,), generator=g).numpy()
@@ -87,9 +78,10 @@ def test_a_minibatch_of_pairs_is_that_of_its_transitions():
     transitions = Transitions([data], torch.device("cpu"), compress=False)
     draws, seeds, q_history = torch.zeros(3, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.zeros(5, 3, 4, 16)
     block = Minibatches(transitions, draws, seeds, 16).block(torch.arange(7, 12))
-    for t, (inputs, pairs, _, q) in enumerate(block.updates(q_history, q_history)):
+    for t, (inputs, _, pairs, _, q) in enumerate(block.updates(q_history, q_history)):
         assert inputs.shape[1] == q.shape[2] == block.filled[t] <= 12
         batch = transitions.minibatch(draws, seeds, 7 + t, 16)
-        assert torch.equal(inputs.gather(1, block.entries.pair_index[t] % 16), batch.observations)
-        assert torch.equal(block.entries.pair_index[t] // 16, batch.actions)
+        states = inputs.gather(1, block.pairs.pair_index[t] % 16) - 12 * torch.arange(3)[:, None]  # of one table
+        assert torch.equal(states, batch.observations)
+        assert torch.equal(block.pairs.pair_index[t] // 16, batch.actions)
         torch.testing.assert_close(pairs.weights.sum((1, 2)), torch.ones(3))

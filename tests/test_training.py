@@ -6,6 +6,8 @@ import os
 import signal
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +26,8 @@ from cql.engine import cohort, trainer
 from cql.errors import RunError
 from cql.exact import TabularMDP
 from cql.files import archive_bytes, atomic_write, load_archive
-from cql.members import all_members
-from cql.metrics import METRICS, read_metrics
+from cql.members import all_members, largest_slice
+from cql.metrics import METRICS, MetricsLog, read_metrics
 from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.run_folder import RunFolder
@@ -92,14 +94,71 @@ def test_threads_and_cohorts_change_nothing(tmp_path, monkeypatch):
 def test_members_that_do_not_fit_the_memory_are_trained_in_smaller_slices(monkeypatch):
     config = Config(**SMALL, alpha=(1.0, 6.0), num_seeds=20)
     data, cpu = datasets_for(config, {})[0], torch.device("cpu")
-    assert device.with_slices_that_fit(config, data, cpu) == config  # 40 members need a few MB
+    assert device.config_for(cpu, config, data) == (config, None)  # 40 members need a few MB
     needed = device.memory_needed(config, data)
     monkeypatch.setattr(device, "_memory", lambda device: needed // 3)
-    smaller = device.with_slices_that_fit(config, data, cpu)
+    smaller, sentence = device.config_for(cpu, config, data)
     assert smaller.slice_size == 10 and device.memory_needed(smaller, data) <= needed // 3
+    assert sentence == "slices of 10 members instead of 40, to fit the memory"
     monkeypatch.setattr(device, "_memory", lambda device: 1000)
     with pytest.raises(RunError, match="a member of this population needs"):
-        device.with_slices_that_fit(config, data, cpu)
+        device.config_for(cpu, config, data)
+
+
+class Card:
+    """A CUDA device in the eyes of ``resolve_device``, whose first operation raises ``error``."""
+
+    def __init__(self, monkeypatch, error):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        self.error, original = error, torch.ones
+        monkeypatch.setattr(torch, "ones", lambda *size, device=None: self.used() if device else original(*size))
+
+    def used(self):
+        if self.error:
+            raise self.error
+        return torch.zeros(1)
+
+
+def test_auto_takes_a_device_that_can_be_used_and_records_it(monkeypatch, capsys):
+    card = Card(monkeypatch, RuntimeError("no kernel image is available for execution on the device\nCompile with …"))
+    assert device.resolve_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == ("note: training on the CPU: --device cuda:0 cannot be used: no kernel image is "
+                                       "available for execution on the device\n")
+    with pytest.raises(RunError, match="--device cuda:0 cannot be used: no kernel image"):
+        device.resolve_device("cuda")
+    card.error = None
+    assert device.resolve_device("auto", local_rank=0) == torch.device("cuda:0")
+    monkeypatch.setattr(device, "_memory", lambda device: 2**40)
+    data = datasets_for(Config(**SMALL), {})[0]
+    config, _ = device.config_for(torch.device("cuda:0"), Config(**SMALL | {"device": "auto"}), data)
+    assert config.device == "cuda" and largest_slice(replace(config, num_seeds=2000)) == 1024
+    assert device.config_for(torch.device("cpu"), Config(**SMALL | {"device": "auto"}), data)[0].device == "cpu"
+
+
+def test_a_full_memory_is_one_sentence():
+    with pytest.raises(RunError, match="the memory of cpu is full: give a smaller --slice-size, .*tried to allocate"):
+        with device.torch_settings(torch.device("cpu")):
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB\nSee documentation")
+
+
+def test_log_entries_are_written_in_order_beside_the_training(tmp_path, monkeypatch):
+    """As on a CUDA device: the log of a run whose entries a thread writes is that of a run that waits for them."""
+    runs = [run_of(tmp_path / name, alpha=(1.0, 6.0), log_every=5, checkpoint_every=15) for name in "a"]
+    monkeypatch.setattr(Config, "on_cuda", True)
+    monkeypatch.setattr(device, "_memory", lambda device: 2**40)
+    runs += [run_of(tmp_path / name, alpha=(1.0, 6.0), log_every=5, checkpoint_every=15) for name in "b"]
+    assert (runs[0].path / "metrics.csv").read_bytes() == (runs[1].path / "metrics.csv").read_bytes()
+    assert policy_bytes(runs[0]) == policy_bytes(runs[1])
+
+
+def test_what_is_written_beside_the_training_raises_where_it_is_waited_for(tmp_path):
+    log, done = MetricsLog(tmp_path, beside=True), []
+    log.later(partial(done.append, 1))
+    log.later(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        log.later(partial(done.append, 2))
+    assert log.sizes() and done == [1]
 
 
 def test_members_that_share_a_seed_are_paired(tmp_path):
@@ -329,7 +388,7 @@ def test_cuda_agrees_with_the_cpu(tmp_path, changes):
 
 
 def test_a_slice_that_has_ended_leaves_no_memory_behind(tmp_path, monkeypatch):
-    """Of every slice but the last two nothing is left when a new one begins, without a collection of cycles."""
+    """Nothing of it is left when the next begins, without a collection of cycles: a device holds one slice."""
     made, alive = [], []
 
     def begin(self, *arguments, original=training.Slice.__init__):
@@ -345,4 +404,4 @@ def test_a_slice_that_has_ended_leaves_no_memory_behind(tmp_path, monkeypatch):
                              "20", "--alpha", *"123456", "--slice-size", "1", "--out", str(tmp_path / "run")]) == 0
     finally:
         gc.enable()
-    assert alive == [0, 1, 1, 1, 1, 1]  # the one before stands until the new one takes its place
+    assert alive == [0] * 6

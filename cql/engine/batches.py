@@ -1,7 +1,7 @@
 """What the engine trains on, block by block: minibatches drawn for it, or the whole data set again and again.
 
 A batch is stored as its distinct (observation, action) pairs (``cql.engine.pairs``), so that the network reads no
-observation twice; minibatches on a CUDA device as their transitions.
+observation twice.
 """
 
 from collections.abc import Iterator
@@ -10,34 +10,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cql.engine.pairs import Entries, Pairs, Single, pairs_of
+from cql.engine.pairs import Pairs, pairs_of
 from cql.sampling import Batch, Transitions, uniform_bits
 
 MULTIPLE = 4  # numbers of rows are rounded up to a multiple of it: products are faster
 
 
+class Update(NamedTuple):
+    """What one update reads and writes."""
+
+    inputs: Tensor  # [M, R] or [M, R, n], what the network reads: see ``network_inputs``
+    readers: Tensor | None  # [M * S], of every row of the members' tables: see ``Block``
+    pairs: Pairs  # what the losses are sums over
+    targets: Tensor  # [M, A, R], of the pairs
+    q_values: Tensor  # [M, A, R], memory for Q
+
+
 class Block(NamedTuple):
     """The batches of ``T`` updates; every field has ``T`` before the axes named."""
 
-    inputs: Tensor  # [M, R] or [M, R, n], what the network reads
-    entries: Entries  # what the losses are sums over
+    inputs: Tensor  # [M, R] or [M, R, n], what the network reads: see ``network_inputs``
+    pairs: Pairs  # what the losses are sums over
     drawn: Batch  # [M, B], the transitions, observations as row numbers
     filled: list[int]  # how many of the R rows each update needs
+    # [M * S], of every row of all members' tables: 1 + the place among the M * R inputs that reads it, or 0; None where
+    # the network has no table, or where the number of rows differs from update to update
+    readers: Tensor | None
 
-    def updates(self, q_history: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Entries, Tensor, Tensor]]:
-        """Inputs, entries, targets and memory for Q of each update, only the rows that it needs.
-
-        Args:
-            q_history: ``[T, M, A, R]``. targets: of the entries, ``[T, M, A, R]`` of pairs and ``[T, M, B]`` of
-                transitions.
-        """
-        fields = zip(self.filled, self.inputs.unbind(), q_history.unbind(), targets.unbind())
-        for t, (rows, inputs, q, target) in enumerate(fields):
-            entries = self.entries.of_update(t)
+    def updates(self, q_history: Tensor, targets: Tensor) -> Iterator[Update]:
+        """Each update, with only the rows that it needs. ``q_history``, ``targets``: ``[T, M, A, R]``."""
+        for t, (rows, inputs, q, target) in enumerate(zip(self.filled, self.inputs, q_history, targets)):
+            readers, pairs = None if self.readers is None else self.readers[t], self.pairs.of_update(t)
             if rows < inputs.shape[1]:
                 inputs, q, target = inputs.narrow(1, 0, rows), q.narrow(2, 0, rows), target.narrow(2, 0, rows)
-                entries = entries.first_rows(rows)
-            yield inputs, entries, target, q
+                pairs = pairs.first_rows(rows)
+            yield Update(inputs, readers, pairs, target, q)
 
 
 class Minibatches:
@@ -45,39 +52,81 @@ class Minibatches:
 
     Attributes:
         rows: observations per member that the network reads in one update, at most.
+        counted: whether the number of distinct observations is read back. A CUDA device would have to be waited for,
+            and would record a graph for each number; there every update reads ``rows``, the last ones without weight.
     """
 
     def __init__(self, transitions: Transitions, data_index: Tensor, seeds: Tensor, batch_size: int):
         self.transitions, self.data_index, self.seeds, self.rows = transitions, data_index, seeds, batch_size
+        self.counted = data_index.device.type == "cpu"
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers."""
         uniforms = uniform_bits(self.seeds, updates, self.rows)
         drawn = self.transitions.at(self.transitions.minibatch_indices(self.data_index, uniforms))
-        if not pairs_on(self.data_index.device):
-            inputs = self.transitions.observations[drawn.observations]
-            return Block(inputs, Single(drawn.actions), drawn, [self.rows] * len(updates))
-        observations, places, filled = distinct(drawn.observations)
-        shares = drawn.rewards.new_full((1, 1, 1), 1 / self.rows).expand(places.shape)
-        entries = pairs_of(places, drawn.actions, shares, self.rows, self.transitions.num_actions)
-        return Block(self.transitions.observations[observations], entries, drawn, filled)
+        found = Distinct.of(drawn.observations)
+        shares = drawn.rewards.new_full((1, 1, 1), 1 / self.rows).expand(found.places.shape)
+        pairs = pairs_of(found.places, drawn.actions, shares, self.rows, self.transitions.num_actions)
+        inputs = network_inputs(self.transitions, found.rows)
+        if self.counted:
+            return Block(inputs, pairs, drawn, found.filled(), None)
+        readers = found.readers(len(self.transitions.observations)) if self.transitions.discrete else None
+        return Block(inputs, pairs, drawn, [self.rows] * len(updates), readers)
 
 
-def pairs_on(device: torch.device) -> bool:
-    """Whether minibatches are held as pairs: a CUDA device would have to wait for the number of distinct
-    observations, and would record a graph for each number."""
-    return device.type != "cuda"
+class Distinct(NamedTuple):
+    """The distinct ones among the observations of each batch, by binary search: nothing is written to one place twice,
+    so that every device does it in the same way."""
+
+    ordered: Tensor  # [..., M, B], the observations, sorted
+    rank: Tensor  # [..., M, B], the place of each among the distinct ones
+    rows: Tensor  # [..., M, B], the distinct ones, sorted; the rest filled up with 0
+    places: Tensor  # [..., M, B], the place of each observation, as it stands in the batch, among the distinct ones
+
+    @classmethod
+    def of(cls, observations: Tensor) -> "Distinct":
+        """``observations``: row numbers ``[..., M, B]``."""
+        ordered = observations.sort(-1).values
+        rank = torch.nn.functional.pad((ordered[..., 1:] != ordered[..., :-1]).cumsum(-1), (1, 0))
+        size = observations.shape[-1]
+        first = torch.searchsorted(rank, _counted_up(size, rank))  # where each distinct one begins; the end for none
+        rows = torch.where(first < size, ordered.gather(-1, first.clamp_max(size - 1)), 0)
+        return cls(ordered, rank, rows, rank.gather(-1, torch.searchsorted(ordered, observations)))
+
+    def filled(self) -> list[int]:
+        """For every update the largest number of distinct ones that a member has, rounded up."""
+        number = self.rank[..., -1].amax(-1) + 1  # [T]
+        return (-(-number // MULTIPLE) * MULTIPLE).clamp_max(self.rank.shape[-1]).tolist()
+
+    def readers(self, states: int) -> Tensor:
+        """``Block.readers`` of tables with so many rows."""
+        every, size = _counted_up(states, self.rank), self.rank.shape[-1]
+        at = torch.searchsorted(self.ordered, every).clamp_max(size - 1)
+        return _readers(torch.where(self.ordered.gather(-1, at) == every, self.rank.gather(-1, at), -1), size)
 
 
-def distinct(observations: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """The distinct ones of each batch ``[T, M, B]``, the rest filled up with row 0; the place of each observation
-    among them, likewise; and for every update the largest number of them that a member has, rounded up."""
-    ordered, order = observations.sort(-1)
-    place = torch.nn.functional.pad((ordered[..., 1:] != ordered[..., :-1]).cumsum(-1), (1, 0))
-    places = torch.empty_like(order).scatter_(-1, order, place)
-    first = torch.zeros_like(observations).scatter_(-1, place, ordered)
-    number = place[..., -1].amax(-1) + 1  # [T]
-    return first, places, (-(-number // MULTIPLE) * MULTIPLE).clamp_max(observations.shape[-1]).tolist()
+def _counted_up(size: int, like: Tensor) -> Tensor:
+    """0 … size − 1 for every member and update: ``[..., M, B] -> [..., M, size]``."""
+    return torch.arange(size, device=like.device).expand(*like.shape[:-1], size).contiguous()
+
+
+def _readers(place: Tensor, rows: int) -> Tensor:
+    """``Block.readers`` from the place of every state among its member's inputs, −1 for none: ``[..., M, S]``."""
+    before = rows * torch.arange(place.shape[-2], device=place.device)[:, None]  # inputs of the members before
+    return torch.where(place < 0, 0, 1 + before + place).flatten(-2)
+
+
+def network_inputs(transitions: Transitions, rows: Tensor) -> Tensor:
+    """What the networks read for observations in these ``rows [..., M, R]`` of the transitions: the observations, or,
+    for networks with a table, the number of the row in the tables of all members as one."""
+    if not transitions.discrete:
+        return transitions.observations[rows]
+    return rows + len(transitions.observations) * torch.arange(rows.shape[-2], device=rows.device)[:, None]
+
+
+def full_batch_rows(transitions: Transitions) -> int:
+    """Observations per member that the network reads for the whole data set: those acted in, rounded up."""
+    return -(-len(transitions.acted_in) // MULTIPLE) * MULTIPLE
 
 
 class FullBatch:
@@ -88,18 +137,22 @@ class FullBatch:
     """
 
     def __init__(self, transitions: Transitions, data_index: Tensor):
-        acted_in = transitions.rows.unique().long()  # [R]
-        inputs = transitions.observations[acted_in]
+        count, self.rows = len(transitions.acted_in), full_batch_rows(transitions)
+        acted_in = torch.nn.functional.pad(transitions.acted_in, (0, self.rows - count))  # [R], the rest row 0
         drawn = transitions.every(data_index)  # [M, N]
-        places = torch.searchsorted(acted_in, drawn.observations)
-        entries = pairs_of(places, drawn.actions, drawn.weights, len(acted_in), transitions.num_actions)
-        self.rows = len(acted_in)
-        self.one = Block(inputs.expand(len(data_index), *inputs.shape), entries, drawn, [self.rows])
+        places = torch.searchsorted(transitions.acted_in, drawn.observations)
+        pairs = pairs_of(places, drawn.actions, drawn.weights, self.rows, transitions.num_actions)
+        inputs, readers = network_inputs(transitions, acted_in.expand(len(data_index), -1)), None
+        if transitions.discrete:
+            place = torch.full((len(data_index), len(transitions.observations)), -1, device=acted_in.device)
+            place[:, transitions.acted_in] = torch.arange(count, device=acted_in.device)
+            readers = _readers(place, self.rows)
+        self.one = Block(inputs, pairs, drawn, [self.rows], readers)
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers; the same batch for each."""
         def repeated(field: Tensor | None) -> Tensor | None:
             return None if field is None else field.expand(len(updates), *field.shape)
         one = self.one
-        return Block(repeated(one.inputs), Pairs(*map(repeated, one.entries)), Batch(*map(repeated, one.drawn)),
-                     one.filled * len(updates))
+        return Block(repeated(one.inputs), Pairs(*map(repeated, one.pairs)), Batch(*map(repeated, one.drawn)),
+                     one.filled * len(updates), repeated(one.readers))

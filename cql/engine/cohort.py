@@ -11,14 +11,16 @@ from torch import Tensor
 
 from cql.algorithm import DUAL_RATE, Settings, State, dual_ascent, next_values
 from cql.engine.batches import Block, FullBatch, Minibatches
-from cql.engine.capture import Graphs
-from cql.engine.passes import Passes
+from cql.engine.capture import Graphs, Recorder
+from cql.engine.passes import Passes, steps_on
+from cql.engine.steps import sum_rows
 from cql.losses import Objective, td_target
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
 
 BLOCK = 100  # updates in a block at most
 BLOCK_VALUES = 2**18  # and so many Q-values at most, to bound the memory of a block
+CUDA_BLOCK_VALUES = 2**25  # likewise
 CHUNK = 2**16  # observations evaluated at once, over all members
 
 
@@ -29,12 +31,11 @@ class Cohort:
         state, data_index, seeds: of these members; ``state`` is changed in place.
         terms: memory for the sums of the loss terms over a block, each ``[M]``.
         rates: ``[steps]``, the learning rate of every update.
-        start: the first update.
     """
 
     def __init__(self, network: PopulationMLP, transitions: Transitions, state: State, data_index: Tensor,
                  seeds: Tensor, algorithm: str, objective: Objective, settings: Settings, terms: list[Tensor],
-                 rates: Tensor, start: int):
+                 rates: Tensor):
         device, members = data_index.device, len(data_index)
         self.network, self.transitions, self.state, self.terms, self.rates = network, transitions, state, terms, rates
         self.algorithm, self.objective, self.settings = algorithm, objective, settings
@@ -42,8 +43,9 @@ class Cohort:
         self.batches = (FullBatch(transitions, data_index) if self.full_batch else
                         Minibatches(transitions, data_index, seeds, settings.batch_size))
         rows = self.batches.rows
-        self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, start)
-        self.length = block_length(rows, members, network.outputs)
+        self.steps = steps_on(device)
+        self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, self.steps)
+        self.length = block_length(rows, members, network.outputs, device)
         self.q_history = rates.new_zeros(self.length, members, network.outputs, rows)  # Q at every update
         table = transitions.observations
         self.table = table.expand(members, *table.shape)  # [M, U] or [M, U, n], no copy
@@ -53,11 +55,11 @@ class Cohort:
         # Between target copies these stand still (but with double Q), in place, for graphs that read them.
         self.values = rates.new_zeros(self.table.shape[:2])  # [M, U], of the target network
         if self.full_batch:
-            entries = self.batches.one.entries
-            self.targets, self.variance = torch.zeros_like(entries.weights), torch.zeros_like(entries.shares[:, 0])
+            pairs = self.batches.one.pairs
+            self.targets, self.variance = torch.zeros_like(pairs.weights), torch.zeros_like(pairs.shares[:, 0])
         self.values_are_fresh = False
         self.first = torch.zeros((), dtype=torch.int64, device=device)  # the block's first update, for graphs to read
-        self.graphs = Graphs() if device.type == "cuda" else None
+        self.graphs = Graphs(Recorder(device)) if device.type == "cuda" else None
 
     @torch.no_grad()
     def block_of_updates(self, start: int, end: int) -> None:
@@ -76,28 +78,31 @@ class Cohort:
 
     def _updates(self, count: int) -> None:
         steps = self.first + torch.arange(count, device=self.first.device)
-        rates = self.rates[steps]
+        rates, numbers = self.rates[steps], (steps + 1).float()
         block, q_history = self.batches.block(steps), self.q_history[:count]  # [T, M, A, R]
         if self.algorithm == "bc":
             no_targets = q_history
-            for rate, (inputs, entries, _, logits) in zip(rates.unbind(), block.updates(q_history, no_targets)):
+            for t, (inputs, readers, pairs, _, logits) in enumerate(block.updates(q_history, no_targets)):
                 self.passes.forward(inputs, logits)
-                self.passes.step(entries.bc_gradient(logits), rate)
-            terms = [block.entries.penalty(q_history)]
+                sum_rows(gradient := pairs.bc_gradient(logits), self.passes.bias_gradient)
+                self.passes.step(gradient, readers, rates[t], numbers[t])
+            terms = [block.pairs.penalty(q_history)]
         else:
             targets, variance = self._targets(block, count)
             alpha = self.state.alpha.repeat(count, 1)  # [T, M], of every update
             dual_rates = DUAL_RATE * (rates / self.settings.learning_rate)
-            for t, (inputs, entries, target, q) in enumerate(block.updates(q_history, targets)):
+            for t, (inputs, readers, pairs, target, q) in enumerate(block.updates(q_history, targets)):
                 if self.objective.double_q:
                     variance[t] = self._set_double_q_targets(block, t, targets[t])
                 self.passes.forward(inputs, q)
-                self.passes.step(entries.cql_gradient(q, target, self.state.alpha, self.objective.td_loss), rates[t])
+                gradient = self.steps.cql_gradient(pairs, q, target, self.state.alpha, self.objective.td_loss,
+                                                   self.passes.bias_gradient)
+                self.passes.step(gradient, readers, rates[t], numbers[t])
                 if self.settings.learn_alpha:
                     alpha[t] = self.state.alpha
-                    dual_ascent(self.state.alpha, entries.penalty(q), self.settings.penalty_threshold, dual_rates[t])
-            td = block.entries.td(q_history, targets, self.objective.td_loss) + variance  # [T, M]
-            penalty = block.entries.penalty(q_history)
+                    dual_ascent(self.state.alpha, pairs.penalty(q), self.settings.penalty_threshold, dual_rates[t])
+            td = block.pairs.td(q_history, targets, self.objective.td_loss) + variance  # [T, M]
+            penalty = block.pairs.penalty(q_history)
             terms = [td, penalty, td + alpha * penalty]
         for total, term in zip(self.terms, terms):
             total.copy_(term.sum(0))  # [T, M] -> [M]
@@ -114,19 +119,19 @@ class Cohort:
 
     def _set_full_batch_targets(self) -> None:
         """Writes ``targets`` and ``variance`` from ``values``."""
-        drawn, entries = self.batches.one.drawn, self.batches.one.entries
+        drawn, pairs = self.batches.one.drawn, self.batches.one.pairs
         values = self.values.gather(1, drawn.next_observations)  # [M, N]
-        targets, variance = entries.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
-                                            self.objective.td_loss)
+        targets, variance = pairs.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
+                                          self.objective.td_loss)
         self.targets.copy_(targets)
         self.variance.copy_(variance)
 
     def _targets(self, block: Block, count: int) -> tuple[Tensor, Tensor]:
-        """TD targets of the block's entries, ``[T, M, A, R]`` of pairs and ``[T, M, B]`` of transitions, and the loss
-        that they leave out ``[T, M]``. With double Q, whose targets follow the online network, memory for both."""
+        """TD targets of the block's pairs ``[T, M, A, R]``, and the loss that they leave out ``[T, M]``. With double Q,
+        whose targets follow the online network, memory for both."""
         drawn = block.drawn
         if self.objective.double_q:
-            return block.entries.empty_targets(), self.state.alpha.new_zeros(count, len(self.state.alpha))
+            return torch.zeros_like(block.pairs.weights), self.state.alpha.new_zeros(count, len(self.state.alpha))
         if self.full_batch:
             return self.targets.expand(count, *self.targets.shape), self.variance.expand(count, -1)
         rows = drawn.next_observations.transpose(0, 1).flatten(1)  # [M, T * B]
@@ -135,8 +140,8 @@ class Cohort:
         else:
             values = self._next_values(self.transitions.observations[rows])
         values = values.unflatten(1, (count, -1)).transpose(0, 1)  # [T, M, B]
-        return block.entries.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
-                                     self.objective.td_loss)
+        return block.pairs.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
+                                   self.objective.td_loss)
 
     def _set_double_q_targets(self, block: Block, t: int, targets: Tensor) -> Tensor:
         """Writes the TD targets of update ``t``; returns the loss that they leave out ``[M]``."""
@@ -147,7 +152,7 @@ class Cohort:
             return self.variance
         drawn = block.drawn
         values = self._next_values(self.transitions.observations[drawn.next_observations[t]])
-        made, variance = block.entries.of_update(t).targets(
+        made, variance = block.pairs.of_update(t).targets(
             td_target(drawn.rewards[t], drawn.terminations[t], values, self.objective.gamma), self.objective.td_loss)
         targets.copy_(made)
         return variance
@@ -159,7 +164,8 @@ class Cohort:
         return torch.cat([next_values(self.network, self.state, part, self.objective) for part in parts], 1)
 
 
-def block_length(rows: int, members: int, actions: int) -> int:
+def block_length(rows: int, members: int, actions: int, device: torch.device) -> int:
     """Updates at most in one block of so many members."""
-    return max(1, min(BLOCK, BLOCK_VALUES // (members * rows * actions)))
+    values = BLOCK_VALUES if device.type == "cpu" else CUDA_BLOCK_VALUES
+    return max(1, min(BLOCK, values // (members * rows * actions)))
 

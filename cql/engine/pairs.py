@@ -31,6 +31,7 @@ class Pairs(NamedTuple):
     pair_index: Tensor  # [M, B], the pair of each transition among the A * R
     shares: Tensor  # [M, B], w
     weights: Tensor  # [M, A, R], W; 0 for a pair that does not occur
+    row_weights: Tensor  # [M, 1, R], sum_a W
 
     def targets(self, targets: Tensor, td_loss: str) -> tuple[Tensor, Tensor]:
         """From the targets of the transitions ``[M, B]``: Y ``[M, A, R]``, and the loss that Y leaves out ``[M]``."""
@@ -42,14 +43,13 @@ class Pairs(NamedTuple):
     def cql_gradient(self, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str) -> Tensor:
         """``losses.cql_gradient`` with W in the place of 1 / B: ``W [td'(Q - Y) - alpha] + alpha softmax(Q) sum_a
         W``."""
-        slopes = (q_values - targets) * (2 if td_loss == "mse" else 1)  # td'
         alpha = alpha[:, None, None]
-        row_weights = (alpha * self.weights).sum(-2, keepdim=True)
-        return _softmax(q_values).mul_(row_weights).add_((slopes - alpha).mul_(self.weights))
+        slopes = torch.add(-alpha, q_values - targets, alpha=slope(td_loss))  # td' - alpha
+        return slopes.mul_(self.weights).addcmul_(_softmax(q_values), alpha * self.row_weights)
 
     def bc_gradient(self, logits: Tensor) -> Tensor:
         """The gradient of ``losses.bc_loss``: ``softmax sum_a W - W``."""
-        return _softmax(logits).mul_(self.weights.sum(-2, keepdim=True)).sub_(self.weights)
+        return _softmax(logits).mul_(self.row_weights).sub_(self.weights)
 
     def td(self, q_values: Tensor, targets: Tensor, td_loss: str) -> Tensor:
         """The TD loss without the variance of the targets, ``[M]``."""
@@ -60,54 +60,25 @@ class Pairs(NamedTuple):
         ``losses.bc_loss``."""
         return (self.weights * (q_values.logsumexp(-2, keepdim=True) - q_values)).sum((-2, -1))
 
-    def empty_targets(self) -> Tensor:
-        """Memory for ``targets``."""
-        return torch.zeros_like(self.weights)
-
     def of_update(self, t: int) -> "Pairs":
         """The pairs of one of T updates."""
-        return Pairs(self.pair_index[t], self.shares[t], self.weights[t])
+        return Pairs(self.pair_index[t], self.shares[t], self.weights[t], self.row_weights[t])
 
     def first_rows(self, rows: int) -> "Pairs":
         """The pairs without the rows from ``rows`` on, which no transition has; ``pair_index`` counts all rows."""
-        return self._replace(weights=self.weights.narrow(-1, 0, rows))
-
-
-class Single(NamedTuple):
-    """A batch of transitions of equal share, each a row of the network's input of its own; methods as of ``Pairs``."""
-
-    actions: Tensor  # [M, B]
-
-    def targets(self, targets: Tensor, td_loss: str) -> tuple[Tensor, Tensor]:
-        return targets, torch.zeros_like(targets[..., 0])
-
-    def cql_gradient(self, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str) -> Tensor:
-        return losses.cql_gradient(q_values.mT, self.actions, targets, alpha, td_loss).mT
-
-    def bc_gradient(self, logits: Tensor) -> Tensor:
-        one_hot = torch.zeros_like(logits).scatter_(-2, self.actions[..., None, :], 1.0)
-        return _softmax(logits).sub_(one_hot).div_(self.actions.shape[-1])
-
-    def td(self, q_values: Tensor, targets: Tensor, td_loss: str) -> Tensor:
-        return losses.td_losses(losses.q_taken(q_values.mT, self.actions) - targets, td_loss).mean(-1)
-
-    def penalty(self, q_values: Tensor) -> Tensor:
-        return losses.conservative_penalty(q_values.mT, self.actions).mean(-1)
-
-    def empty_targets(self) -> Tensor:
-        return torch.zeros(self.actions.shape, device=self.actions.device)
-
-    def of_update(self, t: int) -> "Single":
-        return Single(self.actions[t])
-
-
-Entries = Pairs | Single
+        return self._replace(weights=self.weights.narrow(-1, 0, rows), row_weights=self.row_weights.narrow(-1, 0, rows))
 
 
 def pairs_of(rows: Tensor, actions: Tensor, shares: Tensor, num_rows: int, num_actions: int) -> Pairs:
     """The pairs of transitions whose observations stand in ``rows`` of the network's input; all ``[M, B]``."""
     index = actions * num_rows + rows
-    return Pairs(index, shares, _sum_by_pair(shares, index, (*rows.shape[:-1], num_actions, num_rows)))
+    weights = _sum_by_pair(shares, index, (*rows.shape[:-1], num_actions, num_rows))
+    return Pairs(index, shares, weights, weights.sum(-2, keepdim=True))
+
+
+def slope(td_loss: str) -> int:
+    """The factor c of the squared loss's derivative, td'(e) = c e."""
+    return {"mse": 2, "half_mse": 1}[td_loss]
 
 
 def _sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:

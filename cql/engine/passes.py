@@ -4,36 +4,42 @@ Q has the layout ``[M, A, R]``, action by action: products with a few rows are s
 columns, and so is a softmax over an axis that is not the innermost.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cql.engine.steps import PYTORCH, Layer, Steps
 from cql.network import PopulationMLP
 
 # the defaults of torch.optim.Adam
 ADAM: dict[str, Any] = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 THIN = 8  # inputs: a weight gradient with so few columns is faster made as its transpose
-
-
-class Layer(NamedTuple):
-    """A layer's parameters and their gradients, with transposed views: making one costs as much as a small sum."""
-
-    weight: Tensor  # [M, o, i]
-    weight_mT: Tensor
-    bias: Tensor  # [M, 1, o]
-    bias_mT: Tensor
-    weight_gradient: Tensor
-    bias_gradient: Tensor
-    bias_gradient_mT: Tensor
+PIECES = 16  # of few parameters on a CUDA device, about: Adam's kernel gives each to a multiprocessor of its own,
+ENOUGH = 2**20  # which so many parameters in whole tensors occupy too
 
 
 class Buffers(NamedTuple):
-    """Memory of one number of rows ``R``, per hidden layer ``[M, R, width]``."""
+    """Memory of one number of rows ``R``; ``hidden`` and ``deltas`` per hidden layer ``[M, R, width]``."""
 
     hidden: list[Tensor]  # the layer's output
-    deltas: list[Tensor]  # the loss's gradient with respect to it
     last_hidden_mT: list[Tensor]  # of the last one, where there is any
+    deltas: list[Tensor]  # the loss's gradient with respect to it; of the linear network with a table, to Q
+    first_deltas: list[Tensor]  # the first of them behind a row of zeros, [1 + M * R, width]
+
+
+@cache
+def steps_on(device: torch.device) -> Steps:
+    """The steps as a device does them: on CUDA by Triton's kernels, where Triton is there and can compile them."""
+    if device.type != "cuda":
+        return PYTORCH
+    try:
+        from cql.engine import kernels
+        kernels.relu_backward(*(torch.zeros(1, 1, 1, device=device) for _ in range(3)))
+    except Exception:  # no Triton, no C compiler, a device that it does not know: all but slower without
+        return PYTORCH
+    return kernels.FUSED
 
 
 class Passes:
@@ -42,33 +48,35 @@ class Passes:
     Args:
         parameters, first_moment, second_moment: as in ``cql.algorithm.State``.
         rows: observations of each member that the network reads at once, at most.
-        updates_done: so far, which Adam counts.
+        steps: what the device does beside the products.
     """
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], first_moment: list[Tensor],
-                 second_moment: list[Tensor], rows: int, updates_done: int):
-        self.network, self.members = network, len(parameters[0])
+                 second_moment: list[Tensor], rows: int, steps: Steps):
+        self.network, self.members, self.steps = network, len(parameters[0]), steps
         self.gradients = [torch.zeros_like(tensor) for tensor in parameters]
         nothing: list[Tensor] = []  # no largest second moments: Adam without AMSGrad
-        self.adam = (parameters, self.gradients, first_moment, second_moment, nothing)
-        self.adam_steps = [torch.tensor(float(updates_done), device=parameters[0].device)] * len(parameters)
+        self.adam = (_pieces(parameters), _pieces(self.gradients), _pieces(first_moment), _pieces(second_moment),
+                     nothing)
         first = int(network.discrete)  # after the table: weight, bias, weight, bias, …
         weights, biases = parameters[first::2], parameters[first + 1 :: 2]
         gradients = self.gradients[first::2], self.gradients[first + 1 :: 2]
         self.layers = [Layer(weight, weight.mT, bias, bias.mT, of_weight, of_bias, of_bias.mT)
                        for weight, bias, of_weight, of_bias in zip(weights, biases, *gradients)]
-        self.memory = [parameters[0].new_empty(2, self.members * rows * width) for width in network.hidden]
+        self.bias_gradient = self.layers[-1].bias_gradient_mT if self.layers else None  # [M, A, 1], of the last layer
+        self.widths = network.hidden or (network.outputs,) * network.discrete  # of deltas
+        self.hidden = [parameters[0].new_empty(self.members * rows * width) for width in network.hidden]
+        self.deltas = [parameters[0].new_zeros((1 + self.members * rows) * width) for width in self.widths]
         self.buffers: dict[int, Buffers] = {}
         if network.discrete:
-            states, width = parameters[0].shape[1:]
+            width = parameters[0].shape[2]
             self.table, self.table_gradient = (tensor.view(-1, width) for tensor in (parameters[0], self.gradients[0]))
-            self.first_rows = torch.arange(self.members, device=self.table.device)[:, None] * states  # [M, 1]
 
     def forward(self, inputs: Tensor, q_values: Tensor) -> None:
-        """Writes Q (or the logits) into ``q_values [M, A, R]``; ``inputs [M, R]`` or ``[M, R, n]``."""
-        network, (hidden, _, last_mT) = self.network, self._buffers(inputs.shape[1])
+        """Writes Q (or the logits) of ``network_inputs`` into ``q_values [M, A, R]``."""
+        network, (hidden, last_mT, _, _) = self.network, self._buffers(inputs.shape[1])
         if network.discrete:
-            self.rows = (inputs + self.first_rows).view(-1)  # in the tables of all members as one, [M * R]
+            self.rows = inputs.reshape(-1)
             if not network.hidden:
                 q_values.copy_(self.table.index_select(0, self.rows).view(q_values.mT.shape).mT)
                 return
@@ -77,42 +85,60 @@ class Passes:
         else:
             self.read = [inputs, *hidden]
         for layer, below, above in zip(self.layers, self.read, self.read[1:]):
-            torch.baddbmm(layer.bias, below, layer.weight_mT, out=above).relu_()
+            self.steps.hidden_layer(layer, below, above)
         last = self.layers[-1]
         torch.baddbmm(last.bias_mT, last.weight, last_mT[0] if last_mT else inputs.mT, out=q_values)
 
-    def step(self, gradient: Tensor, learning_rate: Tensor) -> None:
-        """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q."""
-        self._backward(gradient)
-        self.adam_steps[0].add_(1)  # the same tensor for every parameter
-        torch._fused_adam_(*self.adam, self.adam_steps, lr=learning_rate, **ADAM)
+    def step(self, gradient: Tensor, readers: Tensor | None, learning_rate: Tensor, number: Tensor) -> None:
+        """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q, whose
+        sum over the rows stands in ``bias_gradient``.
 
-    def _backward(self, gradient: Tensor) -> None:
+        Args:
+            readers: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
+        """
+        self._backward(gradient, readers)
+        torch._fused_adam_(*self.adam, [number] * len(self.adam[0]), lr=learning_rate, **ADAM)
+
+    def _backward(self, gradient: Tensor, readers: Tensor | None) -> None:
         """Writes ``self.gradients``."""
-        deltas, delta = self._buffers(gradient.shape[2]).deltas, gradient.mT  # [M, R, A]
+        _, _, deltas, first_deltas = self._buffers(gradient.shape[2])
+        delta, discrete = gradient.mT, self.network.discrete  # [M, R, A]
         if self.layers:
             last = self.layers[-1]
             torch.bmm(gradient, self.read[-1], out=last.weight_gradient)
-            torch.sum(gradient, 2, keepdim=True, out=last.bias_gradient_mT)
             if deltas:
                 delta = torch.bmm(delta, last.weight, out=deltas[-1])  # [M, R, i]
+        else:
+            deltas[0].copy_(delta)
         for n in range(len(self.layers) - 2, -1, -1):
             layer, below = self.layers[n], self.read[n]
-            torch.ops.aten.threshold_backward.grad_input(delta, self.read[n + 1], 0, grad_input=delta)  # the ReLU's
+            self.steps.relu_backward(delta, self.read[n + 1], layer.bias_gradient)
             if below.shape[2] < THIN:
                 layer.weight_gradient.mT.copy_(torch.bmm(below.mT, delta))
             else:
                 torch.bmm(delta.mT, below, out=layer.weight_gradient)
-            torch.sum(delta, 1, keepdim=True, out=layer.bias_gradient)
-            if n or self.network.discrete:
-                delta = torch.bmm(delta, layer.weight, out=deltas[n - (not self.network.discrete)])
-        if self.network.discrete:
-            self.table_gradient.zero_()
-            self.table_gradient.index_add_(0, self.rows, delta.reshape(-1, self.table.shape[1]))
+            if n or discrete:
+                delta = torch.bmm(delta, layer.weight, out=deltas[n - (not discrete)])
+        if discrete and readers is not None:
+            torch.index_select(first_deltas[0], 0, readers, out=self.table_gradient)
+        elif discrete:
+            self.table_gradient.zero_().index_add_(0, self.rows, first_deltas[0][1:])
 
     def _buffers(self, rows: int) -> Buffers:
         if rows not in self.buffers:
-            hidden, deltas = ([memory[which, : self.members * rows * width].view(self.members, rows, width)
-                               for memory, width in zip(self.memory, self.network.hidden)] for which in range(2))
-            self.buffers[rows] = Buffers(hidden, deltas, [tensor.mT for tensor in hidden[-1:]])
+            count = self.members * rows
+            hidden = [memory[: count * width].view(self.members, rows, width)
+                      for memory, width in zip(self.hidden, self.network.hidden)]
+            flat = [memory[: (1 + count) * width].view(-1, width) for memory, width in zip(self.deltas, self.widths)]
+            deltas = [tensor[1:].view(self.members, rows, -1) for tensor in flat]
+            self.buffers[rows] = Buffers(hidden, [tensor.mT for tensor in hidden[-1:]], deltas, flat[:1])
         return self.buffers[rows]
+
+
+def _pieces(tensors: list[Tensor]) -> list[Tensor]:
+    """The same memory in about ``PIECES`` pieces of equal size, where there are few parameters on a CUDA device."""
+    count = sum(tensor.numel() for tensor in tensors)
+    if tensors[0].device.type == "cpu" or count > ENOUGH:
+        return tensors
+    size = max(1024, -(-count // PIECES))
+    return [piece for tensor in tensors for piece in tensor.view(-1).split(size)]

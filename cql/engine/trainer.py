@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cql.algorithm import Settings, State, cosine_decay
 from cql.engine import workers
-from cql.engine.cohort import BLOCK, BLOCK_VALUES, Cohort
+from cql.engine.batches import full_batch_rows
+from cql.engine.cohort import Cohort, block_length
 from cql.losses import Objective
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
@@ -41,7 +42,7 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, data
         RunError: a worker process was ended from outside.
     """
     device, threads, before = data_index.device, settings.threads, torch.get_num_threads()
-    rows = transitions.rows.unique().numel() if settings.batch_size == "full" else settings.batch_size
+    rows = full_batch_rows(transitions) if settings.batch_size == "full" else settings.batch_size
     size = cohort_size(network, rows, len(data_index)) if device.type == "cpu" else len(data_index)
     parts = [slice(first, first + size) for first in range(0, len(data_index), size)]
     count = min(threads, len(parts))
@@ -52,7 +53,7 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, data
     rates = torch.tensor([cosine_decay(step, settings.steps) for step in range(settings.steps)], dtype=torch.float64)
     rates = (settings.learning_rate * rates).float().to(device)
     cohorts = [Cohort(network, transitions, _mapped(state, itemgetter(part)), data_index[part], seeds[part], algorithm,
-                      objective, settings, [term[part] for term in terms], rates, start) for part in parts]
+                      objective, settings, [term[part] for term in terms], rates) for part in parts]
     run = (workers.Processes if forked else workers.Threads)(cohorts, count).block_of_updates
     length = min(cohort.length for cohort in cohorts)
     try:
@@ -94,14 +95,16 @@ def _threads_per_cohort(network: PopulationMLP, rows: int, size: int, cohorts: i
 
 
 def memory_needed(network: PopulationMLP, transitions: int, full_batch: bool, rows: int, members: int,
-                  steps: int) -> int:
+                  steps: int, on_cuda: bool) -> int:
     """Bytes that training so many members takes, about: parameters, target, gradient and moments, activations and
     their gradients, what a block keeps; and the schedule.
 
     Args:
         transitions: in a data set. rows: observations per member that the network reads in one update.
     """
-    kept = max(min(BLOCK * rows * network.outputs, BLOCK_VALUES), rows * network.outputs)
+    together, device = (members, "cuda") if on_cuda else (1, "cpu")  # in a cohort, at least
+    kept = rows * network.outputs * block_length(rows, together, network.outputs, torch.device(device))
+    kept *= 8 if on_cuda else 3  # Q, targets, weights, and what the loss terms are made from
     distinct = 12 * transitions if full_batch else 0  # a member's pairs of transitions, at most
-    per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + 3 * kept + distinct
+    per_member = 6 * network.parameters_per_member + 2 * rows * sum(o for _, o in network.sizes) + kept + distinct
     return 4 * (members * per_member + 8 * steps)

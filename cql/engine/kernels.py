@@ -1,0 +1,102 @@
+"""The steps of ``cql.engine.steps``, where PyTorch takes two to six CUDA kernels, as one kernel each, in Triton.
+
+``tests/test_kernels.py`` compares the two. Every sum is made in one order, so that a step gives the same bits again.
+Comparisons are written so that NaN stays NaN.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cql.engine.pairs import Pairs, slope
+from cql.engine.steps import Layer, Steps, sum_rows
+
+ELEMENTS = 1024  # of one program
+TILE, LONGEST = 4096, 256  # elements of one program that sums over rows, at most, and its rows in the ReLU's pass
+
+
+@triton.jit
+def _bias_relu(values, bias, rows, width: tl.constexpr, ELEMENTS: tl.constexpr):
+    """values ``[M, R, width]`` = relu(values + bias ``[M, width]``); program (member, part of its values)."""
+    member = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
+    inside = at < rows * width
+    place = values + member * rows * width + at
+    value = tl.load(place, mask=inside) + tl.load(bias + member * width + at % width, mask=inside)
+    tl.store(place, tl.where(value <= 0, 0.0, value), mask=inside)
+
+
+@triton.jit
+def _relu_backward(delta, output, bias_gradient, rows, width: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """delta ``[M, R, width]`` = 0 where output is not positive; bias_gradient ``[M, width]``, its sum over the rows;
+    program (member, some columns)."""
+    member = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        inside = (row[:, None] < rows) & (column[None, :] < width)
+        at = member * rows * width + row[:, None] * width + column[None, :]
+        value = tl.load(delta + at, mask=inside, other=0.0)
+        value = tl.where(tl.load(output + at, mask=inside, other=0.0) <= 0, 0.0, value)
+        tl.store(delta + at, value, mask=inside)
+        sums += value
+    tl.store(bias_gradient + member * width + column, tl.sum(sums, 0), mask=column < width)
+
+
+@triton.jit
+def _cql_gradient(gradient, bias_gradient, q_values, targets, weights, row_weights, alpha, rows, slope: tl.constexpr,
+                  actions: tl.constexpr, ACTIONS: tl.constexpr, ROWS: tl.constexpr, SUMMED: tl.constexpr):
+    """``W [slope (Q - Y) - alpha] + alpha softmax(Q) sum_a W``, all ``[M, A, R]``; program (member, some rows). SUMMED:
+    a program has all rows and writes their sum, bias_gradient ``[M, A]``."""
+    member = tl.program_id(0).to(tl.int64)
+    action = tl.arange(0, ACTIONS)[:, None]
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[None, :]
+    inside = (action < actions) & (row < rows)
+    at = (member * actions + action) * rows + row
+    q = tl.load(q_values + at, mask=inside, other=0.0)
+    shown = tl.where(action < actions, q, float("-inf"))
+    exponential = tl.exp(shown - tl.max(shown, 0, keep_dims=True))
+    softmax = exponential / tl.sum(exponential, 0, keep_dims=True)
+    weight = tl.load(weights + at, mask=inside, other=0.0)
+    row_weight = tl.load(row_weights + member * rows + row, mask=row < rows, other=0.0)
+    a = tl.load(alpha + member)
+    error = q - tl.load(targets + at, mask=inside, other=0.0)
+    value = weight * (slope * error - a) + a * row_weight * softmax
+    tl.store(gradient + at, value, mask=inside)
+    if SUMMED:
+        sums = tl.sum(tl.where(inside, value, 0.0), 1, keep_dims=True)
+        tl.store(bias_gradient + member * actions + action, sums, mask=action < actions)
+
+
+def hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
+    torch.bmm(below, layer.weight_mT, out=above)
+    members, rows, width = above.shape
+    _bias_relu[members, triton.cdiv(rows * width, ELEMENTS)](above, layer.bias, rows, width, ELEMENTS)
+
+
+def relu_backward(delta: Tensor, output: Tensor, bias_gradient: Tensor) -> None:
+    members, rows, width = delta.shape
+    at_once = min(triton.next_power_of_2(rows), LONGEST)
+    columns = min(triton.next_power_of_2(width), TILE // at_once)
+    _relu_backward[members, triton.cdiv(width, columns)](delta, output, bias_gradient, rows, width, at_once, columns)
+
+
+def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str,
+                 bias_gradient: Tensor | None) -> Tensor:
+    members, actions, rows = q_values.shape
+    padded, at_once = triton.next_power_of_2(actions), triton.next_power_of_2(rows)
+    whole = padded * at_once <= TILE
+    at_once = at_once if whole else max(1, ELEMENTS // padded)
+    summed = whole and bias_gradient is not None
+    gradient = torch.empty_like(q_values)
+    _cql_gradient[members, triton.cdiv(rows, at_once)](
+        gradient, bias_gradient if summed else gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha,
+        rows, slope(td_loss), actions, padded, at_once, summed)
+    if not summed:
+        sum_rows(gradient, bias_gradient)
+    return gradient
+
+
+FUSED = Steps(hidden_layer, relu_backward, cql_gradient)
