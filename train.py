@@ -10,6 +10,7 @@ from cql.action_weights import action_weights
 from cql.analysis import evaluation
 from cql.analysis.figures import plots
 from cql.analysis.results import write_results
+from cql.cloned import cloned_in_words
 from cql.collect import datasets_for, summary
 from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
@@ -47,7 +48,8 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config.refuse_larger_batch(min(map(len, datasets)))
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     config, smaller = config_for(device, config, datasets[0])
-    for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given))):
+    for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given),
+                              cloned_in_words(config, datasets, world))):
         print(f"note: {note}")
     return RunFolder.create(arguments.out, config, datasets), config, datasets
 
@@ -76,8 +78,7 @@ def lead(argv: list[str] | None, ranks: Ranks) -> int:
                                seconds=round(time.perf_counter() - started, 1))
     except ENDINGS as end:
         return ended(end, ranks, run)
-    print(evaluation.table(result))
-    print(f"run folder: {run.path}")
+    print(f"{evaluation.table(result)}\nrun folder: {run.path}")
     return 0
 
 

@@ -66,7 +66,7 @@ def main(settings: dict) -> None:
                     lr=1e-4, **steps, slice_size=members, target_interval=1000, device="cpu",
                     log_every=max(1, AT_ONCE // (members * rows)))
     with torch_settings(device) as threads:
-        part = Slice(config, slices(config)[0], datasets, transitions, None)
+        part = Slice(config, slices(config)[0], datasets, {settings["algorithm"]: transitions}, None)
         network = part.network
         cohort = cohort_size(network, rows, members)
         cohorts = [min(cohort, members - first) for first in range(0, members, cohort)]

@@ -77,7 +77,8 @@ def slice_on(device: torch.device, name: str, settings: dict) -> Slice:
                     | settings)
     datasets = datasets_for(config, {})
     group = next(group for group in slices(config) if (group[0].algorithm == "bc") == name.startswith("BC"))
-    return Slice(config, group, datasets, Transitions(datasets, device, config.full_batch), None)
+    transitions = {group[0].algorithm: Transitions(datasets, device, config.full_batch)}
+    return Slice(config, group, datasets, transitions, None)
 
 
 def machine(device: torch.device) -> None:

@@ -70,6 +70,10 @@ class Config:
         ALGORITHM, parse=str, metavar="FILE")
     mu: str | None = _option(None, "the policy that push-down and mu push down, if another than --target-policy",
                              ALGORITHM, parse=str, metavar="FILE")
+    bc_top: float | None = _option(
+        None, "Behaviour Cloning clones the best share F of the episodes by return (of equal ones the earlier), with "
+        "--bc-safe of those that met no hazard; CQL keeps all", ALGORITHM, parse=float, metavar="F")
+    bc_safe: bool = _option(False, "Behaviour Cloning clones the episodes that met no hazard; CQL keeps all", ALGORITHM)
     td_loss: str = _option("mse", "loss of one TD error; half_mse is the paper's and doubles the meaning of alpha",
                            ALGORITHM, choices=TD_LOSSES)
     double_q: bool = _option(False, "choose the next action with the online network (double Q-learning)", ALGORITHM)
@@ -113,6 +117,19 @@ class Config:
     def on_cuda(self) -> bool:
         """Whether the device is named as a CUDA device, which ``auto`` is once it has chosen one."""
         return self.device.startswith("cuda")
+
+    @property
+    def clones_all(self) -> bool:
+        """Whether Behaviour Cloning is trained on all episodes."""
+        return self.bc_top is None and not self.bc_safe
+
+    @property
+    def bc_name(self) -> str:
+        """What tables and pictures call Behaviour Cloning, by the episodes that it clones."""
+        safe = "episodes without a hazard"
+        if self.bc_top is None:
+            return f"BC of the {safe}" if self.bc_safe else "BC"
+        return f"BC of the best {100 * self.bc_top:g} % of {f'the {safe}' if self.bc_safe else 'episodes'}"
 
     def refuse_larger_batch(self, transitions: int) -> None:
         """Raises ConfigError if a minibatch would hold more than the data set."""
@@ -224,7 +241,7 @@ def command_line(config: Config) -> list[str]:
 
 def _has_type_of(value, default, name: str) -> bool:
     if default is None:
-        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0, "slice_size": 0}.get(name, "")
+        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0, "slice_size": 0, "bc_top": 0.0}.get(name, "")
         return value is None or _has_type_of(value, kind, "")
     if name == "batch_size":
         return value == "full" or _has_type_of(value, 0, "")
@@ -274,6 +291,9 @@ def _check(c: Config) -> None:
     require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS,
             f"more than {MOST_MEMBERS:,} members are too many for one run.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")
+    require(c.bc_top is None or 0 < c.bc_top <= 1, f"--bc-top must be above 0 and at most 1, not {c.bc_top}.")
+    require(c.clones_all or c.bc_steps > 0, "--bc-top and --bc-safe choose what Behaviour Cloning clones: they do not "
+            "go with --bc-steps 0.")
     require(all(width >= 1 for width in c.hidden),
             "--hidden takes widths of at least 1, or a single 0 for the linear network.")
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")

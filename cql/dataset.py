@@ -153,6 +153,14 @@ class OfflineDataset:
         return replace(self, episode_ids=np.cumsum(begins, dtype=np.int32) - 1,
                        metadata={**self.metadata, "begun_at_breaks": len(breaks)})
 
+    def of_episodes(self, ids) -> "OfflineDataset":
+        """The transitions of the episodes with these ids; what was counted of all is not in the metadata."""
+        kept = np.isin(self.episode_ids, ids)
+        columns = {name: column[kept] for name in ARRAYS if (column := getattr(self, name)) is not None}
+        counted = {"terminated_and_truncated", "merged_observations", "begun_at_breaks"}
+        return replace(self, **columns, metadata={
+            name: value for name, value in self.metadata.items() if name not in counted})
+
     @property
     def discrete(self) -> bool:
         """Whether observations are state indices."""

@@ -144,7 +144,7 @@ class MetricsLog:
         columns, alpha included, even BC's.
         """
         names = ("lr", "gamma", "target_interval", "td_loss", "double_q", "penalty_threshold", "slip", "epsilon",
-                 "episodes")
+                 "episodes", "bc_top", "bc_safe")
         settings = {name: getattr(config, name) for name in names} | {
             "batch_size": str(config.batch_size), "hidden": " ".join(map(str, config.hidden)) or "0"}
         for member in members:

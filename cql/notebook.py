@@ -17,6 +17,7 @@ import envs
 from cql.action_weights import action_weights
 from cql.analysis import evaluation
 from cql.analysis.results import write_results
+from cql.cloned import cloned_in_words
 from cql.collect import DEFAULT_MAX_EPISODE_STEPS
 from cql.config import DATA, ENVIRONMENT, LARGEST_INTEGER, Config
 from cql.dataset import OfflineDataset
@@ -105,6 +106,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     config = _config(dataset, world, alpha, seeds, steps, algorithm, settings)
     _warn_of_misfit(world, dataset)
     action_weights(config, [dataset])
+    cloned_in_words(config, [dataset], world)
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
     config, _ = config_for(resolve_device(config.device), config, dataset)

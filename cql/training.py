@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cql import algorithm, checkpoint, engine
 from cql.action_weights import action_weights
 from cql.checkpoint import Position
+from cql.cloned import cloned_transitions
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.device import network_for, resolve_device, torch_settings
@@ -54,10 +55,11 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     with ranks.stopped_by_signals(), torch_settings(device) as threads:
         transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
         diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
+        by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions)}
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
             for number in range(position.number, shard.end):
                 part = state = terms = policy = None  # frees the last slice before the next one is made
-                part = Slice(config, shard.groups[number - shard.first], datasets, transitions, position.of(number))
+                part = Slice(config, shard.groups[number - shard.first], datasets, by_algorithm, position.of(number))
                 if part.step == 0:
                     log.start(part.members, config)
                 with part.progress_bar(shown=ranks.first) as bar:
@@ -89,8 +91,8 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
 
 
 def trainer_for(config: Config, name: str):
-    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve the
-    algorithm of this ``name``, ``cql`` or ``bc``."""
+    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve
+    ``name``, the algorithm ``cql`` or ``bc``."""
     return engine.updates if config.trainer == "fast" and engine.serves(name, config.objective) else algorithm.updates
 
 
@@ -98,26 +100,25 @@ class Slice:
     """Members that are trained, logged and checkpointed together, all of one algorithm.
 
     Args:
-        position: the checkpoint to continue this slice from; None to begin it.
+        transitions: by algorithm. position: the checkpoint to continue this slice from; None to begin it.
 
     Attributes:
         state: what the trainer changes; step: updates done, of ``steps``; sums: loss terms since the last log entry.
         data_index, seeds: ``[M]``, the number of each member's data set and its training seed.
     """
 
-    def __init__(self, config: Config, members: list[Member], datasets: list[OfflineDataset], transitions: Transitions,
-                 position: Position | None):
-        device = transitions.actions.device
-        self.config, self.members, self.transitions = config, members, transitions
+    def __init__(self, config: Config, members: list[Member], datasets: list[OfflineDataset],
+                 transitions: dict[str, Transitions], position: Position | None):
+        self.config, self.members, self.transitions = config, members, transitions[members[0].algorithm]
+        device = self.transitions.actions.device
         self.network, self.steps = network_for(config, datasets[0]), updates_of(config, members)
         self.algorithm, self.name = members[0].algorithm, members[0].algorithm.upper()
         numbers = [member.data_seed - config.data_seed for member in members]
         largest = {number: largest_rewards(datasets[number]) for number in set(numbers)}
         self.rewards = [largest[number] for number in numbers]
         self.data_index = torch.tensor(numbers, device=device)
-        self.seeds = torch.tensor([member.seed for member in members], device=device)
-        alpha = [member.alpha or 0.0 for member in members]
-        self.state = algorithm.initial_state(self.network, self.seeds.tolist(), alpha, device)
+        self.seeds = torch.tensor(seeds := [member.seed for member in members], device=device)
+        self.state = algorithm.initial_state(self.network, seeds, [member.alpha or 0.0 for member in members], device)
         self.sums, self.step, self.diverged = LossSums(self.algorithm, len(members), device), 0, set[str]()
         if position is not None:
             position.restore(self.state, self.sums)
@@ -153,9 +154,8 @@ class Slice:
 
     def bounds(self) -> Tensor:
         """``value_bound`` of each member at its alpha now, ``[M]``."""
-        objective, alphas = self.config.objective, self.alpha()
-        return torch.tensor([value_bound(rewards, alpha, objective) for rewards, alpha in zip(self.rewards, alphas)],
-                            device=self.data_index.device)
+        bounds = [value_bound(*pair, self.config.objective) for pair in zip(self.rewards, self.alpha())]
+        return torch.tensor(bounds, device=self.data_index.device)
 
     def policies(self) -> list[Policy]:
         allowed = self.transitions.allowed if self.algorithm == "cql" else None

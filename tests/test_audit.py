@@ -191,10 +191,10 @@ def test_cloning_is_measured_against_the_counts():
     dataset, environment = crossing(1, 3)
     exact = audit.ExactTables(dataset, World.around(environment), Objective(), [])
     p = np.array([[0, 0.75, 0, 0.25], [0.25] * 4, [0, 0, 0, 1.0], [0.25] * 4])
-    found = audit.audit_bc(exact, p)
+    found = audit.audit_bc(exact, p, exact.counts)
     assert found["kl_mean"] == 0 and found["total_variation_max"] == 0 and found["greedy_as_counts"] == 1
     p[0] = [0.25, 0.25, 0.25, 0.25]
-    found = audit.audit_bc(exact, p)
+    found = audit.audit_bc(exact, p, exact.counts)
     assert found["kl_mean"] == pytest.approx(4 / 9 * (0.75 * np.log(3) + 0.25 * np.log(1)))
     assert found["total_variation_max"] == pytest.approx(0.5) and found["ood_mass"] == pytest.approx(4 / 9 * 0.5)
 

@@ -179,7 +179,7 @@ def test_equal_results_give_equal_pictures(run):
     solve = partial(cql_fixed_point, mdp, counts, gamma=GAMMA)
     found = curve.alpha_curve(mdp, counts, solve, [1.0, 10.0], GAMMA, 5)
     page = {"curve": found.rows(), "references": curve.references(mdp, mdp, counts, solve, GAMMA, 5), "flips": [],
-            "flip_tolerance": None, "horizon": 5, "gamma": GAMMA, "td_loss": "mse", "transitions": 10,
+            "flip_tolerance": None, "horizon": 5, "gamma": GAMMA, "td_loss": "mse", "transitions": 10, "bc": "BC",
             "states_with_data": 2, "flip_states": 0,
             "trained": [entry for entry in result["members"] if entry["alpha"] == 0]}
     first, second = (png(phase_plot.phase_figure(page)) for _ in range(2))

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.slow
 NUMBER, TEXT = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING
 COLUMNS = {"algorithm": TEXT, "alpha": NUMBER, "seed": NUMBER, "data_seed": NUMBER, "lr": NUMBER, "gamma": NUMBER,
            "target_interval": NUMBER, "td_loss": TEXT, "double_q": NUMBER, "penalty_threshold": NUMBER, "slip": NUMBER,
-           "epsilon": NUMBER, "episodes": NUMBER, "batch_size": TEXT, "hidden": TEXT}
+           "epsilon": NUMBER, "episodes": NUMBER, "bc_top": NUMBER, "bc_safe": NUMBER, "batch_size": TEXT,
+           "hidden": TEXT}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ import numpy as np
 import envs
 from cql import exact
 from cql.analysis.evaluation import divergence, final_alphas, load_policy
+from cql.cloned import cloned_episodes
 from cql.dataset import OfflineDataset
 from cql.errors import RunError
 from cql.exact import ROUNDING, settled_actions, settled_policy
@@ -32,7 +33,7 @@ from cql.members import all_members
 from cql.policy import Policy
 from cql.run_folder import RunFolder
 from cql.text import aligned, number
-from cql.world import World, exact_solution
+from cql.world import World, exact_solution, pair_counts
 
 TERMS = ("optimisation", "conservatism", "sampling", "policy")
 MAX_DETAILED, MAX_DETAILED_STATES = 6, 20_000  # members with per-state arrays, and states of all of them together
@@ -231,31 +232,44 @@ def hazard_certificate(tables: ExactTables, alpha: float, actions, exact_actions
             "states_by_network": int(by_network.sum()), "states": entries}
 
 
-def audit_bc(tables: ExactTables, p) -> dict:
-    """The audit of one BC member: its probabilities p ``[S, A]`` against the counts; means over the data."""
-    logged, beta, seen = tables.logged, tables.beta, tables.seen
-    visits = tables.weights.sum(-1)
+def audit_bc(tables: ExactTables, p, cloned) -> dict:
+    """The audit of one BC member: its probabilities p ``[S, A]`` against the counts of what it clones.
+
+    No data say what it does in other states; ``unseen_visits`` is the expected share of its steps that are there.
+
+    Args:
+        cloned: ``[S, A]``, how often the episodes that it clones have each pair.
+    """
+    logged = (cloned > 0) & ~tables.mdp.terminal[:, None]
+    beta, seen = exact.empirical_policy(np.where(logged, cloned, 0)), logged.any(-1)
+    visits = np.where(logged, cloned, 0).sum(-1) / cloned[logged].sum()
     by_counts = np.where(logged, beta, -np.inf)
     ratio = np.divide(beta, np.maximum(p, 1e-300), out=np.ones_like(beta), where=logged)
     divergence = np.maximum((beta * np.log(ratio)).sum(-1), 0)  # KL(beta || p), [S]; rounding could make it negative
     variation = np.abs(p - beta).sum(-1)[seen] / 2
     agree = (p.argmax(-1) == exact.greedy_actions(by_counts))[seen]
-    network, counted = tables.outcomes(np.stack([exact.deterministic_policies(p.argmax(-1)[None], p.shape[-1])[0],
-                                                exact.greedy_policy(by_counts)]))
+    policies = np.stack([exact.deterministic_policies(p.argmax(-1)[None], p.shape[-1])[0],
+                         exact.greedy_policy(by_counts)])
+    network, counted = tables.outcomes(policies)
+    steps = exact.expected_visits(tables.mdp, policies[:1], horizon=tables.world.horizon)[0]
     return {"kl_mean": float(visits @ np.where(seen, divergence, 0.0)), "kl_max": float(divergence[seen].max()),
             "total_variation_mean": float(visits[seen] @ variation), "total_variation_max": float(variation.max()),
             "ood_mass": float(visits[seen] @ np.where(logged, 0.0, p).sum(-1)[seen]),
-            "greedy_as_counts": float(agree.mean()), "of": int(seen.sum()), "network": network, "by_counts": counted}
+            "greedy_as_counts": float(agree.mean()), "of": int(seen.sum()),
+            "unseen_visits": float(steps[~seen].sum() / max(steps.sum(), 1e-300)),
+            "network": network, "by_counts": counted}
 
 
-def audit_policy(tables: ExactTables, policy: Policy, inputs, final_alpha: float | None) -> tuple[dict, dict]:
+def audit_policy(tables: ExactTables, policy: Policy, final_alpha: float | None,
+                 cloned: OfflineDataset) -> tuple[dict, dict]:
     """The audit of one member: (summaries, per-state arrays; BC has none).
 
     Args:
-        inputs: the observation of every state. final_alpha: the weight that a CQL member ended with.
+        final_alpha: the weight that a CQL member ended with. cloned: what BC is trained on.
     """
+    inputs = tables.world.inputs
     if policy.algorithm == "bc":
-        return audit_bc(tables, policy.probabilities(inputs).astype(np.float64)), {}
+        return audit_bc(tables, policy.probabilities(inputs).astype(np.float64), pair_counts(cloned, inputs)), {}
     summary, states = audit_cql(tables, policy.q_values(inputs).astype(np.float64), final_alpha)
     return {"final_alpha": final_alpha, **summary}, states
 
@@ -284,6 +298,7 @@ def audit(run: RunFolder) -> dict:
     for data_seed, dataset in datasets.items():
         trained = [member for member in members if member.data_seed == data_seed]
         final = {alphas[member.name] for member in cql if member.data_seed == data_seed}
+        cloned = cloned_episodes(config, dataset, world)
         tables = ExactTables(dataset, world, config.objective, final)
         shown = any(member in detailed for member in trained)
         data_sets[str(data_seed)] = {
@@ -293,14 +308,14 @@ def audit(run: RunFolder) -> dict:
             "states": _plain_lists(tables.states()) if shown else None}
         for member in trained:
             policy = load_policy(run, member, dataset)
-            summary, states = audit_policy(tables, policy, world.inputs, alphas.get(member.name))
+            summary, states = audit_policy(tables, policy, alphas.get(member.name), cloned)
             entries[member] = {**vars(member), **summary}
             if member.algorithm == "cql":
                 entries[member]["states"] = _plain_lists(states) if member in detailed else None
     return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
             "td_loss": config.td_loss, "penalty_threshold": config.penalty_threshold, "double_q": config.double_q,
-            "hidden": list(config.hidden), "steps": config.steps, "horizon": world.horizon, "draws": data_sets,
-            "cells": world.cell_names, "action_names": world.action_arrows,
+            "bc": config.bc_name, "hidden": list(config.hidden), "steps": config.steps, "horizon": world.horizon,
+            "draws": data_sets, "cells": world.cell_names, "action_names": world.action_arrows,
             "members": [entries[member] for member in members]}
 
 
@@ -326,7 +341,7 @@ def text(audit: dict) -> str:
     rows, bc = by_alpha(audit), [entry for entry in audit["members"] if entry["algorithm"] == "bc"]
     tables = [_start_table(rows), _distance_table(rows), _error_table(rows), _hazard_table(audit, rows)] if rows else []
     if bc:
-        tables.append(_bc_table(bc))
+        tables.append(_bc_table(audit["bc"], bc))
     return "\n".join([_heading(audit), *(line for table in tables for line in ("", *table))])
 
 
@@ -449,13 +464,15 @@ def _hazard_table(audit, rows) -> list[str]:
         "actions and fixed targets.")
 
 
-def _bc_table(bc) -> list[str]:
+def _bc_table(name: str, bc) -> list[str]:
     return _table(
-        "BC against its own optimum, BC by counts", [[entry] for entry in bc[:12]],
+        f"{name} against its own optimum, BC by counts", [[entry] for entry in bc[:12]],
         [("seed", ".0f", "seed"), ("data", ".0f", "data_seed"), ("KL(beta||p)", ".5f", "kl_mean"),
          ("mean TV", ".4f", "total_variation_mean"), ("max TV", ".3f", "total_variation_max"),
-         ("OOD mass", ".4f", "ood_mass"), ("same greedy", ".1%", "greedy_as_counts"),
+         ("OOD mass", ".4f", "ood_mass"), ("same greedy", ".1%", "greedy_as_counts"), ("of", ".0f", "of"),
+         ("unseen", ".1%", "unseen_visits"),
          ("return", ".2f", "network.return"), ("counts'", ".2f", "by_counts.return"),
          ("hazard", ".4f", "network.hazard_probability"), ("counts'", ".4f", "by_counts.hazard_probability")],
-        "KL: excess cross-entropy over the data, in nats; TV: total variation distance per state.",
+        "KL: excess cross-entropy over the data cloned, in nats; TV: total variation distance per state of theirs.",
+        "unseen: share of the policy's steps in states that are not in them; there BC by counts acts uniformly.",
         *[f"and {len(bc) - 12} more members in audit.json"] * (len(bc) > 12))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cql.analysis import convergence
+from cql.cloned import cloned_episodes
 from cql.config import Config
 from cql.dataset import OfflineDataset, observation_keys
 from cql.diagnostics import NOT_FINITE, SOUND
@@ -49,13 +50,14 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     supports = {seed: Support(dataset) for seed, dataset in datasets.items()}
     entries = policy_entries(world, policies, [supports[m.data_seed] for m in members], episodes, seed, config.gamma)
     final = [alphas.get(member.name) if policy is not None else None for member, policy in zip(members, policies)]
-    converged = _convergence(run, members, diverged, datasets if world.inputs is not None else {})
+    cloned = {seed: cloned_episodes(config, dataset, world) for seed, dataset in datasets.items()}
+    converged = _convergence(run, members, diverged, cloned if world.inputs is not None else {})
     entries = [{**vars(member), "final_alpha": alpha, "diverged": diverged.get(member.name), "convergence": known,
                 **entry}
                for member, alpha, known, entry in zip(members, final, converged, entries)]
     return {"environment": datasets[config.data_seed].metadata.get("environment"),
             "misfit": world.misfit_of_given(datasets[config.data_seed], config),
-            "rollout_episodes": episodes, "rollout_seed": seed,
+            "bc": config.bc_name, "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(world, config), "members": entries}
 
 
@@ -107,12 +109,12 @@ def divergence(run: RunFolder) -> dict[str, dict]:
     return entries
 
 
-def _convergence(run: RunFolder, members: list[Member], diverged: dict, datasets: dict) -> list[dict | None]:
-    """``convergence.judged`` of every member; None for one that diverged, and for BC of data sets not given."""
+def _convergence(run: RunFolder, members: list[Member], diverged: dict, cloned: dict) -> list[dict | None]:
+    """``convergence.judged`` of every member; None for one that diverged, and for BC where ``cloned`` has no data."""
     logs: dict[str, dict] = {member.name: {} for member in members}
     for (name, metric), curve in finished_log(run).items():
         logs[name][metric] = curve
-    batch_size, floors = run.config().batch_size, {seed: dataset.action_entropy() for seed, dataset in datasets.items()}
+    batch_size, floors = run.config().batch_size, {seed: dataset.action_entropy() for seed, dataset in cloned.items()}
     return [None if member.name in diverged else
             convergence.judged(logs[member.name], floors.get(member.data_seed), batch_size) for member in members]
 
@@ -324,10 +326,13 @@ def table(evaluation: dict) -> str:
     if any(entry["rollout"] for entry in evaluation["members"]):
         heading = heading.ljust(lines[0].index("rollout")) + f"rollouts ({evaluation['rollout_episodes']} episodes)"
     notes = []
+    if evaluation["bc"] != "BC":
+        episodes = evaluation["bc"].removeprefix("BC of ")
+        notes = [f"BC clones {episodes}. Mismatch and unsupported count the actions of all episodes."]
     if evaluation["environment"] is None:
-        notes = ["No environment: nothing exact can be said, and there are no rollouts."]
+        notes += ["No environment: nothing exact can be said, and there are no rollouts."]
     elif evaluation["references"]["optimal"]["exact"] is None:
-        notes = ["The environment has no transition table: nothing exact can be said."]
+        notes += ["The environment has no transition table: nothing exact can be said."]
     elif evaluation["misfit"]:
-        notes = [f"note: {evaluation['misfit']}"]
+        notes += [f"note: {evaluation['misfit']}"]
     return "\n".join([heading, *lines, *notes])

@@ -5,20 +5,22 @@ from functools import partial
 
 import numpy as np
 
+from cql.cloned import cloned_episodes
+from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError
 from cql.exact import DENSE_STATES, curve
-from cql.losses import Objective
 from cql.text import number
-from cql.world import World, exact_curve_solution
+from cql.world import World, exact_curve_solution, pair_counts
 
 MOST_FLIPS = 200  # printed
 
 
-def exact_curve(world: World, dataset: OfflineDataset, alphas, objective: Objective, behavior=None, flips=True) -> dict:
+def exact_curve(world: World, dataset: OfflineDataset, alphas, config: Config, behavior=None, flips=True) -> dict:
     """The exact curve of one data set, its references and flips: the content of ``phase.json``.
 
     Args:
+        config: says what is minimised and what BC clones.
         behavior: ``[S, A]``, the policy that generated the data, where it is known.
         flips: also look for the alphas at which a greedy action changes.
 
@@ -26,21 +28,22 @@ def exact_curve(world: World, dataset: OfflineDataset, alphas, objective: Object
         RunError: there is no true model, or no exact solution of this objective.
         DatasetError: the data set is of another environment. ConfigError: an alpha that is not positive.
     """
-    mdp, horizon, gamma = world.known().mdp, world.horizon, objective.gamma
+    mdp, horizon, gamma, objective = world.known().mdp, world.horizon, config.gamma, config.objective
     empirical, counts = world.empirical(dataset)
     solve = partial(exact_curve_solution, objective, empirical, counts)
     try:
         points = curve.alpha_curve(mdp, counts, solve, alphas, gamma, horizon)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    references = curve.references(mdp, empirical, counts, solve, gamma, horizon, behavior)
+    cloned = pair_counts(cloned_episodes(config, dataset, world), world.inputs)
+    references = curve.references(mdp, empirical, counts, solve, gamma, horizon, behavior, cloned)
     # on a large map every solution takes seconds and thousands of actions flip: there the interval of points is enough
     tolerance = curve.FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
     changes = curve.flip_points(points, solve, tolerance) if flips else []
     return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
             "gamma": gamma, "td_loss": objective.td_loss, "horizon": horizon, "transitions": int(counts.sum()),
             "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(points.residual.max()),
-            "references": references, "curve": points.rows(),
+            "bc": config.bc_name, "references": references, "curve": points.rows(),
             "flip_tolerance": tolerance if tolerance < math.inf else None,
             "flips": [vars(flip) for flip in changes], "flip_states": len({flip.state for flip in changes})}
 
@@ -66,7 +69,8 @@ def table(result: dict, cells=None, action_names=None) -> str:
     names = {"alpha_zero": "alpha -> 0+", "alpha_infinity": "alpha -> inf", "bc": "BC by counts",
              "behavior": "behaviour", "optimal": "optimal"}
     references = [(name, result["references"][key]) for key, name in names.items()]
-    lines += ["", *(_line(name, row) for name, row in references if row is not None), "", *_facts(rows), ""]
+    lines += ["", *(_line(name, row) for name, row in references if row is not None),
+              *[f"BC clones {result['bc'].removeprefix('BC of ')}."] * (result["bc"] != "BC"), "", *_facts(rows), ""]
     lines.append(f"{len(flips)} changes of a greedy action in {result['flip_states']} states "
                  "(alpha: state, action before > after):" if flips else "No greedy action changes along this curve.")
     shown = [f"{flip['alpha']:.5g}: {cells[flip['state']] if cells else flip['state']} "

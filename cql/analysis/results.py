@@ -23,7 +23,7 @@ from cql.run_folder import RunFolder
 Group = tuple[str, float | None]  # (algorithm, alpha); alpha is None for BC
 
 SETTINGS = ("epsilon", "episodes", "slip", "td_loss", "double_q", "penalty_threshold", "gamma", "batch_size", "lr",
-            "target_interval")  # of the run, repeated in every line of results.csv
+            "target_interval", "bc_top", "bc_safe")  # of the run, repeated in every line of results.csv
 COLUMNS = {  # name -> meaning: the member, its settings, exact numbers, rollouts, the log
     "algorithm": "cql or bc",
     "alpha": "weight of the penalty, or where it started; empty for BC",
@@ -54,7 +54,7 @@ COLUMNS = {  # name -> meaning: the member, its settings, exact numbers, rollout
     "ood_mass": "policy/ood_mass at the last log entry",
 }
 NUMBERS = [name for name in COLUMNS if name not in ("algorithm", "diverged", "converged", "td_loss", "double_q",
-                                                    "batch_size")]
+                                                    "batch_size", "bc_safe")]
 _LOGGED = {"td": "losses/td", "penalty": "losses/penalty", "cross_entropy": "losses/cross_entropy",
            "data_q": "q/data_mean", "ood_mass": "policy/ood_mass"}
 _EXACT = ("return", "hazard_probability", "goal_probability", "discounted_value")

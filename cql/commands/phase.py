@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     config, dataset, trained = _setting(arguments)
     world = World.of(dataset)
     alphas = arguments.alpha if "alpha" in arguments else curve.default_alphas(arguments.points or curve.POINTS)
-    result = exact_curve(world, dataset, alphas, config.objective, world.behavior_policy(config))
+    result = exact_curve(world, dataset, alphas, config, world.behavior_policy(config))
     result["trained"] = trained
     try:
         picture = png(phase_plot.phase_figure(result))

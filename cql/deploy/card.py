@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from cql.analysis.audit import ExactTables, audit_policy
+from cql.cloned import cloned_episodes
 from cql.deploy.model import CONFIG, DATA, POLICY, Model
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.run_folder import MANIFEST, RunFolder, commit, versions
@@ -78,7 +79,8 @@ def _audit_of(model: Model) -> tuple[dict | None, str | None]:
                              [] if model.final_alpha is None else [model.final_alpha])
     except (RunError, DatasetError, ConfigError) as error:
         return None, str(error)
-    return audit_policy(tables, model.policy, model.world.inputs, model.final_alpha)[0], None
+    cloned = cloned_episodes(model.config, model.dataset, model.world)
+    return audit_policy(tables, model.policy, model.final_alpha, cloned)[0], None
 
 
 def listed(cards: list[dict], promoted: str | None) -> str:

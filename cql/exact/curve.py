@@ -107,11 +107,13 @@ def cloned_policy(counts) -> np.ndarray:
     return greedy_policy(np.where(counts > 0, counts, -np.inf))
 
 
-def references(mdp: TabularMDP, empirical: TabularMDP, counts, solve: Solver, gamma, horizon, behavior=None) -> dict:
+def references(mdp: TabularMDP, empirical: TabularMDP, counts, solve: Solver, gamma, horizon, behavior=None,
+               cloned=None) -> dict:
     """The references of the curve: name -> {"value_estimate", *METRICS}, None where a number has no meaning.
 
     `optimal` is backward induction over the episode (a policy that depends on the step), with the optimal discounted
     value beside it. `solve` is that of the curve. `behavior` [S, A] acts with its own probabilities; None if unknown.
+    `cloned` [S, A] are the counts of what BC clones, if not `counts`.
     """
     limits = {"alpha_zero": alpha_zero_limit(empirical, counts, gamma),
               "alpha_infinity": alpha_infinity_limit(empirical, counts, gamma)}
@@ -121,7 +123,7 @@ def references(mdp: TabularMDP, empirical: TabularMDP, counts, solve: Solver, ga
     targets = bellman_backup(empirical, state_value(limits["alpha_infinity"]), gamma)
     policies = {"alpha_zero": settled_policy(near_zero),
                 "alpha_infinity": greedy_policy(np.where(maximal_actions(limits["alpha_infinity"]), targets, -np.inf)),
-                "bc": cloned_policy(counts)}
+                "bc": cloned_policy(counts if cloned is None else cloned)}
     if behavior is not None:
         policies["behavior"] = behavior
     metrics = policy_metrics(mdp, counts, np.stack(list(policies.values())), gamma, horizon)

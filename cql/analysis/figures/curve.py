@@ -32,7 +32,7 @@ from cql.members import Member
 from cql.run_folder import RunFolder
 
 LEVELS = {"optimal": ("optimal", REFERENCES["optimal"]), "behavior": ("behaviour", REFERENCES["behavior"]),
-          "bc": ("BC by counts", {"color": ORANGE, "linestyle": "-.", "linewidth": 1.6})}
+          "bc": ("{} by counts", {"color": ORANGE, "linestyle": "-.", "linewidth": 1.6})}
 PANELS = {"discounted_value": "Value at the start, discounted", "return": "Return of the greedy policy over {} steps",
           "hazard_probability": "Hazard probability per episode",
           "action_mismatch_rate": "Share of logged actions it would not take"}
@@ -92,7 +92,8 @@ def phase_figure(result: dict, title: str = "CQL over α, solved exactly") -> Fi
                        transform=flip_axes.get_xaxis_transform())
     handles = [line("greedy policy of the CQL solution: true worth", BLUE),
                line("value estimate of CQL, max Q", VERMILION),
-               *(line(words, **look) for name, (words, look) in LEVELS.items() if references[name]),
+               *(line(words.format(result["bc"]), **look) for name, (words, look) in LEVELS.items()
+                 if references[name]),
                sign("limits α → 0⁺ and α → ∞", ">", GREY)]
     if flips:
         handles.append(sign(f"greedy action flips ({len(flips)})", "|", GREY))
@@ -148,7 +149,7 @@ def audit_phase(run_data: RunData) -> Figure | None:
     members = [e for e in run_data.evaluation["members"] if e["data_seed"] == config.data_seed]
     if config.td_loss == "huber" or not any(e["algorithm"] == "cql" for e in members):
         return None
-    result = exact_curve(run_data.world, run_data.dataset, curve.default_alphas(), config.objective,
+    result = exact_curve(run_data.world, run_data.dataset, curve.default_alphas(), config,
                          run_data.world.behavior_policy(config), flips=False)
     return phase_figure({**result, "trained": members}, "The trained members beside the exact curve over α")
 

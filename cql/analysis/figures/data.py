@@ -10,6 +10,7 @@ import numpy as np
 
 from cql.analysis.evaluation import load_policy
 from cql.analysis.results import Group
+from cql.cloned import cloned_episodes
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.exact import TabularMDP, bellman_backup, deterministic_policies, policy_evaluation
@@ -85,9 +86,17 @@ class RunData:
         """``exact_values`` of greedy policies ``[N, S]`` on the true model."""
         return exact_values(self.world.mdp, actions, self.config.gamma, self.world.horizon)
 
-    def action_entropy(self) -> float:
-        """Entropy of the logged actions in nats, mean over the data sets: the floor of cross-entropy and penalty."""
-        return float(np.mean([dataset.action_entropy() for dataset in self.datasets.values()]))
+    def action_entropy(self, algorithm: str) -> float:
+        """Entropy of the logged actions that an algorithm is trained on, in nats, mean over the data sets.
+
+        It is the floor of the penalty (``cql``) and of the cross-entropy (``bc``).
+        """
+        return float(np.mean([(dataset if algorithm == "cql" else self.cloned(dataset)).action_entropy()
+                              for dataset in self.datasets.values()]))
+
+    def cloned(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The part of a data set that BC is trained on."""
+        return cloned_episodes(self.config, dataset, self.world)
 
 
 def member_of(entry: dict) -> Member:

@@ -116,9 +116,8 @@ def _loss_panels(run_data: RunData) -> list[tuple]:
     So it has BC's floor.
     """
     best, behavior, entropy = LEVELS
-    floor = []
-    if run_data.inputs is not None:  # observations that never repeat have no entropy to speak of
-        floor = [(run_data.action_entropy(), entropy)]
+    def floor(algorithm):  # observations that never repeat have no entropy to speak of
+        return [] if run_data.inputs is None else [(run_data.action_entropy(algorithm), entropy)]
 
     def against(name):
         levels = [(figure_data.reference(run_data.evaluation, who, name), words)
@@ -129,9 +128,9 @@ def _loss_panels(run_data: RunData) -> list[tuple]:
     error = {"mse": "mean squared error", "half_mse": "half mean squared error", "huber": "Huber"}.get(td_loss, td_loss)
     return [("losses/td", "CQL: TD loss", error, True, []),
             ("losses/penalty", "CQL: conservative penalty", "nats", True,
-             floor if run_data.config.objective.is_cql_h else []),
+             floor("cql") if run_data.config.objective.is_cql_h else []),
             ("losses/total", "CQL: TD loss + α · penalty", "loss", True, []),
-            ("losses/cross_entropy", "BC: cross-entropy", "nats", False, floor),
+            ("losses/cross_entropy", "BC: cross-entropy", "nats", False, floor("bc")),
             ("exact/return", "Exact return of the greedy policy", f"over {run_data.world.horizon} steps, undiscounted",
              False, against("return")),
             ("exact/hazard_probability", "Exact hazard probability", "per episode", False,
@@ -217,7 +216,8 @@ def has_crowds(run_data: RunData) -> bool:
 def seeds_words(run_data: RunData) -> str:
     """How long the members were trained, and their seeds."""
     config = run_data.config
-    trained = [f"{name} {steps:,} updates" for name, steps in (("BC", config.bc_steps), ("CQL", config.steps)) if steps]
+    updates = {config.bc_name: config.bc_steps, "CQL": config.steps}
+    trained = [f"{name} {steps:,} updates" for name, steps in updates.items() if steps]
 
     def span(words, first, number):
         return f"{words} {first}" if number == 1 else f"{words}s {first}–{first + number - 1}"

@@ -84,7 +84,8 @@ def about(run_data: RunData, *members: Member) -> str:
     parts = []
     for member in members:
         steps = run_data.config.steps if member.algorithm == "cql" else run_data.config.bc_steps
-        parts.append(f"{group_name(member.algorithm, member.alpha)}, {steps:,} updates")
+        name = run_data.config.bc_name if member.algorithm == "bc" else group_name(member.algorithm, member.alpha)
+        parts.append(f"{name}, {steps:,} updates")
     return f"{'; '.join(parts)}; training seed {members[0].seed}; {data_words(run_data)}"
 
 

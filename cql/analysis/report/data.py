@@ -17,6 +17,7 @@ from cql.errors import ConfigError, DatasetError, RunError
 from cql.exact import curve
 from cql.members import Member
 from cql.run_folder import RunFolder
+from cql.world import pair_counts
 
 Shown = tuple[np.ndarray, np.ndarray] | None  # greedy actions and true values of a policy, [S]; None: there is none
 
@@ -117,7 +118,7 @@ class ReportData:
             levels["behavior"] = float(np.mean([1 - (behavior * exact.counts).sum() / exact.counts.sum()
                                                 for exact in self.exact.values()]))
         if metric == "penalty" and run_data.inputs is not None and run_data.config.objective.is_cql_h:
-            levels["floor"] = run_data.action_entropy()
+            levels["floor"] = run_data.action_entropy("cql")
         return levels
 
     def shown_policies(self) -> list[tuple[Group, Shown, Shown]]:
@@ -135,7 +136,8 @@ class ReportData:
             if group in first:
                 trained = valued(run_data.policy(first[group]).act(run_data.inputs))
             if solutions is not None and group[1] is None:
-                exact = valued(curve.cloned_policy(solutions.counts).argmax(-1))
+                counts = pair_counts(run_data.cloned(run_data.dataset), run_data.inputs)
+                exact = valued(curve.cloned_policy(counts).argmax(-1))
             elif solutions is not None:
                 n = solutions.at(group[1])
                 exact = solutions.policies[n].argmax(-1), solutions.true[n]
