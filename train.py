@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from cql import algorithm
+from cql import algorithm, snapshots
 from cql import config as settings
 from cql.action_weights import action_weights
 from cql.analysis import evaluation
@@ -69,7 +69,8 @@ def lead(argv: list[str] | None, ranks: Ranks) -> int:
             if ranks.world > 1:
                 run.share_lock(held)
             ranks.tell({"run": str(run.path.absolute()), "resume": bool(arguments.resume)})
-            train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume), ranks)
+            train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume), ranks,
+                  snapshots.recorder(run, config))
             trained = round(time.perf_counter() - started, 1)
             run.write_json("evaluation.json", result := evaluation.evaluate(run))
             write_results(run)
@@ -91,7 +92,7 @@ def follow(ranks: Ranks) -> int:
         with run.lock(shared=True):
             config = run.config()
             datasets = run.datasets(config)
-            train(run, config, datasets, World.of(datasets[0]), word["resume"], ranks)
+            train(run, config, datasets, World.of(datasets[0]), word["resume"], ranks, snapshots.recorder(run, config))
     except ENDINGS as end:
         return ended(end, ranks, run)
     return 0

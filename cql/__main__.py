@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "the REST service over a registry",
     "bot": "a Telegram bot over the service",
     "export": "writes a policy as TorchScript or ONNX",
+    "exercise": "marks functions of your own by the exact solution",
 }
 
 

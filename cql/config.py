@@ -99,6 +99,8 @@ class Config:
                            "know; plain: the algorithm as cql/algorithm.py writes it", RUN, choices=TRAINERS)
     device: str = _option("auto", "auto (CUDA if it can be used), cpu, cuda or cuda:N", RUN)
     log_every: int = _option(1000, "updates between log entries (each waits for the device)", RUN, low=1)
+    snapshots: bool = _option(False, "keep the outputs in every state at every log entry, for the report's slider over "
+                              "updates (off above 64 members)", RUN)
     checkpoint_every: int = _option(10_000, "updates between checkpoints", RUN, low=1)
 
     def __post_init__(self):

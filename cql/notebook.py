@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import envs
@@ -31,6 +30,7 @@ from cql.metrics import read_metrics
 from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.run_folder import RunFolder
+from cql.snapshots import state_inputs
 from cql.training import Interrupted, train
 from cql.world import World, exact_solution
 
@@ -110,10 +110,10 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     config.refuse_larger_batch(len(dataset))
     config.refuse_infeasible_penalty([dataset.action_entropy()], dataset.num_actions)
     config, _ = config_for(resolve_device(config.device), config, dataset)
-    trained, inputs, recorded = members(config, algorithm), _inputs(dataset, world), {}
+    trained, inputs, recorded = members(config, algorithm), state_inputs(dataset, world), {}
 
     def record(part: list[Member], step: int, network: PopulationMLP, parameters: list[Tensor]) -> None:
-        outputs = population_outputs(network, parameters, inputs).cpu().numpy()
+        outputs = population_outputs(network, parameters, inputs.to(parameters[0].device)).cpu().numpy()
         recorded.update({(step, member): outputs[m] for m, member in enumerate(part)})
 
     if snapshots and inputs is None:
@@ -218,13 +218,6 @@ def _origin(dataset: OfflineDataset, world: World) -> dict:
                     "episodes": metadata["episodes"],
                     "epsilon": metadata["epsilon"], "data_seed": metadata["seed"]}
     return {"env": world.environment.spec.id if world.environment else ENVIRONMENT, "dataset": "data.npz"}
-
-
-def _inputs(dataset: OfflineDataset, world: World) -> Tensor | None:
-    """What an agent sees in every state; None where the states cannot be listed."""
-    if world.inputs is not None:
-        return torch.from_numpy(world.inputs)
-    return torch.arange(dataset.num_states) if dataset.discrete else None
 
 
 def _outputs(policies: list[Policy | None], inputs: np.ndarray, num_actions: int) -> np.ndarray:

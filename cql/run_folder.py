@@ -1,7 +1,7 @@
 """The run folder: everything needed to read, judge, repeat or resume a run.
 
     config.json  datasets/<data_seed>.npz  checkpoint.pt  metrics.csv  policies/*.pt  tensorboard/<member>/
-    evaluation.json  results.csv  figures/*.png  manifest.json
+    snapshots/*.npy (--snapshots)  evaluation.json  results.csv  figures/*.png  manifest.json
 
 While several processes train it, ``shards/<slice>/`` holds a checkpoint.pt and a metrics.csv of each slice; at the end
 they are joined, and the folder is what one process leaves.

@@ -41,8 +41,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
 
     Args:
         world: of the data; with a model, the log has exact values of the greedy policies.
-        resume: go on from the checkpoints instead of starting anew.
-        ranks: this process's place in the job; by default it is the whole job.
+        resume: go on from the checkpoints. ranks: this process's place in the job; by default it is the whole job.
         watch: called at every log entry with (members, update, network, parameters).
 
     Raises:

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [  # from the top; a module imports only from its own level and from those below
     {"train", "evaluate", "cql", "cql.__main__", "cql.commands", "cql.notebook"},
     {"cql.deploy"},
-    {"cql.analysis"},
+    {"cql.analysis", "cql.exercises"},
     {"cql.training", "cql.device", "cql.ranks"},
     {"cql.engine"},
     {"cql.algorithm", "cql.run_folder", "cql.checkpoint", "cql.metrics", "cql.diagnostics", "cql.collect", "cql.world",
-     "cql.cloned"},
+     "cql.cloned", "cql.snapshots"},
     {"cql.action_weights", "cql.policy", "cql.sampling", "cql.members", "cql.config"},
     {"cql.dataset"},
     {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors", "cql.background",

@@ -12,6 +12,7 @@ from cql.analysis.convergence import FAR, OOD_MASS
 from cql.analysis.figures.data import RunData
 from cql.analysis.report import alpha_maps
 from cql.analysis.report.alpha_maps import ExactSolutions
+from cql.analysis.report.snapshots import Way, way
 from cql.analysis.results import Group, Results
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.exact import curve
@@ -56,6 +57,11 @@ class ReportData:
         if self.run_data.inputs is None:
             return {}
         return {member: self.run_data.q_values(member) for member in self.run_data.members if member.algorithm == "cql"}
+
+    @cached_property
+    def way(self) -> Way | None:
+        """What the snapshots of one CQL member show; None where none were kept."""
+        return way(self.run_data, self.exact)
 
     @cached_property
     def distances(self) -> dict[float, np.ndarray]:

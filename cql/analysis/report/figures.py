@@ -17,6 +17,7 @@ from cql.analysis.figures.style import (
     QUIET,
     REFERENCES,
     WIDTH,
+    about,
     group_name,
     heading,
     house_style,
@@ -241,6 +242,31 @@ def policies(data: ReportData) -> Figure | None:
     return figure
 
 
+@house_style()
+def distance(data: ReportData) -> Figure | None:
+    """The distance of one member's Q from the exact solution over the updates, and the return of its policy."""
+    found = data.way
+    if found is None or found.distance is None:
+        return None
+    figure = Figure((WIDTH, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(found.updates, np.maximum(np.nanmax(found.distance, -1), LEAST), color=ORANGE, label="largest")
+    left.plot(found.updates, np.maximum(found.mean, LEAST), color=BLUE, label="mean over the data")
+    left.set(yscale="log", xlabel="updates", title="|Q − exact Q| over the logged actions")
+    left.legend()
+    if found.returns is not None:
+        right.plot(found.updates, found.returns, color=BLUE)
+        best = int(found.returns.argmax())
+        right.plot(found.updates[best], found.returns[best], "D", color=BLACK, markersize=6)
+        right.set(xlabel="updates", title="Exact return of the greedy policy (diamond: the best)")
+    else:
+        right.set_axis_off()
+    for ax in (left, right):
+        ax.grid(True, axis="y")
+    heading(figure, "The way to the exact solution", about(data.run_data, found.member))
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ paired, and profiles
 
 
@@ -318,4 +344,4 @@ def profiles(data: ReportData) -> Figure | None:
 
 
 FIGURES = {"report_alpha": alpha_curves, "report_departure": departure, "report_policies": policies,
-           "report_paired": paired, "report_profiles": profiles}
+           "report_distance": distance, "report_paired": paired, "report_profiles": profiles}

@@ -89,7 +89,7 @@
     set(node, { d: down || right ? ARROW : REST, transform: `translate(.5 .5) rotate(${angle})`, ...LOOKS[kind] });
   }
 
-  function build(side) {
+  function build(side, look = cell => { shown.cell = cell; drawCell(); }) {
     const svg = element(`${side}-map`), cells = [];
     svg.setAttribute("viewBox", `0 0 ${data.columns} ${data.rows}`);
     for (let s = 0; s < count; s++) {
@@ -106,8 +106,7 @@
     const cursor = make("rect", { ...FULL, fill: "none", stroke: "#00538a", "stroke-width": 0.16 }, svg);
     const select = (row, column) => {
       if (row < 0 || row >= data.rows || column < 0 || column >= data.columns) return;
-      shown.cell = row * data.columns + column;
-      drawCell();
+      look(row * data.columns + column);
     };
     const point = event => {
       const box = svg.getBoundingClientRect(), size = Math.min(box.width / data.columns, box.height / data.rows);
@@ -120,7 +119,8 @@
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (!step) return;
       event.preventDefault();
-      select(rowOf(shown.cell) + step[0], columnOf(shown.cell) + step[1]);
+      const cell = side === "snapshot" ? way.cell : shown.cell;
+      select(rowOf(cell) + step[0], columnOf(cell) + step[1]);
     });
     return { svg, cells, cursor };
   }
@@ -194,17 +194,17 @@
     }
   }
 
-  function drawLegend() {
-    const svg = element("legend"), { low, high, log, colours, words: meaning } = data.scales[shown.quantity];
+  function drawLegend(id = "legend", quantity = shown.quantity) {
+    const svg = element(id), { low, high, log, colours, words: meaning } = data.scales[quantity];
     const inner = Math.max(svg.clientWidth, 200) - 60, width = inner / colours.length;
     svg.replaceChildren();
     colours.forEach((fill, k) => make("rect", { x: 30 + width * k, y: 2, width: width + 0.6, height: 16, fill }, svg));
     for (let k = 0; k <= 4; k++) {
       const value = log ? low * (high / low) ** (k / 4) : low + (high - low) * k / 4;
       const text = make("text", { x: 30 + inner * k / 4, y: 36, "text-anchor": "middle" }, svg);
-      text.textContent = (k === 0 ? "≤ " : k === 4 && !log ? "≥ " : "") + words(Number(value.toPrecision(2)));
+      text.textContent = (k === 0 ? "≤ " : k === 4 && quantity !== "passing" ? "≥ " : "") + words(Number(value.toPrecision(2)));
     }
-    element("legend-words").textContent = meaning;
+    element(`${id}-words`).textContent = meaning;
   }
 
   function drawStrip() {  // return and hazard over the positions of the slider, with what is shown now
@@ -265,6 +265,49 @@
     drawCell();
     drawLegend();
     drawStrip();
+  }
+
+  // ----------------------------------------------------------------------------- the slider over updates, if it is kept
+
+  const way = { entry: 0, cell: shown.cell, quantity: "estimate", map: null };
+
+  function drawWay() {
+    const { updates, q, distance: distances, returns, logged, member } = data.snapshots, n = way.entry;
+    const { svg, cells, cursor } = way.map, actions = data.moves.length;
+    const numbers = s => q[n].slice(s * actions, (s + 1) * actions);
+    element("update").value = n;
+    element("update").setAttribute("aria-valuetext", `${updates[n]} updates`);
+    element("update-shown").textContent = updates[n].toLocaleString("en");
+    element("snapshot-title").textContent = `${member} after ${updates[n].toLocaleString("en")} updates`
+      + (returns && returns[n] !== null ? `: exact return ${words(returns[n])}` : "");
+    svg.dataset.update = updates[n];
+    cells.forEach(({ rect, hatch, disc, arrow }, s) => {
+      const values = numbers(s).map(x => x === null ? -Infinity : x), best = Math.max(...values);
+      const unseen = logged[s] === "", action = has.terminal.has(s) || best === -Infinity ? null : values.indexOf(best);
+      const value = unseen ? null : way.quantity === "distance" ? distances[n][s] : best === -Infinity ? null : best;
+      rect.setAttribute("fill", colour(way.quantity, value));
+      hatch.setAttribute("visibility", unseen && !has.terminal.has(s) ? "visible" : "hidden");
+      const known = action !== null && [...logged[s]].some(letter => digit(letter) === action);
+      drawArrow(arrow, disc, action, action === null || unseen ? "unseen" : known ? "greedy" : "ood");
+    });
+    cursor.setAttribute("transform", `translate(${columnOf(way.cell)} ${rowOf(way.cell)})`);
+    element("snapshot-cell-name").textContent = `Row ${rowOf(way.cell) + 1}, column ${columnOf(way.cell) + 1}`;
+    row("snapshot-numbers", ["Q", ...numbers(way.cell).map(words), words(distances && distances[n][way.cell])]);
+    drawLegend("snapshot-legend", way.quantity);
+  }
+
+  if (data.snapshots && element("update")) {
+    way.map = build("snapshot", cell => { way.cell = cell; drawWay(); });
+    way.entry = data.snapshots.updates.length - 1;
+    element("update").max = way.entry;
+    document.querySelectorAll("#snapshot-cell [data-action]").forEach(head => {
+      head.textContent = actionName(Number(head.dataset.action).toString(36));
+    });
+    element("update-controls").addEventListener("submit", event => event.preventDefault());
+    element("update").addEventListener("input", ({ target }) => { way.entry = Number(target.value); drawWay(); });
+    element("update-quantity").addEventListener("change", ({ target }) => { way.quantity = target.value; drawWay(); });
+    window.addEventListener("resize", drawWay);
+    drawWay();
   }
 
   // ----------------------------------------------------------------------------------------------------- controls

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from cql.analysis.figures.data import member_of, shown_member
 from cql.analysis.report import alpha_maps
 from cql.analysis.report.data import ReportData
+from cql.analysis.report.snapshots import thinned
 from cql.exact import deterministic_policies
 from cql.world import pair_counts
 
@@ -19,6 +20,7 @@ VALUE_WORDS = "Value, discounted: one scale for both maps and for V̂ and V^π."
 COLOURS = {  # of the maps: quantity -> colour map, what its legend says
     "true": ("cividis", VALUE_WORDS), "estimate": ("cividis", VALUE_WORDS),
     "difference": ("PuOr", "V̂ − V^π: positive where the value estimate is too high."),
+    "distance": ("cividis_r", "|Q − exact Q|, the largest of the state’s logged actions (log scale)."),
     "passing": ("cividis_r", "Probability that an episode from the start is ever in the cell (log scale; white: below "
                              "0.00005).")}
 
@@ -41,7 +43,27 @@ def slider_numbers(data: ReportData) -> dict | None:
             "moves": world.grid.moves.astype(int).tolist(), "alphas": alphas,
             "first": shown_member(run_data.members, "cql").alpha if data.q else alphas[0],
             "step": alpha_maps.SHOWN_PASSING, "scales": scales(data),
+            "snapshots": snapshot_numbers(data),
             "draws": [_dataset_numbers(data, seed) for seed in run_data.config.data_seeds[:number]]}
+
+
+def snapshot_numbers(data: ReportData) -> dict | None:
+    """What the slider over updates shows of one member, each entry a list over the log entries; None without any."""
+    found = data.way
+    if found is None:
+        return None
+    shown = thinned(found)
+    distances = None if found.distance is None else found.distance[shown]
+    return {"member": found.member.name, "updates": found.updates[shown].tolist(),
+            "q": [rounded(q) for q in found.q[shown]],
+            "distance": None if distances is None else [rounded(row) for row in distances],
+            "returns": None if found.returns is None else rounded(found.returns[shown]),
+            "logged": logged_letters(found.counts)}
+
+
+def logged_letters(counts) -> list[str]:
+    """The actions that the data hold in every state, a letter each."""
+    return ["".join(LETTERS[a] for a in np.flatnonzero(row)) for row in counts]
 
 
 def scales(data: ReportData) -> dict[str, dict]:
@@ -60,9 +82,10 @@ def scales(data: ReportData) -> dict[str, dict]:
     low, high = np.quantile(true, (0.05, 1.0))
     reach = float(f"{max(float(np.quantile(np.abs(estimate - true), 0.98)), 1e-6):.2g}")
     value = float(f"{low:.3g}"), float(f"{max(high, low + 1e-3):.3g}")
-    ends = {"true": value, "estimate": value, "difference": (-reach, reach), "passing": (1e-3, 1.0)}
-    return {name: {"low": ends[name][0], "high": ends[name][1], "log": name == "passing", "colours": palette(colours),
-                   "words": words} for name, (colours, words) in COLOURS.items()}
+    ends = {"true": value, "estimate": value, "difference": (-reach, reach), "passing": (1e-3, 1.0),
+            "distance": (1e-3, 10.0)}
+    return {name: {"low": ends[name][0], "high": ends[name][1], "log": name in ("passing", "distance"),
+                   "colours": palette(colours), "words": words} for name, (colours, words) in COLOURS.items()}
 
 
 def palette(name: str, steps: int = 65) -> list[str]:
@@ -98,7 +121,7 @@ def _dataset_numbers(data: ReportData, data_seed: int) -> dict:
                                       true @ (start / max(start.sum(), 1)))}
     counts = pair_counts(run_data.datasets[data_seed], run_data.inputs)
     return {"seed": data_seed, "exact": exact, "trained": trained,
-            "logged": ["".join(LETTERS[a] for a in np.flatnonzero(row)) for row in counts]}
+            "logged": logged_letters(counts)}
 
 
 def _side(mdp, policies, estimate, true, horizon: int) -> dict:

@@ -1,0 +1,19 @@
+"""3. Truncation. As exercise 2, but you are told which episodes were cut off by the step limit (the project does not
+need to know). Decide for each of the two flags whether the step bootstraps.
+
+Mark it with: python -m cql exercise FILE
+"""
+
+import torch
+from torch import Tensor
+
+
+def td_target(rewards: Tensor, terminations: Tensor, truncations: Tensor, next_values: Tensor,
+              gamma: float) -> Tensor:
+    """The target ``y`` from the value of each s', all ``[M, B]``. A truncated step is not terminated: it bootstraps."""
+    _same_shape(rewards, terminations, next_values)
+    return rewards + gamma * torch.where(terminations, 0.0, next_values)
+
+
+def _same_shape(first: Tensor, *others: Tensor) -> None:  # silent broadcasting would train, and train wrongly
+    assert all(other.shape == first.shape for other in others), [first.shape, *(other.shape for other in others)]
