@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cql.analysis.figures.maps import draw_policy
     from cql.collect import generate_offline_episodes
     from cql.dataset import OfflineDataset
+    from cql.explorable import explore
     from cql.notebook import Fit, evaluate, fit, solve
     from cql.policy import Policy
     from cql.world import World
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Fit": "cql.notebook", "OfflineDataset": "cql.dataset", "Policy": "cql.policy", "World": "cql.world",
     "evaluate": "cql.notebook", "fit": "cql.notebook", "generate_offline_episodes": "cql.collect",
-    "draw_policy": "cql.analysis.figures.maps", "solve": "cql.notebook",
+    "draw_policy": "cql.analysis.figures.maps", "explore": "cql.explorable", "solve": "cql.notebook",
 }
 __all__ = list(_MODULES)
 

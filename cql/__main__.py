@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": "runs side by side",
     "verify": "holds a run folder against its manifest",
     "registry": "registers, promotes and verifies trained members",
+    "explore": "a page that solves CQL as you change world, data and alpha",
     "explain": "why a member acts as it does in a state",
     "serve": "the REST service over a registry",
     "bot": "a Telegram bot over the service",

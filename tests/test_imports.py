@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = [  # from the top; a module imports only from its own level and from those below
-    {"train", "evaluate", "cql", "cql.__main__", "cql.commands", "cql.notebook"},
+    {"train", "evaluate", "cql", "cql.__main__", "cql.commands", "cql.explorable", "cql.notebook"},
     {"cql.deploy"},
     {"cql.analysis", "cql.exercises"},
     {"cql.training", "cql.device", "cql.ranks"},

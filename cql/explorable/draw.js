@@ -1,0 +1,367 @@
+// The pictures: the map and the curve over alpha, on canvases in the colours of the style sheet.
+import { A } from "./world.js";
+import { HIGHEST, LOWEST } from "./curve.js";
+
+const NARROW = 0.14; // decades between the end of the curve and the limit beside it, which lies three times as far
+
+/** A canvas in CSS pixels, cleared: { context, width, height }. */
+function prepared(canvas, height) {
+  const width = canvas.clientWidth,
+    ratio = window.devicePixelRatio || 1,
+    context = canvas.getContext("2d");
+  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+    canvas.style.height = `${height}px`;
+  }
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, width, height);
+  return { context, width, height };
+}
+
+/** The colours of the style sheet, by name. */
+export function palette() {
+  const style = getComputedStyle(document.documentElement);
+  return new Proxy({}, { get: (_, name) => style.getPropertyValue(`--${name}`).trim() });
+}
+
+function channels(colour) {
+  return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+}
+
+/** The colour this far from one to the other, as #rrggbb. */
+function between(from, to, share) {
+  const [one, other] = [channels(from), channels(to)],
+    x = Math.min(1, Math.max(0, share));
+  return (
+    "#" +
+    one
+      .map((c, i) =>
+        Math.round(c + (other[i] - c) * x)
+          .toString(16)
+          .padStart(2, "0"),
+      )
+      .join("")
+  );
+}
+
+/** Black or white, whichever stands out on a colour. */
+function inkOn(colour) {
+  const [r, g, b] = channels(colour).map((c) => (c / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.2 ? "#14171b" : "#ffffff";
+}
+
+/** The colours of a view: a function of the number, its two ends, and whether it is centred on zero. */
+export function scaleOf(view, numbers, colours) {
+  const finite = Array.from(numbers).filter(Number.isFinite);
+  const plain = [colours.cell, colours.much],
+    cell = colours.cell,
+    low = colours.low,
+    high = colours.high;
+  if (view === "policy") {
+    const most = Math.max(1, ...finite);
+    return {
+      low: 0,
+      high: most,
+      colour: (n) => between(...plain, n > 0 ? 0.15 + (0.85 * Math.log1p(n)) / Math.log1p(most) : 0),
+    };
+  }
+  if (view === "passing") {
+    return {
+      low: 0.001,
+      high: 1,
+      colour: (x) => between(colours.cell, colours.path, x > 0.001 ? 0.08 + 0.92 * (1 + Math.log10(x) / 3) : 0),
+    };
+  }
+  if (view === "softmax") {
+    return {
+      low: -1,
+      high: 1,
+      colour: (x) => (x < 0 ? between(cell, low, Math.sqrt(-x)) : between(cell, high, Math.sqrt(x))),
+    };
+  }
+  const reach = Math.max(1e-9, ...finite.map(Math.abs));
+  return {
+    low: -reach,
+    high: reach,
+    colour: (x) => (x < 0 ? between(cell, low, -x / reach) : between(cell, high, x / reach)),
+  };
+}
+
+/** Draws the map. scene: { world, data, view, numbers, scale, actions, ood, cursor, q, focused }. */
+export function drawMap(canvas, scene) {
+  const { world, data, view, numbers, scale, actions, ood, cursor } = scene,
+    { rows, columns } = world;
+  const side = Math.max(8, Math.floor(Math.min(canvas.clientWidth / columns, 620 / rows, 96)));
+  const { context, width } = prepared(canvas, side * rows + 2),
+    colours = palette();
+  const left = Math.floor((width - side * columns) / 2),
+    box = (s) => [left + (s % columns) * side, 1 + Math.floor(s / columns) * side];
+  for (let s = 0; s < world.S; s++) {
+    const [x, y] = box(s);
+    if (world.hazard[s] || world.goal[s]) {
+      context.fillStyle = world.hazard[s] ? colours.hazard : colours.goal;
+      context.fillRect(x, y, side, side);
+      mark(context, world.hazard[s] ? "×" : "★", x, y, side, world.hazard[s] ? colours["on-hazard"] : "#ffffff");
+      continue;
+    }
+    let fill = colours.cell;
+    if (view === "softmax" && data.seen[s]) {
+      context.fillStyle = fill;
+      context.fillRect(x, y, side, side);
+      triangles(
+        context,
+        x,
+        y,
+        side,
+        [0, 1, 2, 3].map((a) => (data.logged[s * A + a] ? scale.colour(numbers[s * A + a]) : fill)),
+      );
+    } else {
+      if ((data.seen[s] || view === "passing" || view === "truth") && Number.isFinite(numbers[s]))
+        fill = scale.colour(numbers[s]);
+      context.fillStyle = fill;
+      context.fillRect(x, y, side, side);
+    }
+    if (!data.seen[s]) hatch(context, x, y, side, colours.hatch);
+    if (s === world.start) {
+      context.strokeStyle = inkOn(fill);
+      context.lineWidth = Math.max(1.5, side / 22);
+      context.beginPath();
+      context.arc(x + side / 2, y + side / 2, side * 0.4, 0, 2 * Math.PI);
+      context.stroke();
+    }
+    if (ood[s]) {
+      context.fillStyle = colours.card;
+      disc(context, x + side / 2, y + side / 2, side * 0.42);
+    }
+    const ink = ood[s] ? colours.ood : view === "softmax" ? colours.ink : inkOn(fill);
+    if (actions[s] >= 0) arrow(context, x + side / 2, y + side / 2, side, actions[s], ink, ood[s]);
+    else if (data.seen[s] || view === "passing") dot(context, x + side / 2, y + side / 2, side, colours.quiet);
+  }
+  context.strokeStyle = colours.grid;
+  context.lineWidth = 1;
+  for (let i = 0; i <= columns; i++) line(context, left + i * side, 1, left + i * side, 1 + rows * side);
+  for (let i = 0; i <= rows; i++) line(context, left, 1 + i * side, left + columns * side, 1 + i * side);
+  const [x, y] = box(cursor);
+  context.lineWidth = 5;
+  context.strokeStyle = colours.paper;
+  context.strokeRect(x + 1, y + 1, side - 2, side - 2);
+  context.lineWidth = 3;
+  context.strokeStyle = colours.accent;
+  context.strokeRect(x + 1, y + 1, side - 2, side - 2);
+  canvas.cellAt = (px, py) => {
+    const column = Math.floor((px - left) / side),
+      row = Math.floor((py - 1) / side);
+    return column >= 0 && column < columns && row >= 0 && row < rows ? row * columns + column : null;
+  };
+}
+
+function mark(context, letter, x, y, side, colour) {
+  context.fillStyle = colour;
+  context.font = `600 ${Math.round(side * 0.5)}px system-ui, sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.fillText(letter, x + side / 2, y + side / 2 + side * 0.03);
+}
+
+function line(context, x, y, toX, toY) {
+  context.beginPath();
+  context.moveTo(Math.round(x) + 0.5, Math.round(y) + 0.5);
+  context.lineTo(Math.round(toX) + 0.5, Math.round(toY) + 0.5);
+  context.stroke();
+}
+
+function hatch(context, x, y, side, colour) {
+  context.save();
+  context.beginPath();
+  context.rect(x, y, side, side);
+  context.clip();
+  context.strokeStyle = colour;
+  context.lineWidth = 1;
+  for (let d = -side; d < side; d += 6) {
+    context.beginPath();
+    context.moveTo(x + d, y + side);
+    context.lineTo(x + d + side, y);
+    context.stroke();
+  }
+  context.restore();
+}
+
+/** The four actions of a cell as triangles that meet in its middle. */
+function triangles(context, x, y, side, fills) {
+  const corner = [
+      [x, y],
+      [x + side, y],
+      [x + side, y + side],
+      [x, y + side],
+    ],
+    sides = [
+      [0, 1],
+      [3, 2],
+      [0, 3],
+      [1, 2],
+    ];
+  sides.forEach(([from, to], a) => {
+    context.fillStyle = fills[a];
+    context.beginPath();
+    context.moveTo(x + side / 2, y + side / 2);
+    context.lineTo(...corner[from]);
+    context.lineTo(...corner[to]);
+    context.closePath();
+    context.fill();
+  });
+}
+
+function arrow(context, x, y, side, action, colour, bold) {
+  const size = side * 0.26,
+    turn = [-Math.PI / 2, Math.PI / 2, Math.PI, 0][action];
+  context.save();
+  context.translate(x, y);
+  context.rotate(turn);
+  context.strokeStyle = colour;
+  context.lineWidth = Math.max(1.3, side / (bold ? 11 : 18));
+  context.lineCap = context.lineJoin = "round";
+  context.beginPath();
+  context.moveTo(-size, 0);
+  context.lineTo(size, 0);
+  context.moveTo(size * 0.35, -size * 0.55);
+  context.lineTo(size, 0);
+  context.lineTo(size * 0.35, size * 0.55);
+  context.stroke();
+  context.restore();
+}
+
+function dot(context, x, y, side, colour) {
+  context.fillStyle = colour;
+  context.beginPath();
+  context.arc(x, y, Math.max(1, side * 0.06), 0, 2 * Math.PI);
+  context.fill();
+}
+
+// ---------------------------------------------------------------------------------------------- the axis of alpha
+
+export const SLIDER = { min: LOWEST - 3 * NARROW, max: HIGHEST + 3 * NARROW };
+
+/** Where alpha lies on the slider and under the curve, in decades; the limits lie a little beyond the ends. */
+export function positionOf(alpha) {
+  if (alpha === 0) return SLIDER.min;
+  if (alpha === Infinity) return SLIDER.max;
+  return Math.min(HIGHEST, Math.max(LOWEST, Math.log10(alpha)));
+}
+
+export function alphaAt(position) {
+  if (position < LOWEST - NARROW) return 0;
+  if (position > HIGHEST + NARROW) return Infinity;
+  return Number((10 ** Math.min(HIGHEST, Math.max(LOWEST, position))).toPrecision(3));
+}
+
+/**
+ * Draws the curve: the expected return and the hazard probability over alpha, flips as ticks between them.
+ *
+ * curve: { points, zero, infinity, flips } of the worker; marks: [{ name, return, hazard, colour }]; own: the state
+ * whose flips stand out; inset: half of the slider's thumb; remark: instead of the number of flips.
+ */
+export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark }) {
+  const { context, width, height } = prepared(canvas, 272),
+    colours = palette(),
+    size = 12;
+  const x = (position) => inset + ((position - SLIDER.min) / (SLIDER.max - SLIDER.min)) * (width - 2 * inset);
+  canvas.alphaFrom = (px) => alphaAt(SLIDER.min + ((px - inset) / (width - 2 * inset)) * (SLIDER.max - SLIDER.min));
+  context.font = `${size}px system-ui, "Segoe UI", "DejaVu Sans", sans-serif`;
+  context.textBaseline = "middle";
+  const panels = [
+    { key: "return", title: "Return", top: 26, bottom: 108 },
+    { key: "hazard", title: width < 420 ? "Hazard" : "Hazard probability", top: 178, bottom: 244 },
+  ];
+  const { zero, infinity, flips } = curve,
+    points = curve.refined || curve.points;
+  for (const { key, title, top, bottom } of panels) {
+    const shown = [...points, zero, infinity, now, ...marks].filter(Boolean).map((p) => p[key]);
+    let low = Math.min(...shown),
+      high = Math.max(...shown);
+    if (high - low < 1e-9) {
+      low -= 1;
+      high += 1;
+    }
+    const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
+    context.fillStyle = colours.quiet;
+    context.textAlign = "left";
+    context.fillText(title, 0, top - 14);
+    for (const { colour, [key]: value } of marks) {
+      context.strokeStyle = colours[colour];
+      context.lineWidth = 1;
+      context.setLineDash([4, 4]);
+      line(context, x(SLIDER.min), y(value), x(SLIDER.max), y(value));
+      context.setLineDash([]);
+    }
+    if (points.length) {
+      context.strokeStyle = colours.accent;
+      context.lineWidth = 2;
+      context.lineJoin = "round";
+      context.beginPath();
+      points.forEach((point, i) => context[i ? "lineTo" : "moveTo"](x(Math.log10(point.alpha)), y(point[key])));
+      context.stroke();
+      context.fillStyle = colours.accent;
+      for (const limit of [zero, infinity]) if (limit) disc(context, x(positionOf(limit.alpha)), y(limit[key]), 3);
+    }
+    labels(context, marks, key, y, top, bottom, width, colours);
+    if (now) {
+      context.strokeStyle = colours.ink;
+      context.lineWidth = 1;
+      line(context, x(positionOf(alpha)), top - 4, x(positionOf(alpha)), bottom + 4);
+      context.fillStyle = colours.ink;
+      disc(context, x(positionOf(alpha)), y(now[key]), 4.5);
+    }
+  }
+  context.fillStyle = colours.quiet;
+  context.textAlign = "left";
+  const mine = (flips || []).filter((flip) => flip.state === own).length;
+  context.fillText(
+    remark || !flips
+      ? remark || "Flips of a greedy action: being located"
+      : `Flips of a greedy action: ${flips.length}` + (mine ? `, ${mine} in this cell (tall)` : ""),
+    0,
+    126,
+  );
+  for (const flip of flips || []) {
+    const tall = flip.state === own;
+    context.strokeStyle = tall ? colours.ood : colours.quiet;
+    context.lineWidth = tall ? 2 : 1;
+    context.globalAlpha = tall ? 1 : 0.55;
+    line(context, x(Math.log10(flip.alpha)), tall ? 134 : 137, x(Math.log10(flip.alpha)), tall ? 150 : 147);
+    context.globalAlpha = 1;
+  }
+  context.textAlign = "center";
+  context.fillStyle = colours.quiet;
+  for (const [position, text] of [
+    [SLIDER.min, "0⁺"],
+    [-2, "0.01"],
+    [-1, "0.1"],
+    [0, "1"],
+    [1, "10"],
+    [2, "100"],
+    [3, "1000"],
+    [SLIDER.max, "∞"],
+  ]) {
+    if ((position === -2 || position === 3) && width < 520) continue;
+    context.fillText(text, x(position), height - 8);
+  }
+}
+
+function disc(context, x, y, radius) {
+  context.beginPath();
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.fill();
+}
+
+/** Names of the dashed lines, moved apart, at the right of the title. */
+function labels(context, marks, key, y, top, bottom, width, colours) {
+  let right = width;
+  context.textAlign = "right";
+  for (const { name, colour, [key]: value } of [...marks].sort((a, b) => b[key] - a[key])) {
+    const text = `${name} ${key === "return" ? value.toFixed(1) : value.toFixed(3)}`;
+    context.fillStyle = colours[colour];
+    context.fillText(text, right, top - 14);
+    right -= context.measureText(text).width + 14;
+  }
+}
