@@ -47,7 +47,9 @@ class Run(NamedTuple):
 PLAIN, TORCHRL, D3RLPY = Run("plain", 6.0, "mse"), Run("torchrl", 3.0, "half_mse"), Run("d3rlpy", 3.0, "huber")
 TIANSHOU = Run("tianshou", 3.0 * N / 2, "quantiles", {"quantiles": N, "updates": 20_000})
 RUNS = {"plain loop": PLAIN, "TorchRL": TORCHRL, "d3rlpy": D3RLPY, "tianshou": TIANSHOU,
+        "plain loop, decay": PLAIN._replace(changes={"decay": True}),
         "TorchRL, decay": TORCHRL._replace(changes={"decay": True, "updates": 40_000}),
+        "d3rlpy, decay": D3RLPY._replace(changes={"decay": True, "updates": 20_000}),
         "d3rlpy, decay, square": D3RLPY._replace(solution="half_mse",
                                                  changes={"decay": True, "updates": 20_000, "square": True})}
 COLOURS = {OURS: BLACK, "plain loop": GREY, "TorchRL": GREEN, "d3rlpy": BLUE, "tianshou": ORANGE}
@@ -153,17 +155,17 @@ def draw(distances: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     for ax, title, n in zip(figure.subplots(1, 2, sharey=True), ("its own loss", "this project's loss, α = 6"), (0, 1)):
         for name, pair in distances.items():
             library, _, change = name.partition(", ")
-            look = {"": "-", "decay": "--"}.get(change, ":")
+            look = {"": "-", "decay": "--", f"batch {BATCH}": "--"}.get(change, ":")
             ax.plot(LOG_EVERY * np.arange(1, 1 + len(pair[n])) / 1000, pair[n], look, color=COLOURS[library])
         ax.set(yscale="log", title=f"from the exact solution of {title}", xlabel="updates, thousands", xlim=(0, None))
         ax.grid(True)
     figure.axes[0].set_ylabel("share of the largest |exact Q|")
     handles = [line(name, colour) for name, colour in COLOURS.items()]
-    handles += [line("learning rate decays", BLACK, linestyle="--"),
+    handles += [line(f"batch {BATCH}, learning rate decays", BLACK, linestyle="--"),
                 line("decays, square for Huber", BLUE, linestyle=":")]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     heading(figure, "Where CQL of other libraries ends", "mean |Q − exact Q| over the data; α converted, one seed, "
-            f"minibatches of {BATCH} (this project: full batch), data set {CONFIG.data_seed}")
+            f"minibatches of {BATCH} (this project, solid: full batch, decay), data set {CONFIG.data_seed}")
     return figure
 
 
@@ -191,8 +193,9 @@ def main(argv: list[str] | None = None) -> int:
         if run.library in interpreters:
             interpreter = os.path.abspath(interpreters[run.library])
             trained[name] = run.solution, *train(problem, name, interpreter, folder, arguments.updates)
-    ours = cql.fit(problem.dataset, snapshots=True, log_every=LOG_EVERY, steps=arguments.updates)
-    trained[OURS] = "mse", ours.snapshots[:, 0].astype(np.float64), "–"
+    for name, batch in ((OURS, "full"), (f"{OURS}, batch {BATCH}", BATCH)):
+        fit = cql.fit(problem.dataset, snapshots=True, log_every=LOG_EVERY, steps=arguments.updates, batch_size=batch)
+        trained[name] = "mse", fit.snapshots[:, 0].astype(np.float64), "–"
     table = [("", "updates", "from its own", "from ours", "value estimate", "return", "hazard", "loss, gradient")]
     for name, exact in problem.exact.items():
         columns = problem.distance(exact[None], "mse"), *problem.worth(exact[None])
