@@ -5,6 +5,7 @@ tensor of the host, or depend on a Python number that changes from block to bloc
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium
 import pytest
@@ -16,11 +17,13 @@ import envs
 from cql import algorithm
 from cql.algorithm import Settings, initial_state
 from cql.collect import generate_offline_episodes
+from cql.diagnostics import Diagnostics, population_outputs
 from cql.engine.capture import Graphs
 from cql.engine.cohort import Cohort
 from cql.losses import Objective
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
+from cql.world import World
 
 FULL, LINEAR, COORDINATES = dict(batch_size="full"), dict(hidden=()), dict(observation="coordinates")
 DOUBLE, HALF, LEARNED = dict(double_q=True), dict(td_loss="half_mse"), dict(learn_alpha=True)
@@ -149,3 +152,37 @@ def test_a_recorded_block_is_the_block(datasets, case, name):
     assert all(map(torch.equal, *seen_from_outside)) and all(tensor.any() for tensor in seen_from_outside[0])
     assert not torch.equal(plain.state.parameters[-1], algorithm.initial_state(
         plain.network, [1, 2, 3], [0.0] * 3, torch.device("cpu")).parameters[-1])
+
+
+@pytest.mark.parametrize("name", ["cql", "bc"])
+@pytest.mark.parametrize("observation", ["index", "coordinates"])
+def test_measurements_are_read_at_the_end_alone(datasets, observation, name, monkeypatch):
+    """Numbers leave the device as a column of every member, or the greedy actions, and nothing comes from the host."""
+    data = datasets[observation]
+    diagnostics = Diagnostics(Transitions(data, torch.device("cpu"), True), data, World.of(data[0]), 0.9)
+    for attribute, value in vars(diagnostics).items():
+        if isinstance(value, torch.Tensor):
+            setattr(diagnostics, attribute, value.to("meta"))
+    read = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(tuple(self.shape)) or [0.0] * len(self))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: read.append(tuple(self.shape)) or
+                        SimpleNamespace(numpy=lambda: None))
+    network = PopulationMLP(20 if observation == "index" else 2, 4, (12, 8), observation == "index")
+    parameters = [torch.empty(3, *shape, device="meta") for shape in network.shapes.values()]
+    with OnDevice():
+        columns, _ = diagnostics.read(network, parameters, torch.tensor([0, 1, 1], device="meta"), name,
+                                      torch.zeros(3, device="meta"))
+    assert read == [(3,)] * len(columns) + [(3, 20)] and len(columns) >= 3
+
+
+def test_networks_read_many_observations_in_parts(monkeypatch):
+    network = PopulationMLP(5, 3, (8,), False)
+    parameters, inputs = network.initial([1, 2]), torch.rand(37, 5)
+    whole = population_outputs(network, parameters, inputs)
+    monkeypatch.setattr("cql.diagnostics.AT_ONCE", 16)  # 8 rows of 2 members
+    largest = []
+    original = PopulationMLP.q_values
+    monkeypatch.setattr(PopulationMLP, "q_values", lambda self, parameters, observations: (
+        largest.append(observations.shape[:2].numel()) or original(self, parameters, observations)))
+    torch.testing.assert_close(population_outputs(network, parameters, inputs), whole)
+    assert max(largest) == 16 and len(largest) == 5
