@@ -46,7 +46,7 @@ from cql.training import Slice
 WIDE = dict(observation="coordinates", hidden=(256, 256), batch_size=64)
 ALPHAS = [0, 0.01, 0.1, 0.3, 1, 3, 6, 10, 20, 50, 200]
 ABLATION = dict(alpha=ALPHAS, num_seeds=2, num_datasets=16)
-SPEED = {  # name -> settings; BC where the name begins so
+SPEED = {  # name -> settings; names that begin with BC train BC
     "one agent": {}, "ablation, 352 members": ABLATION, "1,024 members, 256-256, batch 64": WIDE | dict(num_seeds=1024),
     "1,024 members": dict(num_seeds=1024), "BC, one agent": {}, "one agent, batch 64": dict(batch_size=64),
     "one agent, 256-256, batch 64": WIDE, "64 members, 256-256, batch 64": WIDE | dict(num_seeds=64),
@@ -72,7 +72,7 @@ def say(part: str, name: str, **facts) -> None:
 
 
 def slice_on(device: torch.device, name: str, settings: dict) -> Slice:
-    """A slice as ``cql.training`` makes it, BC if the name begins so, else CQL."""
+    """A slice as ``cql.training`` makes it, of BC if the name begins with BC, else of CQL."""
     config = Config(**{"slice_size": 4096, "episodes": 500, "log_every": 10**5, "steps": 10**5, "bc_steps": 10**5}
                     | settings)
     datasets = datasets_for(config, {})

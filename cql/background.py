@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Does one thing after the other: in a thread of its own, or, where that would only take the trainer's core away,
-    at once.
+    """Does one thing after the other: in a thread of its own, or at once, where a thread would compete with the trainer
+    for the same cores.
 
     Args:
         beside: whether there is such a thread.

@@ -181,7 +181,7 @@ class Config:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
         if unknown or missing:
-            raise ConfigError(f"the config has unknown entries {unknown} and lacks {missing}.")
+            raise ConfigError(f"the config is of another version: unknown entries {unknown}, and it lacks {missing}.")
         for name, value in values.items():
             if not _has_type_of(value, fields[name].default, name):
                 raise ConfigError(f"the config's {name} is {value!r}, which is of the wrong kind.")

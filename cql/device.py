@@ -35,7 +35,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RunError(f"--device {name} is no device: give auto, cpu, cuda or cuda:N.") from None
+        raise RunError(f"--device {name!r} is no device: give auto, cpu, cuda or cuda:N.") from None
     if device.type not in ("cpu", "cuda"):
         raise RunError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -126,7 +126,9 @@ def torch_settings(device: torch.device):
     torch.set_num_threads(1)
     try:
         yield threads
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # of the allocators; cuBLAS has a word of its own
+        if not any(words in str(error) for words in ("out of memory", "not enough memory", "ALLOC_FAILED")):
+            raise
         raise RunError(f"the memory of {device} is full: give a smaller --slice-size, --hidden or --batch-size "
                        f"({str(error).splitlines()[0]})") from None
     finally:

@@ -136,7 +136,8 @@ class Slice:
     def log_entry(self, diagnostics: Diagnostics, log: MetricsLog, bar: tqdm) -> Callable[[], None]:
         """Reads off the device what is logged now, for which it waits; the result computes the rest and writes it."""
         step, bounds, means = self.step, self.bounds(), self.sums.take_means()
-        read = diagnostics.read(self.network, self.state.parameters, self.data_index, self.algorithm, bounds)
+        read = diagnostics.read(self.network, self.state.parameters, self.data_index, self.algorithm,
+                                torch.tensor(bounds, device=self.data_index.device))
         optimiser = {"optimiser/alpha": self.alpha()} if self.algorithm == "cql" else {}
         rate = self.config.lr * algorithm.cosine_decay(step - 1, self.steps)
         optimiser["optimiser/learning_rate"] = [rate] * len(self.members)
@@ -144,17 +145,16 @@ class Slice:
         def write() -> None:
             values = means | diagnostics.with_exact(*read) | optimiser
             log.write(step, self.members, values, first=step <= self.config.log_every)
-            self.warn_of_divergence(step, values, bounds.tolist(), bar)
+            self.warn_of_divergence(step, values, bounds, bar)
         return write
 
     def alpha(self) -> list[float]:
         """Every member's alpha now (0 for BC), as the shortest decimal with the same float32."""
         return [float(str(alpha)) for alpha in self.state.alpha.cpu().numpy()]
 
-    def bounds(self) -> Tensor:
+    def bounds(self) -> list[float]:
         """``value_bound`` of each member at its alpha now, ``[M]``."""
-        bounds = [value_bound(*pair, self.config.objective) for pair in zip(self.rewards, self.alpha())]
-        return torch.tensor(bounds, device=self.data_index.device)
+        return [value_bound(*pair, self.config.objective) for pair in zip(self.rewards, self.alpha())]
 
     def policies(self) -> list[Policy]:
         allowed = self.transitions.allowed if self.algorithm == "cql" else None

@@ -143,7 +143,7 @@ def test_a_block_never_leaves_the_device(datasets, case, name, monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_block_is_the_block(datasets, case, name):
     plain, recorded = (cohort_on("cpu", datasets, name, **CASES[case]) for _ in range(2))
-    seen_from_outside = [tree_leaves((cohort.state, cohort.terms)) for cohort in (recorded, plain)]
+    seen_from_outside = [tree_leaves((cohort.state, cohort.terms)) for cohort in (plain, recorded)]
     recorded.graphs = Graphs(partial(record, recorded))
     for start, end in blocks(plain.settings.target_interval):
         plain.block_of_updates(start, end)

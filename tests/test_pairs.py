@@ -17,9 +17,9 @@ def test_distinct_by_hand():
     assert found.rows.tolist() == [[[3, 5, 7, 9, 0, 0]], [[2, 0, 0, 0, 0, 0]]]
     assert found.places.tolist() == [[[2, 0, 2, 2, 1, 3]], [[0, 0, 0, 0, 0, 0]]]
     assert found.filled() == [4, 4]  # 4 and 1, rounded up
-    assert found.readers(10).tolist() == [[0, 0, 0, 1, 0, 2, 0, 3, 0, 4], [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]]
+    assert found.gradient_lines(10).tolist() == [[0, 0, 0, 1, 0, 2, 0, 3, 0, 4], [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]]
     members = Distinct.of(torch.tensor([[[1, 1, 0], [2, 0, 2]]]))  # of one update: 3 inputs of each
-    assert members.readers(3).tolist() == [[1, 2, 0, 4, 0, 5]]
+    assert members.gradient_lines(3).tolist() == [[1, 2, 0, 4, 0, 5]]
 
 
 @settings(max_examples=50, deadline=None)
@@ -27,16 +27,16 @@ def test_distinct_by_hand():
 def test_distinct_observations_are_found_again(seed, size, kinds):
     drawn = torch.randint(0, kinds, (3, 2, size), generator=torch.Generator().manual_seed(seed))
     found = Distinct.of(drawn)
-    rows, filled, readers = found.rows, found.filled(), found.readers(70).view(3, 2, 70)
+    rows, filled, gradient_lines = found.rows, found.filled(), found.gradient_lines(70).view(3, 2, 70)
     assert torch.equal(rows.gather(-1, found.places), drawn)
     for t in range(3):
         most = max(len(drawn[t, m].unique()) for m in range(2))
         assert most <= filled[t] <= min(size, most + batches.MULTIPLE - 1)
         for m in range(2):
             assert rows[t, m, : len(drawn[t, m].unique())].tolist() == drawn[t, m].unique().tolist()
-            read = readers[t, m].nonzero().flatten()  # of every state that is read, the input that reads it
+            read = gradient_lines[t, m].nonzero().flatten()  # of every state that is read, the input that reads it
             assert read.tolist() == drawn[t, m].unique().tolist()
-            assert torch.equal(rows[t].flatten()[readers[t, m, read] - 1], read)
+            assert torch.equal(rows[t].flatten()[gradient_lines[t, m, read] - 1], read)
 
 
 def test_pairs_by_hand():

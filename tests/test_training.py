@@ -137,9 +137,27 @@ def test_auto_takes_a_device_that_can_be_used_and_records_it(monkeypatch, capsys
 
 
 def test_a_full_memory_is_one_sentence():
-    with pytest.raises(RunError, match="the memory of cpu is full: give a smaller --slice-size, .*tried to allocate"):
-        with device.torch_settings(torch.device("cpu")):
-            raise torch.OutOfMemoryError("tried to allocate 20 GiB\nSee documentation")
+    cpu = torch.device("cpu")
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nSee documentation"),
+                  RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+                  RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory")):
+        with pytest.raises(RunError, match="the memory of cpu is full: give a smaller --slice-size, ") as found:
+            with device.torch_settings(cpu):
+                raise error
+        assert "\n" not in str(found.value)
+    with pytest.raises(RuntimeError, match="another"), device.torch_settings(cpu):
+        raise RuntimeError("another fault, of memory of other things")
+
+
+def test_the_memory_that_a_card_needs_counts_the_tables():
+    """Of minibatches: a number for every state, member and update of a block, several times over."""
+    needed = partial(trainer.memory_needed, transitions=10**5, full_batch=False, rows=64, members=1024, steps=80_000,
+                     on_cuda=True)
+    table, vectors = (needed(PopulationMLP(10_000, 4, (64, 64), discrete)) for discrete in (True, False))
+    lines = cohort.block_length(1024 * 64 * 4, 1024 * 10_000, torch.device("cuda")) * 1024 * 10_000
+    assert lines <= cohort.CUDA_BLOCK_VALUES and table > vectors - 6 * 4 * 1024 * 64 * 10_000 + 40 * lines
+    assert cohort.block_length(1024 * 64 * 4, 1024 * 10_000, torch.device("cuda")) < cohort.block_length(
+        1024 * 64 * 4, 1024 * 225, torch.device("cuda")) == 100
 
 
 def test_log_entries_are_written_in_order_beside_the_training(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ class Update(NamedTuple):
     """What one update reads and writes."""
 
     inputs: Tensor  # [M, R] or [M, R, n], what the network reads: see ``network_inputs``
-    readers: Tensor | None  # [M * S], of every row of the members' tables: see ``Block``
+    gradient_lines: Tensor | None  # [M * S], of every row of the members' tables: see ``Block``
     pairs: Pairs  # what the losses are sums over
     targets: Tensor  # [M, A, R], of the pairs
     q_values: Tensor  # [M, A, R], memory for Q
@@ -33,18 +33,19 @@ class Block(NamedTuple):
     pairs: Pairs  # what the losses are sums over
     drawn: Batch  # [M, B], the transitions, observations as row numbers
     filled: list[int]  # how many of the R rows each update needs
-    # [M * S], of every row of all members' tables: 1 + the place among the M * R inputs that reads it, or 0; None where
-    # the network has no table, or where the number of rows differs from update to update
-    readers: Tensor | None
+    # [M * S], for every row of all members' tables the line of ``Buffers.first_deltas`` that holds its gradient: 0, the
+    # line of zeros, if no input reads the row, else 1 + m R + r; None where the network has no table, or where the
+    # number of rows differs from update to update
+    gradient_lines: Tensor | None
 
     def updates(self, q_history: Tensor, targets: Tensor) -> Iterator[Update]:
         """Each update, with only the rows that it needs. ``q_history``, ``targets``: ``[T, M, A, R]``."""
         for t, (rows, inputs, q, target) in enumerate(zip(self.filled, self.inputs, q_history, targets)):
-            readers, pairs = None if self.readers is None else self.readers[t], self.pairs.of_update(t)
+            lines, pairs = None if self.gradient_lines is None else self.gradient_lines[t], self.pairs.of_update(t)
             if rows < inputs.shape[1]:
                 inputs, q, target = inputs.narrow(1, 0, rows), q.narrow(2, 0, rows), target.narrow(2, 0, rows)
                 pairs = pairs.first_rows(rows)
-            yield Update(inputs, readers, pairs, target, q)
+            yield Update(inputs, lines, pairs, target, q)
 
 
 class Minibatches:
@@ -70,8 +71,8 @@ class Minibatches:
         inputs = network_inputs(self.transitions, found.rows)
         if self.counted:
             return Block(inputs, pairs, drawn, found.filled(), None)
-        readers = found.readers(len(self.transitions.observations)) if self.transitions.discrete else None
-        return Block(inputs, pairs, drawn, [self.rows] * len(updates), readers)
+        gradient_lines = found.gradient_lines(len(self.transitions.observations)) if self.transitions.discrete else None
+        return Block(inputs, pairs, drawn, [self.rows] * len(updates), gradient_lines)
 
 
 class Distinct(NamedTuple):
@@ -79,9 +80,9 @@ class Distinct(NamedTuple):
     so that every device does it in the same way."""
 
     ordered: Tensor  # [..., M, B], the observations, sorted
-    rank: Tensor  # [..., M, B], the place of each among the distinct ones
+    rank: Tensor  # [..., M, B], of each sorted observation its number among the distinct ones
     rows: Tensor  # [..., M, B], the distinct ones, sorted; the rest filled up with 0
-    places: Tensor  # [..., M, B], the place of each observation, as it stands in the batch, among the distinct ones
+    places: Tensor  # [..., M, B], of each observation, in the order of the batch, its number among the distinct ones
 
     @classmethod
     def of(cls, observations: Tensor) -> "Distinct":
@@ -98,11 +99,11 @@ class Distinct(NamedTuple):
         number = self.rank[..., -1].amax(-1) + 1  # [T]
         return (-(-number // MULTIPLE) * MULTIPLE).clamp_max(self.rank.shape[-1]).tolist()
 
-    def readers(self, states: int) -> Tensor:
-        """``Block.readers`` of tables with so many rows."""
+    def gradient_lines(self, states: int) -> Tensor:
+        """``Block.gradient_lines`` of tables with so many rows."""
         every, size = _counted_up(states, self.rank), self.rank.shape[-1]
         at = torch.searchsorted(self.ordered, every).clamp_max(size - 1)
-        return _readers(torch.where(self.ordered.gather(-1, at) == every, self.rank.gather(-1, at), -1), size)
+        return _gradient_lines(torch.where(self.ordered.gather(-1, at) == every, self.rank.gather(-1, at), -1), size)
 
 
 def _counted_up(size: int, like: Tensor) -> Tensor:
@@ -110,8 +111,8 @@ def _counted_up(size: int, like: Tensor) -> Tensor:
     return torch.arange(size, device=like.device).expand(*like.shape[:-1], size).contiguous()
 
 
-def _readers(place: Tensor, rows: int) -> Tensor:
-    """``Block.readers`` from the place of every state among its member's inputs, −1 for none: ``[..., M, S]``."""
+def _gradient_lines(place: Tensor, rows: int) -> Tensor:
+    """``Block.gradient_lines`` from the place of every state among its member's inputs ``[..., M, S]``, −1 for none."""
     before = rows * torch.arange(place.shape[-2], device=place.device)[:, None]  # inputs of the members before
     return torch.where(place < 0, 0, 1 + before + place).flatten(-2)
 
@@ -142,12 +143,12 @@ class FullBatch:
         drawn = transitions.every(data_index)  # [M, N]
         places = torch.searchsorted(transitions.acted_in, drawn.observations)
         pairs = pairs_of(places, drawn.actions, drawn.weights, self.rows, transitions.num_actions)
-        inputs, readers = network_inputs(transitions, acted_in.expand(len(data_index), -1)), None
+        inputs, gradient_lines = network_inputs(transitions, acted_in.expand(len(data_index), -1)), None
         if transitions.discrete:
             place = torch.full((len(data_index), len(transitions.observations)), -1, device=acted_in.device)
             place[:, transitions.acted_in] = torch.arange(count, device=acted_in.device)
-            readers = _readers(place, self.rows)
-        self.one = Block(inputs, pairs, drawn, [self.rows], readers)
+            gradient_lines = _gradient_lines(place, self.rows)
+        self.one = Block(inputs, pairs, drawn, [self.rows], gradient_lines)
 
     def block(self, updates: Tensor) -> Block:
         """``updates``: ``[T]``, their numbers; the same batch for each."""
@@ -155,4 +156,4 @@ class FullBatch:
             return None if field is None else field.expand(len(updates), *field.shape)
         one = self.one
         return Block(repeated(one.inputs), Pairs(*map(repeated, one.pairs)), Batch(*map(repeated, one.drawn)),
-                     one.filled * len(updates), repeated(one.readers))
+                     one.filled * len(updates), repeated(one.gradient_lines))

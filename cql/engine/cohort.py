@@ -45,7 +45,7 @@ class Cohort:
         rows = self.batches.rows
         self.steps = steps_on(device)
         self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, self.steps)
-        self.length = block_length(rows, members, network.outputs, device)
+        self.length = block_length(members * rows * network.outputs, members * len(transitions.observations), device)
         self.q_history = rates.new_zeros(self.length, members, network.outputs, rows)  # Q at every update
         table = transitions.observations
         self.table = table.expand(members, *table.shape)  # [M, U] or [M, U, n], no copy
@@ -82,22 +82,23 @@ class Cohort:
         block, q_history = self.batches.block(steps), self.q_history[:count]  # [T, M, A, R]
         if self.algorithm == "bc":
             no_targets = q_history
-            for t, (inputs, readers, pairs, _, logits) in enumerate(block.updates(q_history, no_targets)):
+            for t, (inputs, gradient_lines, pairs, _, logits) in enumerate(block.updates(q_history, no_targets)):
                 self.passes.forward(inputs, logits)
-                sum_rows(gradient := pairs.bc_gradient(logits), self.passes.bias_gradient)
-                self.passes.step(gradient, readers, rates[t], numbers[t])
+                gradient = pairs.bc_gradient(logits)
+                sum_rows(gradient, self.passes.bias_gradient)
+                self.passes.step(gradient, gradient_lines, rates[t], numbers[t])
             terms = [block.pairs.penalty(q_history)]
         else:
             targets, variance = self._targets(block, count)
             alpha = self.state.alpha.repeat(count, 1)  # [T, M], of every update
             dual_rates = DUAL_RATE * (rates / self.settings.learning_rate)
-            for t, (inputs, readers, pairs, target, q) in enumerate(block.updates(q_history, targets)):
+            for t, (inputs, gradient_lines, pairs, target, q) in enumerate(block.updates(q_history, targets)):
                 if self.objective.double_q:
                     variance[t] = self._set_double_q_targets(block, t, targets[t])
                 self.passes.forward(inputs, q)
                 gradient = self.steps.cql_gradient(pairs, q, target, self.state.alpha, self.objective.td_loss,
                                                    self.passes.bias_gradient)
-                self.passes.step(gradient, readers, rates[t], numbers[t])
+                self.passes.step(gradient, gradient_lines, rates[t], numbers[t])
                 if self.settings.learn_alpha:
                     alpha[t] = self.state.alpha
                     dual_ascent(self.state.alpha, pairs.penalty(q), self.settings.penalty_threshold, dual_rates[t])
@@ -164,8 +165,13 @@ class Cohort:
         return torch.cat([next_values(self.network, self.state, part, self.objective) for part in parts], 1)
 
 
-def block_length(rows: int, members: int, actions: int, device: torch.device) -> int:
-    """Updates at most in one block of so many members."""
-    values = BLOCK_VALUES if device.type == "cpu" else CUDA_BLOCK_VALUES
-    return max(1, min(BLOCK, values // (members * rows * actions)))
+def block_length(q_values: int, table_rows: int, device: torch.device) -> int:
+    """Updates at most in one block.
+
+    Args:
+        q_values: of all members in one update. table_rows: of all members; on CUDA a block holds a number for each.
+    """
+    if device.type == "cpu":
+        return max(1, min(BLOCK, BLOCK_VALUES // q_values))
+    return max(1, min(BLOCK, CUDA_BLOCK_VALUES // max(q_values, table_rows)))
 

@@ -10,10 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from cql.engine.pairs import Pairs, slope
-from cql.engine.steps import Layer, Steps, sum_rows
+from cql.engine.steps import PYTORCH, Layer, Steps, sum_rows
 
 ELEMENTS = 1024  # of one program
-TILE, LONGEST = 4096, 256  # elements of one program that sums over rows, at most, and its rows in the ReLU's pass
+MOST_PARTS = 2**16 - 1  # of a grid's second axis
+TILE = 4096  # elements, at most, of one program that sums over rows
+LONGEST = 256  # rows of one program in the ReLU's backward pass, at most
 
 
 @triton.jit
@@ -71,9 +73,12 @@ def _cql_gradient(gradient, bias_gradient, q_values, targets, weights, row_weigh
 
 
 def hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
-    torch.bmm(below, layer.weight_mT, out=above)
     members, rows, width = above.shape
-    _bias_relu[members, triton.cdiv(rows * width, ELEMENTS)](above, layer.bias, rows, width, ELEMENTS)
+    parts = triton.cdiv(rows * width, ELEMENTS)
+    if parts > MOST_PARTS:
+        return PYTORCH.hidden_layer(layer, below, above)
+    torch.bmm(below, layer.weight_mT, out=above)
+    _bias_relu[members, parts](above, layer.bias, rows, width, ELEMENTS)
 
 
 def relu_backward(delta: Tensor, output: Tensor, bias_gradient: Tensor) -> None:
@@ -89,9 +94,12 @@ def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor,
     padded, at_once = triton.next_power_of_2(actions), triton.next_power_of_2(rows)
     whole = padded * at_once <= TILE
     at_once = at_once if whole else max(1, ELEMENTS // padded)
+    parts = triton.cdiv(rows, at_once)
+    if parts > MOST_PARTS:
+        return PYTORCH.cql_gradient(pairs, q_values, targets, alpha, td_loss, bias_gradient)
     summed = whole and bias_gradient is not None
     gradient = torch.empty_like(q_values)
-    _cql_gradient[members, triton.cdiv(rows, at_once)](
+    _cql_gradient[members, parts](
         gradient, bias_gradient if summed else gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha,
         rows, slope(td_loss), actions, padded, at_once, summed)
     if not summed:

@@ -16,8 +16,8 @@ from cql.network import PopulationMLP
 # the defaults of torch.optim.Adam
 ADAM: dict[str, Any] = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 THIN = 8  # inputs: a weight gradient with so few columns is faster made as its transpose
-PIECES = 16  # of few parameters on a CUDA device, about: Adam's kernel gives each to a multiprocessor of its own,
-ENOUGH = 2**20  # which so many parameters in whole tensors occupy too
+PIECES = 16  # about, of few parameters on a CUDA device: Adam's kernel gives each to a multiprocessor of its own
+ENOUGH = 2**20  # parameters; more of them fill the multiprocessors in whole tensors too
 
 
 class Buffers(NamedTuple):
@@ -37,7 +37,7 @@ def steps_on(device: torch.device) -> Steps:
     try:
         from cql.engine import kernels
         kernels.relu_backward(*(torch.zeros(1, 1, 1, device=device) for _ in range(3)))
-    except Exception:  # no Triton, no C compiler, a device that it does not know: all but slower without
+    except Exception:  # no Triton, no C compiler, a device that it does not know: everything works without, only slower
         return PYTORCH
     return kernels.FUSED
 
@@ -64,7 +64,7 @@ class Passes:
         self.layers = [Layer(weight, weight.mT, bias, bias.mT, of_weight, of_bias, of_bias.mT)
                        for weight, bias, of_weight, of_bias in zip(weights, biases, *gradients)]
         self.bias_gradient = self.layers[-1].bias_gradient_mT if self.layers else None  # [M, A, 1], of the last layer
-        self.widths = network.hidden or (network.outputs,) * network.discrete  # of deltas
+        self.widths = network.hidden or ((network.outputs,) if network.discrete else ())  # of deltas
         self.hidden = [parameters[0].new_empty(self.members * rows * width) for width in network.hidden]
         self.deltas = [parameters[0].new_zeros((1 + self.members * rows) * width) for width in self.widths]
         self.buffers: dict[int, Buffers] = {}
@@ -89,17 +89,17 @@ class Passes:
         last = self.layers[-1]
         torch.baddbmm(last.bias_mT, last.weight, last_mT[0] if last_mT else inputs.mT, out=q_values)
 
-    def step(self, gradient: Tensor, readers: Tensor | None, learning_rate: Tensor, number: Tensor) -> None:
+    def step(self, gradient: Tensor, gradient_lines: Tensor | None, learning_rate: Tensor, number: Tensor) -> None:
         """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q, whose
         sum over the rows stands in ``bias_gradient``.
 
         Args:
-            readers: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
+            gradient_lines: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
         """
-        self._backward(gradient, readers)
+        self._backward(gradient, gradient_lines)
         torch._fused_adam_(*self.adam, [number] * len(self.adam[0]), lr=learning_rate, **ADAM)
 
-    def _backward(self, gradient: Tensor, readers: Tensor | None) -> None:
+    def _backward(self, gradient: Tensor, gradient_lines: Tensor | None) -> None:
         """Writes ``self.gradients``."""
         _, _, deltas, first_deltas = self._buffers(gradient.shape[2])
         delta, discrete = gradient.mT, self.network.discrete  # [M, R, A]
@@ -117,10 +117,10 @@ class Passes:
                 layer.weight_gradient.mT.copy_(torch.bmm(below.mT, delta))
             else:
                 torch.bmm(delta.mT, below, out=layer.weight_gradient)
-            if n or discrete:
+            if n or discrete:  # without a table, nothing asks for the gradient with respect to the input
                 delta = torch.bmm(delta, layer.weight, out=deltas[n - (not discrete)])
-        if discrete and readers is not None:
-            torch.index_select(first_deltas[0], 0, readers, out=self.table_gradient)
+        if discrete and gradient_lines is not None:
+            torch.index_select(first_deltas[0], 0, gradient_lines, out=self.table_gradient)
         elif discrete:
             self.table_gradient.zero_().index_add_(0, self.rows, first_deltas[0][1:])
 
