@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,15 +111,17 @@ def train(problem: Problem, name: str, interpreter: str, folder: Path, updates: 
         kinds = {"observations": np.int64, "actions": np.int64, "rewards": np.float32, "next_observations": np.int64,
                  "terminations": np.float32}
         given = {"initial": initial, "compared": compared, "target": target}
-        files = {kind: str((folder / f".{kind}.npz").resolve()) for kind in ("problem", "answer")}
-        np.savez(files["problem"], **{column: getattr(data, column).astype(kind) for column, kind in kinds.items()},
-                 **{f"{what}/{n}": array for what in given for n, array in enumerate(as_layers(given[what]))})
-        done = subprocess.run([interpreter, "-m", "benchmarks.peer_learners", json.dumps(settings | files)], cwd=ROOT,
-                              text=True, capture_output=True)
-        if done.returncode:
-            raise RunError(f"{name} could not be trained: {done.stderr.strip().splitlines()[-1]}")
-        with np.load(files["answer"]) as answer, atomic_file(path) as file:
-            np.savez(file, settings=json.dumps(settings), **answer)
+        with tempfile.TemporaryDirectory() as scratch:
+            files = {kind: f"{scratch}/{kind}.npz" for kind in ("problem", "answer")}
+            np.savez(files["problem"], **{column: getattr(data, column).astype(kind) for column, kind in kinds.items()},
+                     **{f"{what}/{n}": array for what in given for n, array in enumerate(as_layers(given[what]))})
+            done = subprocess.run([interpreter, "-m", "benchmarks.peer_learners", json.dumps(settings | files)],
+                                  cwd=ROOT, text=True, capture_output=True)
+            if done.returncode or not Path(files["answer"]).exists():
+                why = (done.stderr.strip() or f"{interpreter} gave no answer").splitlines()[-1]
+                raise RunError(f"{name} could not be trained: {why}")
+            with np.load(files["answer"]) as answer, atomic_file(path) as file:
+                np.savez(file, settings=json.dumps(settings), **answer)
     with np.load(path) as file:
         answer = dict(file)
     rows = np.random.default_rng(seed).integers(len(data), size=BATCH)
@@ -175,15 +178,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peer", action="append", default=[], metavar="LIBRARY=PYTHON",
                         help="d3rlpy, torchrl or tianshou, and an interpreter that has it; others are left out")
     parser.add_argument("--runs", default="runs/peers", metavar="FOLDER", help="of the runs' Q (default runs/peers)")
-    parser.add_argument("--updates", type=int, default=80_000, metavar="N")
+    parser.add_argument("--updates", type=int, default=80_000, metavar="N", help="of the runs without changes")
     parser.add_argument("--out", metavar="FILE.png", help="draw the distances")
     arguments = parser.parse_args(argv)
     interpreters = {"plain": sys.executable, **dict(text.partition("=")[::2] for text in arguments.peer)}
     libraries = {run.library for run in RUNS.values()}
     for library, interpreter in interpreters.items():
-        if library not in libraries or not os.access(interpreter, os.X_OK):
+        if library not in libraries or not (os.path.isfile(interpreter) and os.access(interpreter, os.X_OK)):
             raise ConfigError(f"--peer {library}={interpreter} must be d3rlpy=, torchrl= or tianshou= and an "
                               "interpreter.")
+    if arguments.updates < 4 * LOG_EVERY:
+        raise ConfigError(f"--updates must be at least {4 * LOG_EVERY:,}, four log entries.")
     if missing := sorted(libraries - interpreters.keys()):
         print(f"Left out, because no --peer names an interpreter that has them: {', '.join(missing)}.")
     folder = Path(arguments.runs)
