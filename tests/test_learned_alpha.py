@@ -104,7 +104,7 @@ def test_the_runaway_bound_follows_alpha(tmp_path, monkeypatch):
     """At alpha = 6 the largest value is 1.05 (6 / 2 - 1) / 0.01 + 1 = 211, at the alpha of later less or more."""
     seen = []
     from cql.diagnostics import Diagnostics
-    monkeypatch.setattr(Diagnostics, "measure", lambda self, *arguments, original=Diagnostics.measure: (
+    monkeypatch.setattr(Diagnostics, "read", lambda self, *arguments, original=Diagnostics.read: (
         seen.append(arguments[-1].tolist()), original(self, *arguments))[1])
     run = run_of(tmp_path / "r", penalty_threshold=1.2, bc_steps=0)
     alphas = read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", "optimiser/alpha"][1]
