@@ -181,7 +181,7 @@ def test_the_curve_its_limits_and_flips_are_those_of_the_exact_curve(islands, tm
                    () => false); return parts; })(""" + json.dumps(ISLANDS) + ")"
     points, flips = in_browser(job, tmp_path)
     world = World.of(islands)
-    expected = exact_curve(world, islands, [point["alpha"] for point in points["points"]], Objective())
+    expected = exact_curve(world, islands, [point["alpha"] for point in points["points"]], config.Config())
     for theirs, row in zip([*points["points"], points["zero"], points["infinity"]], [
             *expected["curve"], expected["references"]["alpha_zero"], expected["references"]["alpha_infinity"]]):
         assert theirs["return"] == pytest.approx(row["return"], rel=1e-9)
