@@ -39,6 +39,7 @@ def test_where_the_two_states_flip():
     assert flips[1].alpha == pytest.approx(2.25, rel=1e-4) and (flips[1].before, flips[1].after) == (1, 0)
     assert flips[0].alpha == pytest.approx(1.48, abs=0.005) and (flips[0].before, flips[0].after) == (0, 1)
     assert 5 == pytest.approx(2.25 / 4 * (1 / 0.1 - 1 / 0.9))
+    assert GAMMA * solve([flips[0].alpha]).q[0, 1].max() == pytest.approx(1, abs=1e-4)  # the cost of the way
     assert "α = 2.25" in PAGE and "α = 1.48" in PAGE
 
 
@@ -48,6 +49,13 @@ def test_the_closed_form_of_the_two_states_at_alpha_one():
     p = np.exp(q) / np.exp(q).sum()
     assert p == pytest.approx([0.224, 0.776], abs=5e-4)
     assert q == pytest.approx([0 + 0.5 * (1 - p[0] / 0.9), 5 + 0.5 * (1 - p[1] / 0.1)], abs=1e-9)
+    assert q - [0, 5] == pytest.approx([0.38, -3.38], abs=0.005) and 0.9 * q[0] + 0.1 * (q[1] - 5) == pytest.approx(0)
+    assert "0.9 · 0.38 + 0.1 · (−3.38)" in PAGE
+
+
+def test_the_entropy_of_the_picture_of_the_penalty():
+    beta = np.array([0.1, 0.6, 0.3])
+    assert f"{-(beta * np.log(beta)).sum():.3f} in the picture" in PAGE
 
 
 def test_the_limit_of_the_two_states():
