@@ -79,8 +79,11 @@ def opened(folder, fragment="", script="", preload=None) -> str:
 
 def words(document: str, name: str) -> str:
     """The text of the element with this id."""
-    found = re.search(rf'<(\w+)[^>]* id="{name}"[^>]*>(.*?)</\1>', document, re.S)
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", found[2]))).strip()
+    return text_of(re.search(rf'<(\w+)[^>]* id="{name}"[^>]*>(.*?)</\1>', document, re.S)[2])
+
+
+def text_of(markup: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", markup))).strip()
 
 
 def random_case(rng) -> dict:
@@ -317,7 +320,7 @@ def test_the_page_says_what_the_exact_solution_says(tmp_path):
 
 @browser.needed
 @pytest.mark.parametrize("fragment, script, name, expected", [
-    ("#lesson=3", "", "formula", "α₂ = α/2 = 0.50"),
+    ("#lesson=3", "", "formula", "Q = y + α/2 · (1 − p/β), α/2 = 0.50"),
     ("#alpha=nonsense&slip=7&map=S.X/..G&seed=-1&edits=a.b", "", "outcomes", "CQL(H), α = 6 21.26"),
     ("", "const slider = document.getElementById('alpha'); slider.value = slider.max;"
          "slider.dispatchEvent(new Event('input'));", "outcomes", "CQL(H), α = ∞ 14.04 0.0560"),
@@ -335,6 +338,106 @@ def test_the_page_says_what_the_exact_solution_says(tmp_path):
 def test_what_is_changed_is_solved(tmp_path, fragment, script, name, expected):
     script = f"requestAnimationFrame(() => {{ {script} }});"
     assert expected in words(opened(tmp_path, fragment, script), name)
+
+
+TYPED = """
+function typed(id, text) {  // as the keyboard does: the focus stays in the field
+  const field = document.getElementById(id);
+  field.focus();
+  field.value = text;
+  field.dispatchEvent(new Event("change", { bubbles: true }));
+}
+const chosen = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
+const later = (act) => requestAnimationFrame(() => setTimeout(act));
+later(() => { %s; later(() => { const said = document.createElement("p"); said.id = "told";
+  said.textContent = JSON.stringify(%s); document.body.append(said); }); });"""
+
+
+@browser.needed
+def test_a_number_that_is_not_taken_is_refused_in_words_and_the_focus_stays(tmp_path):
+    expected = {
+        ("alpha-number", "abc"): ["6", "α: give a number from 0 to 100,000, or ∞."],
+        ("alpha-number", "-3"): ["6", "α: give a number from 0 to 100,000, or ∞."],
+        ("alpha-number", "12,50"): ["12.5", ""],
+        ("rows", "50"): ["15", "Rows: give a whole number from 1 to 20."],
+        ("gamma", "1"): ["0.99", "Discount γ: give a number from 0 to 0.999."],
+        ("hazard", ""): ["-100", "hazard: give a number."],
+    }
+    told = json.dumps([list(case) for case in expected]) + """.map(([id, text]) => {
+        typed(id, text);
+        render();
+        return [document.activeElement.id, $(id).value, $("refusal").textContent]; })"""
+    found = json.loads(words(opened(tmp_path, "", TYPED % ("", told)), "told"))
+    assert found == [[name, *shown] for (name, _), shown in expected.items()]
+
+
+@browser.needed
+def test_what_the_page_says_of_a_case(tmp_path):
+    cases = [
+        # 90 of 100 logged actions end with 0, 10 with +5; in the chain ½ (−1 + 0.1 · 5) = −0.25
+        ("lesson=2", "outcomes", "End with 0 Goal Behaviour, β of the data 0.50 0.9000 0.1000"),
+        ("map=HG%2FS.%2FHH&slip=0&steps=10&rewards=-1%2C0%2C5&edits=8.50,9.0,10.0,11.50,12.10,13.90,14.0,15.0",
+         "outcomes", "Behaviour, β of the data −0.25 0.9500 0.0500"),
+        ("lesson=2", "legend", "0 end with reward 0"),
+        ("cell=32&view=policy", "legend", "× hazard"),
+        ("lesson=1", "command-note", "No flag sets the initial Q of 25: the table of train.py starts within ±0.067."),
+        ("lesson=6", "legend", "≤ −13.7 ≥ 13.7"),
+        ("lesson=6&source=infinite&alpha=0", "legend", "0.00 in every cell ○ start"),
+        ("source=infinite&edits=0.7", "cell", "logged ∞ ∞ ∞ ∞ β 0.055"),
+        ("lesson=2", "view-text", "CQL(H) pulls blue up and pushes orange down."),
+        ("lesson=2&learner=softmax-push-down", "view-text", "Eq. 1 pulls nothing up."),
+        ("learner=bc&view=estimate", "legend", "○ start"),  # and no scale
+    ]
+    told = json.dumps([case[:2] for case in cases]) + """.map(([address, id]) => {
+        history.replaceState(null, "", "#" + address);
+        readAddress();
+        render();
+        return btoa(unescape(encodeURIComponent($(id).innerHTML))); })"""
+    found = [text_of(base64.b64decode(text).decode())
+             for text in json.loads(words(opened(tmp_path, "", TYPED % ("", told)), "told"))]
+    for said, (address, _, expected) in zip(found, cases, strict=True):
+        assert expected in said and "−0.00 " not in said, (address, said)
+    assert found[-1].startswith("○ start")
+
+
+@browser.needed
+def test_the_view_of_the_push_has_the_sign_and_the_colours_of_the_tutorial(tmp_path):
+    """At α = 6 the bandit has p = (0.721, 0.279), β = (0.9, 0.1): left is pulled up and blue, right orange."""
+    colours = """(() => { const at = (x, y) => { const ratio = window.devicePixelRatio || 1;
+        return [...$("map").getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3); };
+        const side = 96, left = Math.floor(($("map").clientWidth - 3 * side) / 2) + side;
+        return [at(left + 5, 49), at(left + 91, 49)]; })()"""
+    left, right = json.loads(words(opened(tmp_path, "#lesson=2&cell=0", TYPED % ("", colours)), "told"))
+    assert left[2] > left[0] + 20 and right[0] > right[2] + 20
+
+
+@browser.needed
+def test_a_preset_ends_the_lesson_and_the_cursor_stands_on_its_start(tmp_path):
+    script = TYPED % ("chosen('preset', 'chain')",
+                      "[state.lesson, document.querySelectorAll('#lessons [aria-pressed=true]').length]")
+    document = opened(tmp_path, "#lesson=6", script)
+    assert json.loads(words(document, "told")) == [0, 0]
+    assert words(document, "cell-head") == "Row 2, column 1: the start"
+    assert words(document, "lesson-body") == "Each sets the controls and asks a question."
+    assert "6 Sampling" in words(document, "lessons")
+
+
+@browser.needed
+def test_only_sampled_data_have_episodes_and_a_seed(tmp_path):
+    document = opened(tmp_path, "#source=infinite")
+    hidden = {name: " hidden" in re.search(rf'<[^>]* id="{name}"[^>]*>', document)[0]
+              for name in ("episodes-label", "seed-fields", "epsilon-label")}
+    assert hidden == {"episodes-label": True, "seed-fields": True, "epsilon-label": False}
+    assert "<input" not in re.search(r'<table id="cell">.*?</table>', document, re.S)[0]
+
+
+@browser.needed
+def test_the_tabs_wrap_alike_whatever_is_chosen(tmp_path):
+    """A tab is as wide when it is chosen as when it is not."""
+    widths = """Object.keys(VIEWS).filter((view) => view !== "trained").map((view) => { state.view = view; render();
+        return [...$("views").children].map((tab) => tab.getBoundingClientRect().width).join(); })"""
+    found = json.loads(words(opened(tmp_path, "", TYPED % ("document.body.style.width = '390px'", widths)), "told"))
+    assert len(found) == 6 and len(set(found)) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------- preloaded

@@ -38,6 +38,7 @@ export function givenState(preload) {
   const { map, slip, steps, gamma, alpha, tdLoss, penalty, temperature } = preload;
   return {
     map,
+    cell: map.join("").indexOf("S"),
     slip,
     steps,
     gamma,
@@ -56,7 +57,7 @@ export function givenState(preload) {
 
 /** The settings that a lesson or a preset brings. */
 export function settingsOf({ name, ...settings }) {
-  return { cell: 0, ...settings, edits: new Map(settings.edits) };
+  return { cell: settings.map.join("").indexOf("S"), ...settings, edits: new Map(settings.edits) };
 }
 
 /** The state that an address with this lesson and nothing else stands for. */
@@ -123,6 +124,7 @@ export function stateOf(address, preload) {
     )
       next.edits.set(pair, Math.round(times));
   }
+  if (next.source === "infinite") next.edits = new Map();
   if (preload ? next.member > preload.trained.length : next.member) next.member = 0;
   if (next.view === "trained" && !(preload && preload.trained.length)) next.view = "policy";
   return next;

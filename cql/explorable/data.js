@@ -54,8 +54,9 @@ function drawOutcome(model, pair, uniform) {
 /**
  * The data set of the page: { steps, counts, beta, logged, seen, model }, with steps null for infinite data.
  *
- * source: "sampled", "infinite" (every pair of the behaviour policy with its true probabilities) or "given" (the steps
- * of a run). edits: Map from a pair to how often it is logged instead; its outcomes are drawn from the true model.
+ * source: "sampled", "infinite" (every pair of the behaviour policy with its true probabilities; counts are those that
+ * one episode is expected to give, edits do not enter) or "given" (the steps of a run). edits: Map from a pair to how
+ * often it is logged instead; its outcomes are drawn from the true model.
  */
 export function makeData(world, policy, { source, episodes, seed, edits, given }) {
   const { S } = world,
@@ -66,7 +67,7 @@ export function makeData(world, policy, { source, episodes, seed, edits, given }
     const visits = visitsOf(world.model, policy, world.start, world.steps);
     for (let pair = 0; pair < S * A; pair++) {
       const s = Math.floor(pair / A);
-      counts[pair] = edits.has(pair) ? edits.get(pair) : world.terminal[s] ? 0 : episodes * visits[s] * policy[pair];
+      counts[pair] = world.terminal[s] ? 0 : visits[s] * policy[pair];
     }
   } else {
     steps = (source === "given" ? given : sampleEpisodes(world, policy, episodes, seed)).filter(
@@ -101,6 +102,15 @@ export function makeData(world, policy, { source, episodes, seed, edits, given }
     for (let a = 0; a < A; a++) beta[s * A + a] = total > 0 ? counts[s * A + a] / total : 0;
   }
   return { source, steps, counts, beta, logged: Uint8Array.from(logged), seen, model };
+}
+
+/** The policy behind the data: beta where counts were set by hand or all steps are given, else the behaviour policy. */
+export function policyOfData(policy, { source, beta, seen }, edits) {
+  const byHand = new Set([...edits.keys()].map((pair) => Math.floor(pair / A)));
+  return policy.map((probability, pair) => {
+    const s = Math.floor(pair / A);
+    return seen[s] && (source === "given" || byHand.has(s)) ? beta[pair] : probability;
+  });
 }
 
 /** The relative frequencies of the outcomes of every pair; fills counts. */

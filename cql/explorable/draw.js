@@ -2,6 +2,7 @@
 import { A } from "./world.js";
 import { HIGHEST, LOWEST } from "./curve.js";
 
+const SHOWN = 0.005; // a number below rounds to 0.00
 const NARROW = 0.14; // decades between the end of the curve and the limit beside it, which lies three times as far
 
 /** A canvas in CSS pixels, cleared: { context, width, height }. */
@@ -51,7 +52,11 @@ function inkOn(colour) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.2 ? "#14171b" : "#ffffff";
 }
 
-/** The colours of a view: a function of the number, its two ends, and whether it is centred on zero. */
+/**
+ * The colours of a view: a function of the number, its two ends, and whether numbers beyond them are drawn as the ends.
+ *
+ * Differences end where 95 % of the cells lie: a few large ones would leave the others without colour.
+ */
 export function scaleOf(view, numbers, colours) {
   const finite = Array.from(numbers).filter(Number.isFinite);
   const plain = [colours.cell, colours.much],
@@ -80,15 +85,20 @@ export function scaleOf(view, numbers, colours) {
       colour: (x) => (x < 0 ? between(cell, low, Math.sqrt(-x)) : between(cell, high, Math.sqrt(x))),
     };
   }
-  const reach = Math.max(1e-9, ...finite.map(Math.abs));
+  const sizes = finite.map(Math.abs).sort((a, b) => a - b),
+    most = sizes.at(-1) || 0,
+    share = view === "difference" || view === "trained" ? sizes[Math.ceil(0.95 * sizes.length) - 1] : most,
+    reach = share >= SHOWN ? share : Math.max(most, SHOWN);
   return {
     low: -reach,
     high: reach,
+    clipped: most > reach,
+    empty: most < SHOWN,
     colour: (x) => (x < 0 ? between(cell, low, -x / reach) : between(cell, high, x / reach)),
   };
 }
 
-/** Draws the map. scene: { world, data, view, numbers, scale, actions, ood, cursor, q, focused }. */
+/** Draws the map. scene: { world, data, view, numbers, scale, actions, ood, cursor }. */
 export function drawMap(canvas, scene) {
   const { world, data, view, numbers, scale, actions, ood, cursor } = scene,
     { rows, columns } = world;
@@ -100,9 +110,14 @@ export function drawMap(canvas, scene) {
   for (let s = 0; s < world.S; s++) {
     const [x, y] = box(s);
     if (world.hazard[s] || world.goal[s]) {
-      context.fillStyle = world.hazard[s] ? colours.hazard : colours.goal;
+      const { colour, ink, letter } = world.goal[s]
+        ? { colour: colours.goal, ink: "#ffffff", letter: "★" }
+        : world.harmless
+          ? { colour: colours.cell, ink: colours.ink, letter: String(world.rewards.hazard) }
+          : { colour: colours.hazard, ink: colours["on-hazard"], letter: "×" };
+      context.fillStyle = colour;
       context.fillRect(x, y, side, side);
-      mark(context, world.hazard[s] ? "×" : "★", x, y, side, world.hazard[s] ? colours["on-hazard"] : "#ffffff");
+      mark(context, letter, x, y, side, ink);
       continue;
     }
     let fill = colours.cell;
@@ -114,7 +129,7 @@ export function drawMap(canvas, scene) {
         x,
         y,
         side,
-        [0, 1, 2, 3].map((a) => (data.logged[s * A + a] ? scale.colour(numbers[s * A + a]) : fill)),
+        [0, 1, 2, 3].map((a) => scale.colour(numbers[s * A + a])),
       );
     } else {
       if ((data.seen[s] || view === "passing" || view === "truth") && Number.isFinite(numbers[s]))
@@ -259,9 +274,10 @@ export function alphaAt(position) {
  * Draws the curve: the expected return and the hazard probability over alpha, flips as ticks between them.
  *
  * curve: { points, zero, infinity, flips } of the worker; marks: [{ name, return, hazard, colour }]; own: the state
- * whose flips stand out; inset: half of the slider's thumb; remark: instead of the number of flips.
+ * whose flips stand out; inset: half of the slider's thumb; remark: instead of the number of flips; ending: the name of
+ * the hazards.
  */
-export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark }) {
+export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark, ending }) {
   const { context, width, height } = prepared(canvas, 272),
     colours = palette(),
     size = 12;
@@ -271,7 +287,7 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
   context.textBaseline = "middle";
   const panels = [
     { key: "return", title: "Return", top: 26, bottom: 108 },
-    { key: "hazard", title: width < 420 ? "Hazard" : "Hazard probability", top: 178, bottom: 244 },
+    { key: "hazard", title: width < 420 ? ending : `${ending}: probability`, top: 178, bottom: 244 },
   ];
   const { zero, infinity, flips } = curve,
     points = curve.refined || curve.points;
@@ -319,7 +335,7 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
   context.fillText(
     remark || !flips
       ? remark || "Flips of a greedy action: being located"
-      : `Flips of a greedy action: ${flips.length}` + (mine ? `, ${mine} in this cell (tall)` : ""),
+      : `Flips of a greedy action: ${flips.length}` + (mine ? ` (tall ticks: ${mine} in this cell)` : ""),
     0,
     126,
   );
@@ -362,6 +378,6 @@ function labels(context, marks, key, y, top, bottom, width, colours) {
     const text = `${name} ${key === "return" ? value.toFixed(1) : value.toFixed(3)}`;
     context.fillStyle = colours[colour];
     context.fillText(text, right, top - 14);
-    right -= context.measureText(text).width + 14;
+    right -= context.measureText(text).width + (width < 420 ? 8 : 14);
   }
 }

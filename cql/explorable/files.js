@@ -46,8 +46,13 @@ export function commandLine(state) {
     if (state.learner !== "bc") notes.push("At α → ∞ CQL(H) clones the behaviour: this line trains BC.");
     return { command: words.join(" "), notes };
   }
-  if (state.learner === "q-all") words.push("--alpha", "0", "--hidden", "0");
-  else if (state.learner === "q-logged") words.push("--alpha", "0", "--supported");
+  if (state.learner === "q-all") {
+    const bound = 1 / Math.sqrt(state.map.length * state.map[0].length);
+    words.push("--alpha", "0", "--hidden", "0");
+    notes.push(
+      `No flag sets the initial Q of ${state.initial}: the table of train.py starts within ±${bound.toFixed(3)}.`,
+    );
+  } else if (state.learner === "q-logged") words.push("--alpha", "0", "--supported");
   else {
     if (state.alpha === 0) {
       words.push("--alpha", "0.01", "--supported");

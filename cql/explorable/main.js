@@ -2,7 +2,7 @@
 import { A, behaviourPolicy, makeWorld, mapError } from "./world.js";
 import { OBJECTIVES, backedUp, backup, residualOf, solve, solveUnrestricted, valueOf } from "./solve.js";
 import { clonedPolicy, evaluate, greedyPolicy, optimum, trueValues } from "./policies.js";
-import { makeData } from "./data.js";
+import { makeData, policyOfData } from "./data.js";
 import { exactCurve, learnedPolicy } from "./curve.js";
 import { commandLine, datasetFile } from "./files.js";
 import { SLIDER, alphaAt, positionOf } from "./draw.js";
@@ -10,7 +10,7 @@ import { LESSONS, PRESETS } from "./lessons.js";
 import { $, LEARNERS, LEARNER_TEXTS, VIEWS, alphaText, showCell, showCurve, showMap, showOutcomes } from "./panels.js";
 import { LARGEST_ALPHA, addressOf, givenState, settingsOf, stateOf } from "./address.js";
 
-const BRUSHES = { "": "Look", ".": "Free", H: "Hazard", G: "Goal", S: "Start" };
+const BRUSHES = { "": "nothing", ".": "free", H: "hazard", G: "goal", S: "start" };
 const preload = JSON.parse($("preload").textContent);
 let state,
   brush = "",
@@ -34,7 +34,7 @@ function computed() {
   const behaviour = kept("behaviour", `${worldKey} ${state.epsilon}`, () => behaviourPolicy(world, state.epsilon));
   const data = kept("data", dataKey, () => makeData(world, behaviour, { ...state, given: givenSteps() }));
   const references = kept("references", dataKey, () => ({
-    behaviour: evaluate(world, behaviour),
+    behaviour: evaluate(world, policyOfData(behaviour, data, state.edits)),
     bc: evaluate(world, clonedPolicy(data.counts)),
     optimum: kept("optimum", worldKey, () => optimum(world)),
   }));
@@ -179,9 +179,29 @@ function render() {
 
 // -------------------------------------------------------------------------------------------------------- controls
 
-const set = (id, value) => {
-  if (document.activeElement !== $(id)) $(id).value = value;
+// what stands in the fields
+const FIELDS = {
+  rows: () => state.map.length,
+  columns: () => state.map[0].length,
+  ...Object.fromEntries(["free", "hazard", "goal"].map((name) => [name, () => state.rewards[name]])),
+  ...Object.fromEntries(
+    ["slip", "gamma", "steps", "seed", "temperature", "initial", "source", "learner", "epsilon", "member"].map((name) => [
+      name,
+      () => state[name],
+    ]),
+  ),
+  "td-loss": () => state.tdLoss,
+  episodes: () => Math.log10(state.episodes),
+  alpha: () => positionOf(state.learner in OBJECTIVES ? state.alpha : 0),
+  "alpha-number": () => (state.learner in OBJECTIVES ? alphaText(state.alpha) : "–"),
 };
+
+/** Says beside a field why what was typed is not taken; the field shows the present number again. */
+function refuse(field, number, why) {
+  field.value = number;
+  (field.id === "alpha-number" ? $("alpha") : field.closest(".pair, .three, table")).after($("refusal"));
+  $("refusal").textContent = why;
+}
 
 function pressed(group, chosen) {
   for (const button of $(group).children)
@@ -191,19 +211,12 @@ function pressed(group, chosen) {
 function showControls() {
   const same = Object.entries(PRESETS).find(([, preset]) => preset.map.join() === state.map.join());
   $("preset").value = same ? same[0] : "";
-  set("rows", state.map.length);
-  set("columns", state.map[0].length);
-  set("slip", state.slip);
+  for (const [id, read] of Object.entries(FIELDS)) if (document.activeElement !== $(id)) $(id).value = read();
   $("slip-text").textContent = state.slip;
-  for (const name of ["free", "hazard", "goal"]) set(name, state.rewards[name]);
-  for (const name of ["gamma", "steps", "seed", "temperature", "initial", "source", "learner", "epsilon"])
-    set(name, state[name]);
-  set("td-loss", state.tdLoss);
   $("epsilon-text").textContent = state.epsilon;
-  set("episodes", Math.log10(state.episodes));
   $("episodes-text").textContent = state.episodes.toLocaleString("en");
-  for (const name of ["episodes", "seed", "resample"]) $(name).disabled = state.source !== "sampled";
-  set("member", state.member);
+  for (const id of ["episodes-label", "seed-fields"]) $(id).hidden = state.source !== "sampled";
+  $("epsilon-label").hidden = state.source === "given";
   $("temperature-label").hidden = state.learner !== "logsumexp";
   $("initial-label").hidden = state.learner !== "q-all";
   $("objective-text").textContent = LEARNER_TEXTS[state.learner];
@@ -216,8 +229,6 @@ function showControls() {
       : "Every pair with its true probabilities: ") +
     `${pairs} pairs in ${cells} ${cells === 1 ? "cell" : "cells"}${state.edits.size ? `; ${state.edits.size} pairs set by hand` : ""}.`;
   const penalised = state.learner in OBJECTIVES;
-  set("alpha", positionOf(penalised ? state.alpha : 0));
-  set("alpha-number", penalised ? alphaText(state.alpha) : "–");
   $("alpha").disabled = $("alpha-number").disabled = !penalised;
   $("alpha").setAttribute(
     "aria-valuetext",
@@ -226,7 +237,7 @@ function showControls() {
   const still = state.learner === "bc" || (penalised && state.alpha === Infinity);
   $("step").disabled = $("play").disabled = still;
   $("solution").disabled = sweeps === null;
-  $("play").textContent = playing ? "Pause" : "Play";
+  $("play").textContent = playing ? "Pause" : "Play backups";
   pressed("views", state.view);
   pressed("brushes", brush);
   pressed("lessons", state.lesson);
@@ -247,6 +258,7 @@ function change(changes, keepBackups = false) {
   const moved = ["map", "slip", "rewards", "steps"].some((name) => name in changes);
   if (moved && state.source === "given" && !changes.source) changes.source = "sampled"; // the run is of another world
   Object.assign(state, changes);
+  $("refusal").textContent = "";
   if (!keepBackups) watch(null);
   schedule();
 }
@@ -276,7 +288,7 @@ function resize(rows, columns) {
     };
   if (!map.join("").includes("S")) put(0, 0, "S");
   if (!map.join("").includes("G")) put(rows - 1, columns - 1, "G");
-  state.cell = 0;
+  state.cell = map.join("").indexOf("S");
   changeMap(map);
 }
 
@@ -350,7 +362,7 @@ function build() {
   });
   segments(
     "lessons",
-    LESSONS.map(({ title }, i) => [i + 1, String(i + 1), title]),
+    LESSONS.map(({ short, title }, i) => [i + 1, `${i + 1} ${short}`, title]),
     (n) => {
       openLesson(n);
       change(settingsOf(LESSONS[n - 1].set));
@@ -368,26 +380,33 @@ function build() {
   };
   const numeric = (id, take, whole = false) =>
     on(id, "change", () => {
-      const x = within(id);
-      $(id).setAttribute("aria-invalid", String(x === null));
-      if (x !== null) take(whole ? Math.round(x) : x);
+      const x = within(id),
+        { min, max, labels } = $(id),
+        range = min === "" ? "" : ` from ${Number(min).toLocaleString("en")} to ${Number(max).toLocaleString("en")}`;
+      if (x === null)
+        refuse(
+          $(id),
+          FIELDS[id](),
+          `${labels[0].textContent.trim()}: give a ${whole ? "whole " : ""}number${range}.`,
+        );
       else {
-        $(id).value = "";
-        $(id).blur();
-        schedule();
+        take(whole ? Math.round(x) : x);
+        $(id).value = FIELDS[id]();
       }
     });
   on("alpha", "input", () => change({ alpha: alphaAt(Number($("alpha").value)) }));
   on("alpha-number", "change", () => {
     const text = $("alpha-number").value.trim().replace(",", "."),
       x = /^(∞|inf(inity)?)$/i.test(text) ? Infinity : /^0⁺?\+?$/.test(text) ? 0 : Number(text);
-    $("alpha-number").blur();
-    if (text && (x === Infinity || (x >= 0 && x <= LARGEST_ALPHA))) change({ alpha: x });
-    else schedule();
+    if (!text || !(x === Infinity || (x >= 0 && x <= LARGEST_ALPHA)))
+      return refuse($("alpha-number"), FIELDS["alpha-number"](), "α: give a number from 0 to 100,000, or ∞.");
+    change({ alpha: x });
+    $("alpha-number").value = FIELDS["alpha-number"]();
   });
   on("preset", "change", () => {
     if (!PRESETS[$("preset").value]) return schedule();
     $("map-error").textContent = "";
+    openLesson(0);
     change(settingsOf(PRESETS[$("preset").value]));
   });
   numeric("rows", (x) => resize(x, state.map[0].length), true);
@@ -426,9 +445,10 @@ function build() {
   });
   on("cell", "change", (event) => {
     const times = Math.round(Number(event.target.value));
+    const pair = Number(event.target.dataset.pair);
     if (event.target.value !== "" && times >= 0 && times <= 9999)
-      change({ edits: new Map(state.edits).set(Number(event.target.dataset.pair), times) });
-    else schedule();
+      change({ edits: new Map(state.edits).set(pair, times) });
+    else refuse(event.target, now.data.counts[pair], "logged: give a whole number from 0 to 9,999.");
   });
   on("undo-edits", "click", () => change({ edits: new Map() }));
   on("step", "click", () => {

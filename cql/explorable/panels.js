@@ -24,10 +24,10 @@ export const VIEWS = {
   truth: ["True value", "The true discounted value of the learner’s greedy policy."],
   difference: ["Difference", "Value estimate minus true value: blue is too high, orange too low."],
   softmax: [
-    "p − β",
-    "Softmax of Q minus the share of each action in the data, a triangle an action: blue is chosen more often.",
+    "β − p",
+    "Share of each action in the data minus softmax of Q, a triangle an action: CQL(H) pulls blue up and pushes orange down.",
   ],
-  passing: ["Passing", "The probability that an episode of the greedy policy is ever in a cell (log scale)."],
+  passing: ["Reached", "The probability that an episode of the greedy policy is ever in a cell (log scale)."],
   trained: [
     "Trained",
     "Value estimate of the trained network minus that of the exact solution; arrows are the network’s.",
@@ -35,7 +35,19 @@ export const VIEWS = {
 };
 const SHOWN_PASSING = 1e-3;
 
-const number = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits).replace("-", "−") : "–");
+function number(x, digits = 2) {
+  if (!Number.isFinite(x)) return "–";
+  const text = x.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+}
+
+/** What the cells of letter H are called: with a reward that is no loss they are ends and no hazards. */
+function endingOf({ harmless, rewards }) {
+  if (!harmless) return { name: "Hazard", kind: "a hazard", mark: "×", words: "hazard" };
+  const words = `end with reward ${rewards.hazard}`;
+  return { name: `End with ${rewards.hazard}`, kind: `an ${words}`, mark: rewards.hazard, words };
+}
+
 export const alphaText = (alpha) =>
   alpha === 0 ? "0⁺" : alpha === Infinity ? "∞" : String(Number(alpha.toPrecision(4)));
 const learnerText = (state) =>
@@ -56,7 +68,7 @@ export function showMap({ state, now, table }) {
     estimate: () => perCell(estimate),
     truth: () => truth,
     difference: () => perCell((s) => estimate(s) - truth[s]),
-    softmax: () => softmaxOf(now).map((p, pair) => p - data.beta[pair]),
+    softmax: () => softmaxOf(now).map((p, pair) => data.beta[pair] - p),
     passing: () => passing(world, policy, SHOWN_PASSING),
     trained: () => perCell((s) => (table && found ? Math.max(...q.subarray(s * A, s * A + A)) - found.values[s] : NaN)),
   }[view]();
@@ -68,19 +80,27 @@ export function showMap({ state, now, table }) {
     actions = actionsOf(shown);
   const ood = Array.from(actions, (a, s) => data.seen[s] && a >= 0 && !data.logged[s * A + a]);
   drawMap($("map"), { world, data, view, numbers, scale, actions, ood, cursor: state.cell });
-  const end = (x) =>
-    view === "passing" ? `${x}` : view === "policy" ? number(x, 0) : number(x, Math.abs(x) < 10 ? 2 : 1);
+  const digits = (x) => (view === "policy" && data.steps ? 0 : Math.abs(x) < 10 ? 2 : 1),
+    end = (x, sign) => (scale.clipped ? `${sign} ` : "") + (view === "passing" ? `${x}` : number(x, digits(x)));
   const stops = Array.from({ length: 9 }, (_, i) =>
     scale.colour(view === "passing" ? 10 ** (-3 + (3 * i) / 8) : scale.low + ((scale.high - scale.low) * i) / 8),
   );
   $("legend").innerHTML =
-    `<span>${end(scale.low)} <i style="background:linear-gradient(to right,${stops})"></i> ${end(scale.high)}</span>` +
-    `<span><b>○</b> start</span><span><b style="color:var(--goal)">★</b> goal</span><span><b>×</b> hazard</span>` +
+    (!visible.some(Number.isFinite)
+      ? ""
+      : scale.empty
+        ? "<span>0.00 in every cell</span>"
+        : `<span>${end(scale.low, "≤")} <i style="background:linear-gradient(to right,${stops})"></i> ` +
+          `${end(scale.high, "≥")}</span>`) +
+    `<span><b>○</b> start</span><span><b style="color:var(--goal)">★</b> goal</span>` +
+    `<span><b>${endingOf(world).mark}</b> ${endingOf(world).words}</span>` +
     `<span><b style="color:var(--quiet)">▨</b> no data</span>${ood.includes(true) ? '<span><b style="color:var(--ood)">→</b> OOD action</span>' : ""}`;
-  $("view-text").textContent =
-    found || !["estimate", "difference", "trained"].includes(view)
-      ? VIEWS[view][1]
-      : "Behaviour Cloning has no value estimate.";
+  let text = VIEWS[view][1];
+  if (!found && ["estimate", "difference", "trained"].includes(view)) text = "Behaviour Cloning has no value estimate.";
+  if (view === "policy" && !data.steps)
+    text = "Greedy actions. The darker a cell, the more often a logged episode is there.";
+  if (view === "softmax" && !OBJECTIVES[now.setting.penalty].pull) text += " Eq. 1 pulls nothing up.";
+  $("view-text").textContent = text;
 }
 
 /** p of every pair: softmax of Q as the objective defines it; of BC, beta. */
@@ -119,11 +139,13 @@ export function showCurve({ state, now, curve, sweeps }) {
     own: state.cell,
     inset: 8,
     remark: state.learner in OBJECTIVES ? "" : "α does not enter; the curve is CQL(H)’s.",
+    ending: endingOf(now.world).name,
   });
   const many = curve.flips ? `, ${curve.flips.length} flips of a greedy action` : "";
   $("curve").setAttribute(
     "aria-label",
-    `Return and hazard probability over α${many}. Now return ${number(worth.return)}, hazard ${number(worth.hazard, 4)}.`,
+    `Return and probability of ${endingOf(now.world).kind} over α${many}. ` +
+      `Now return ${number(worth.return)}, ${endingOf(now.world).words} ${number(worth.hazard, 4)}.`,
   );
   const { found } = now,
     parts = [];
@@ -155,7 +177,7 @@ function bar(share, from = 0, less = false, zero = null) {
 export function showOutcomes({ state, now }) {
   const { references, worth, data, found, world, truth } = now;
   const rows = [
-    ["Behaviour", references.behaviour],
+    [state.edits.size || data.source === "given" ? "Behaviour, β of the data" : "Behaviour", references.behaviour],
     ["Behaviour Cloning", references.bc],
     [learnerText(state), worth, "now"],
     ["Optimum", references.optimum],
@@ -165,12 +187,12 @@ export function showOutcomes({ state, now }) {
     share = (x) => (x - low) / (high - low || 1);
   const most = Math.max(...rows.map(([, r]) => r.hazard), 1e-9);
   $("outcomes").innerHTML =
-    `<thead><tr><td></td><th scope="col">Return</th><th scope="col">Hazard</th><th scope="col">Goal</th></tr></thead><tbody>` +
+    `<thead><tr><td></td><th scope="col">Return</th><th scope="col">${endingOf(world).name}</th><th scope="col">Goal</th></tr></thead><tbody>` +
     rows
       .map(
         ([name, r, kind]) =>
           `<tr class="${kind || ""}"><th scope="row">${name}</th><td>${number(r.return)}${bar(share(r.return), share(0), r.return < 0, share(0))}</td>` +
-          `<td>${number(r.hazard, 4)}${bar(r.hazard / most, 0, true)}</td><td>${number(r.goal, 4)}${bar(r.goal)}</td></tr>`,
+          `<td>${number(r.hazard, 4)}${bar(r.hazard / most, 0, !world.harmless)}</td><td>${number(r.goal, 4)}${bar(r.goal)}</td></tr>`,
       )
       .join("") +
     "</tbody>";
@@ -213,7 +235,7 @@ export function showCell({ state, now, table }) {
     s = state.cell,
     pairs = [0, 1, 2, 3].map((a) => s * A + a);
   const kind = world.hazard[s]
-    ? "a hazard"
+    ? endingOf(world).kind
     : world.goal[s]
       ? "the goal"
       : s === world.start
@@ -257,7 +279,9 @@ export function showCell({ state, now, table }) {
     pairs.map((pair, a) => `<td class="${a === best ? "best" : ""}">${cell(pair, a)}</td>`).join("") +
     "</tr>";
   const logged = (pair, a) =>
-    `<input type="number" min="0" max="9999" step="1" data-pair="${pair}" aria-label="Times that ${ACTIONS[a]} was logged here" value="${Math.round(data.counts[pair])}">`;
+    !data.steps // infinite data
+      ? "0∞"[data.logged[pair]]
+      : `<input type="number" min="0" max="9999" step="1" data-pair="${pair}" aria-label="Times that ${ACTIONS[a]} was logged here" value="${Math.round(data.counts[pair])}">`;
   const typing = $("cell").contains(document.activeElement) ? document.activeElement : null;
   $("cell").innerHTML =
     `<thead><tr><td></td>${ARROWS.map((arrow, a) => `<th scope="col"><span aria-hidden="true">${arrow}</span> ${ACTIONS[a]}</th>`).join("")}</tr></thead><tbody>` +
@@ -265,7 +289,7 @@ export function showCell({ state, now, table }) {
     line("β", "its share of the data in this state", (pair) => number(data.beta[pair], 3) + bar(data.beta[pair])) +
     line("p", "softmax of Q", (pair) => number(p[pair], 3) + bar(p[pair])) +
     (found ? line("y", "target r + γ V(s′) of the data", (pair) => (known(pair) ? around(y(pair)) : "–")) : "") +
-    (penalised ? line("penalty’s share", "α₂ (1 − p/β)", (pair) => (known(pair) ? around(share(pair)) : "–")) : "") +
+    (penalised ? line("penalty’s share", `${state.tdLoss === "mse" ? "α/2" : "α"} · (${pull} − p/β)`, (pair) => (known(pair) ? around(share(pair)) : "–")) : "") +
     (found
       ? line("Q", "of the learner", (pair) => (data.seen[s] || Number.isFinite(q(pair)) ? around(q(pair)) : "–"))
       : "") +
@@ -307,9 +331,10 @@ function formulaOf({ state, now, half, pull, p, pairs }) {
       ),
     ];
   }
-  const weight = number(half, half < 0.1 ? 4 : 2);
+  const weight = number(half, half < 0.1 ? 4 : 2),
+    name = state.tdLoss === "mse" ? "α/2" : "α";
   return [
-    { text: `Q = y + α₂ (${pull} − p/β), &nbsp;α₂ = ${state.tdLoss === "mse" ? "α/2" : "α"} = ${weight}` },
+    { text: `Q = y + ${name} · (${pull} − p/β), &nbsp;${name} = ${weight}` },
     ...pairs.map((pair) => {
       const share = `(${pull} − ${number(p[pair], 3)}/${number(data.beta[pair], 3)})`;
       return line(pair, `${number(found.targets[pair])} + ${weight} × ${share}`);

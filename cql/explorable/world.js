@@ -159,6 +159,7 @@ export function makeWorld({ map, slip, rewards, steps }) {
     hazard,
     goal,
     terminal,
+    harmless: rewards.hazard >= 0, // its hazards then merely end the episode
     intended,
     model: modelOf(S, outcomes),
   };
