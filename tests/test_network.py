@@ -8,6 +8,7 @@ import torch
 from cql.algorithm import State, cosine_decay, dual_ascent, next_values
 from cql.engine import cohort
 from cql.engine.passes import Passes
+from cql.engine.steps import PYTORCH, sum_rows
 from cql.losses import Objective
 from cql.network import PopulationMLP
 
@@ -25,7 +26,12 @@ def inputs_for(network, members, rows, seed=0):
 def passes_for(network, parameters, rows):
     """Made for more rows than are used."""
     first, second = ([torch.zeros_like(tensor) for tensor in parameters] for _ in range(2))
-    return Passes(network, parameters, first, second, rows + 3, 0)
+    return Passes(network, parameters, first, second, rows + 3, PYTORCH)
+
+
+def in_all_tables(network, x):
+    """What the passes read: of a discrete network the rows of the members' tables as one."""
+    return x + network.inputs * torch.arange(len(x))[:, None] if network.discrete else x
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -33,7 +39,7 @@ def test_q_values_are_those_of_plain_modules(network):
     parameters, x = network.initial([5, 6]), inputs_for(network, 2, 6)
     outputs = network.q_values(parameters, x)
     by_action = torch.full((2, 4, 6), torch.nan)
-    passes_for(network, parameters, 6).forward(x, by_action)
+    passes_for(network, parameters, 6).forward(in_all_tables(network, x), by_action)
     torch.testing.assert_close(by_action.mT, outputs)
     for m in range(2):
         layers, h = [tensor[m] for tensor in parameters], x[m]
@@ -50,14 +56,15 @@ def test_the_passes_have_autograds_gradient_and_pytorchs_adam(network):
     directions = torch.randn(2, 3, 7, 4, generator=torch.Generator().manual_seed(1))
     leaves = [tensor.clone().requires_grad_() for tensor in parameters]
     adam, passes = torch.optim.Adam(leaves, lr=0.01), passes_for(network, parameters, 7)
-    for direction in directions:
+    for number, direction in enumerate(directions, 1):
         adam.zero_grad()
         (network.q_values(leaves, x) * direction).sum().backward()
         adam.step()
         for tensor in passes.gradients:
             tensor.fill_(torch.nan)  # every entry must be written
-        passes.forward(x, torch.empty(3, 4, 7))
-        passes.step(direction.mT, torch.tensor(0.01))
+        passes.forward(in_all_tables(network, x), torch.empty(3, 4, 7))
+        sum_rows(direction.mT, passes.bias_gradient)
+        passes.step(direction.mT, None, torch.tensor(0.01), torch.tensor(float(number)))
         torch.testing.assert_close(passes.gradients, [leaf.grad for leaf in leaves])
         torch.testing.assert_close(parameters, [leaf.detach() for leaf in leaves])
 
@@ -105,4 +112,6 @@ def test_cosine_by_hand():
 
 
 def test_blocks_are_bounded():
-    assert cohort.block_length(64, 8, 4) == 100 and cohort.block_length(2**18, 1, 4) == 1
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert cohort.block_length(64 * 8 * 4, 10**9, cpu) == 100 and cohort.block_length(2**20, 0, cpu) == 1
+    assert cohort.block_length(2**20, 0, cuda) == 32 and cohort.block_length(2**20, 2**24, cuda) == 2
