@@ -293,7 +293,7 @@ def _check(c: Config) -> None:
     require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS,
             f"more than {MOST_MEMBERS:,} members are too many for one run.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")
-    require(c.bc_top is None or 0 < c.bc_top <= 1, f"--bc-top must be above 0 and at most 1, not {c.bc_top}.")
+    require(c.bc_top is None or 1e-6 <= c.bc_top <= 1, f"--bc-top must lie in [1e-06, 1], not {c.bc_top}.")
     require(c.clones_all or c.bc_steps > 0, "--bc-top and --bc-safe choose what Behaviour Cloning clones: they do not "
             "go with --bc-steps 0.")
     require(all(width >= 1 for width in c.hidden),

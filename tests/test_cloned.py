@@ -57,7 +57,7 @@ def test_a_share_that_is_a_whole_number_of_episodes_is_not_rounded_up():
     dataset = OfflineDataset.from_arrays([0] * 100, [0, 1] * 50, np.arange(100.0), [1] * 100, [True] * 100)
     assert 0.07 * 100 > 7
     assert len(cloned_episodes(Config(bc_top=0.07), dataset, NOWHERE)) == 7
-    assert len(cloned_episodes(Config(bc_top=1e-9), dataset, NOWHERE)) == 1
+    assert len(cloned_episodes(Config(bc_top=1e-6), dataset, NOWHERE)) == 1
 
 
 def test_safe_episodes_are_those_that_end_in_no_hazard_and_the_best_are_chosen_among_them(data):
@@ -177,7 +177,8 @@ def plain(path, broken=False, ids=None):
 
 
 @pytest.mark.parametrize("flags, sentence", [
-    ("--bc-top 0", "--bc-top must be above 0 and at most 1, not 0.0"), ("--bc-top 1.5", "at most 1, not 1.5"),
+    ("--bc-top 0", "--bc-top must lie in [1e-06, 1], not 0.0"), ("--bc-top 1.5", "1], not 1.5"),
+    ("--bc-top 1e-300", "1], not 1e-300"),
     ("--bc-top nan", "finite number"), ("--bc-top 0.5 --bc-steps 0", "they do not go with --bc-steps 0"),
     ("--bc-safe --bc-steps 0", "they do not go with --bc-steps 0"),
     ("--bc-top 0.05 --batch-size 200", "transitions that BC clones")])

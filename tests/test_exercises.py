@@ -110,7 +110,16 @@ def test_a_mistake_nobody_foresaw_is_shown_where_it_is_largest(tmp_path, capsys)
     ("def td_target(*arguments):\n    raise ValueError('no')",
      "the functions cannot be trained with: line 2: ValueError: no."),
     ("def updates(*arguments):\n    pass", "the functions cannot be trained with: TypeError: "),
+    ("import sys\nsys.exit(0)", "mine.py is no Python file that runs (line 2: SystemExit: 0)."),
+    ("def td_target(*arguments):\n    raise SystemExit",
+     "the functions cannot be trained with: line 2: SystemExit: no message."),
+    ("class Mute(Exception):\n    def __str__(self):\n        raise self\ndef td_target(*arguments):\n    raise Mute",
+     "the functions cannot be trained with: line 5: Mute: no message."),
+    ("def td_target(rewards, terminations, next_values, gamma):\n    rewards += 1\n    return rewards",
+     "td_target changes its argument rewards in place: make a new tensor."),
+    ("async def td_target(*arguments):\n    pass", "td_target is an async function: write def without async."),
 ])
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_marked_gets_one_sentence(text, said, tmp_path, capsys):
     path = tmp_path / "mine.py"
     if text is not None:
@@ -119,6 +128,20 @@ def test_what_cannot_be_marked_gets_one_sentence(text, said, tmp_path, capsys):
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_a_file_without_a_name_is_named_in_quotes(capsys):
+    assert command.main([""]) == 2
+    assert capsys.readouterr().err == "error: '' cannot be read (Is a directory).\n"
+
+
+def test_what_a_file_prints_is_not_shown(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("print('begun')\n" + (FOLDER / "solutions/2_target.py").read_text().replace(
+        "    return ", "    print('called')\n    return "))
+    assert command.main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("Your Q is ") and lines[1] == "Passed."
 
 
 def test_the_projects_functions_are_back_afterwards():

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -478,9 +479,66 @@ def test_a_run_is_preloaded_and_what_cannot_be_shown_is_refused(deployable, tmp_
         explorable.preload_of(islands, Objective(gamma=1.0))
     with pytest.raises(ConfigError, match="one of them"):
         cql.explore(islands, run=deployable)
-    for arguments in ([str(tmp_path)], ["--port", "70000"], ["--out", str(tmp_path / "missing" / "page.html")]):
+    missing = str(tmp_path / "missing" / "page.html")
+    capsys.readouterr()
+    for arguments, said in (([str(tmp_path)], f"{tmp_path} is no run folder: it has no config.json."),
+                            (["--port", "70000"], "a port is a number from 0 to 65535, not 70000."),
+                            (["--out", str(tmp_path / "new.html"), "--port", "99999"],
+                             "a port is a number from 0 to 65535, not 99999."),
+                            (["--out", missing], f"{missing} cannot be written (No such file or directory)."),
+                            (["--out", ""], "'' cannot be written (it names no file).")):
         assert command.main(arguments) == 2
-        assert capsys.readouterr().err.startswith("error: ")
+        assert capsys.readouterr() == ("", f"error: {said}\n")
+    assert not (tmp_path / "new.html").exists()
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"td_loss": "huber"}, "solves for mse, half_mse, not huber"),
+    ({"penalty": "mu", "target_policy": "behavior"}, "solves for logsumexp, rho, previous, not mu"),
+    ({"penalty": "push-down", "target_policy": "behavior"}, "not push-down"),
+    ({"penalty_threshold": 1.5}, "for a given alpha, not for one learned"),
+])
+def test_an_objective_that_the_page_lacks_is_refused(settings, said, islands):
+    fit = cql.fit(islands, steps=1, hidden=(0,), **settings)
+    with pytest.raises(RunError, match=said):
+        cql.explore(fit=fit)
+
+
+def test_what_leaves_the_exact_solution_as_it_is_is_shown(islands):
+    """docs/math.md: so do double Q and --supported. A fit without CQL says so in its name."""
+    preload = explorable.preload_of_fit(cql.fit(islands, steps=1, hidden=(0,), double_q=True))
+    assert (preload["name"], len(preload["trained"])) == ("the fit’s data", 1)
+    preload = explorable.preload_of_fit(cql.fit(islands, steps=1, hidden=(0,), supported=True))
+    assert (preload["name"], preload["trained"]) == ("the fit’s data (trained Q not shown: not finite)", [])
+    preload = explorable.preload_of_fit(cql.fit(islands, algorithm="bc", steps=1, hidden=(0,)))
+    assert (preload["name"], preload["trained"]) == ("the fit’s data (no CQL member was trained)", [])
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ({"dataset": "r1"}, "path as run, not dataset of type str (a run: run='r1')."),
+    ({"fit": 3}, "not fit of type int."),
+    ({"run": 3}, "not run of type int.")])
+def test_what_is_of_no_kind_that_explore_takes_gets_one_sentence(arguments, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        cql.explore(**arguments)
+
+
+@pytest.mark.parametrize("facts", [
+    {"epsilon": "<img src=x onerror=alert(1)>", "episodes": {"a": 1}, "seed": "7"},
+    {"epsilon": float("nan"), "episodes": 0, "seed": -1}, {"epsilon": 1.5, "episodes": True, "seed": 0.5},
+    {"epsilon": None, "episodes": 10**400, "seed": [1]}])
+def test_metadata_that_are_no_numbers_in_range_do_not_reach_the_page(facts, islands):
+    strange = replace(islands, metadata={**islands.metadata, **facts})
+    assert not explorable.preload_of(strange).keys() & facts.keys()
+    assert explorable.preload_of(islands).items() >= {"epsilon": 0.22, "episodes": 500, "seed": 42}.items()
+
+
+@browser.needed
+def test_names_are_text_on_the_page(islands, tmp_path):
+    name = '"><b id="inserted">'
+    preload = explorable.preload_of(islands, trained=[{"name": name, "alpha": 6.0, "q": np.zeros((225, 4)).tolist()}])
+    shown = opened(tmp_path, "#member=1&cell=16", preload=preload).split("<script")[0]
+    assert "trained Q" in words(shown, "cell") and '<b id="inserted">' not in shown
 
 
 def test_the_command_serves_the_page_on_this_machine():

@@ -1,6 +1,8 @@
 """``python -m cql exercise``: marks a file of one's own functions, or writes the templates to begin with."""
 
 import argparse
+import os
+from contextlib import redirect_stdout
 
 from cql.errors import reports_errors
 from cql.exercises.catalogue import EXERCISES, notebook
@@ -14,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         "Trains small cases with the functions of FILE in place of the project's of the same names, and says what the "
         "exact solution says. Exit status 0: passed, 1: not yet, 2: it cannot be marked."))
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("file", metavar="FILE", nargs="?", help="Python file, which is run")
+    what.add_argument("file", metavar="FILE", nargs="?", help="Python file, which is run; what it prints is not shown")
     what.add_argument("--write", metavar="DIR", help="folder to make, for the eight templates, also as a notebook, and "
                       "their solutions")
     arguments = parser.parse_args(argv)
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         atomic_write(folder / "exercises.ipynb", notebook().encode())
         print(f"eight exercises in {folder}, their solutions in {folder / 'solutions'}")
         return 0
-    passed, words = mark(read(arguments.file), arguments.file)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # FILE's functions run thousands of times
+        passed, words = mark(read(arguments.file), arguments.file)
     print(words)
     return 0 if passed else 1

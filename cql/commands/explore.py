@@ -5,8 +5,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cql.errors import RunError, reports_errors
-from cql.explorable import page, preload_of_run
-from cql.files import atomic_write
+from cql.explorable import explore
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,15 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="0: any that is free (default %(default)s)")
     parser.add_argument("--out", metavar="FILE", help="write the page to this file instead; it needs no network")
     arguments = parser.parse_args(argv)
-    contents = page(None if arguments.run is None else preload_of_run(arguments.run)).encode()
-    if arguments.out is not None:
-        atomic_write(arguments.out, contents)
-        print(f"page: {arguments.out}")
-        return 0
     if not 0 <= arguments.port < 2**16:
         raise RunError(f"a port is a number from 0 to {2**16 - 1}, not {arguments.port}.")
+    shown = explore(run=arguments.run)
+    if arguments.out is not None:
+        shown.save(arguments.out)
+        print(f"page: {arguments.out}")
+        return 0
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), partial(Handler, contents))
+        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), partial(Handler, shown.html.encode()))
     except OSError as error:
         reason = error.strerror
         raise RunError(f"port {arguments.port} cannot be listened at ({reason}): give another --port.") from None

@@ -87,8 +87,8 @@ def read(path) -> dict[str, Callable]:
         code: CodeType = compile(Path(path).read_text(encoding="utf-8"), str(path), "exec")
         exec(code, space)
     except OSError as error:
-        raise ExerciseError(f"{path} cannot be read ({error.strerror}).") from None
-    except Exception as error:
+        raise ExerciseError(f"{str(path) or repr('')} cannot be read ({error.strerror}).") from None
+    except (Exception, SystemExit) as error:
         raise ExerciseError(f"{path} is no Python file that runs ({_words(error, path)}).") from None
     found = {name: space[name] for name in NAMES if inspect.isfunction(space.get(name))
              and space[name].__code__.co_filename == str(path)}
@@ -104,6 +104,9 @@ def mark(functions: dict[str, Callable], path: str = "<exercise>") -> tuple[bool
         path: the file that they come from, to which errors point.
     """
     passed, lines = True, list[str]()
+    for name, function in functions.items():
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ExerciseError(f"{name} is an async function: write def without async.")
     try:
         if not functions.keys() <= {"bc_loss", "dual_ascent"}:
             state = trained(functions, "cql", UPDATES)
@@ -117,7 +120,7 @@ def mark(functions: dict[str, Callable], path: str = "<exercise>") -> tuple[bool
         sentence = known_mistake(functions)
     except ExerciseError:
         raise
-    except Exception as error:  # a function of somebody's own may raise anything
+    except (Exception, SystemExit) as error:  # a function of somebody's own may raise anything
         raise ExerciseError(f"the functions cannot be trained with: {_words(error, path)}.") from None
     if sentence is not None:
         return False, "\n".join([lines[0], sentence.format(**case().facts), *lines[1:]])
@@ -220,13 +223,20 @@ def replaced(functions: dict[str, Callable]) -> Iterator[None]:
 
 
 def _checked(name: str, function: Callable) -> Callable:
-    """The function, whose result must have the shape of that of the project's."""
+    """The function, which must leave its arguments as they are and give a result of the shape of the project's."""
     original, seen = getattr(home(name), name), list[str]()
 
     @wraps(function)
     def checked(*arguments, **named):
+        given = inspect.signature(original).bind(*arguments, **named).arguments
+        versions = {key: value._version for key, value in given.items() if isinstance(value, Tensor)}
         result = function(*arguments, **named)
-        if seen or name in ("updates", "dual_ascent", "initial_state"):
+        if name in ("updates", "dual_ascent", "initial_state"):
+            return result
+        for key, version in versions.items():
+            if given[key]._version != version:
+                raise ExerciseError(f"{name} changes its argument {key} in place: make a new tensor.")
+        if seen:
             return result
         seen.append(name)
         with torch.no_grad():
@@ -263,8 +273,12 @@ def _with_gradient(gradient: Callable, cql_loss: Callable) -> Callable:
     return with_gradient
 
 
-def _words(error: Exception, path) -> str:
+def _words(error: BaseException, path) -> str:
     """An error in a line, with the line of the file that it comes from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}".rstrip(".")
+    try:
+        message = str(error).splitlines()[0]
+    except Exception:  # it is empty, or of a class whose __str__ raises
+        message = "no message"
+    return f"{where}{type(error).__name__}: {message}".rstrip(".")

@@ -242,10 +242,12 @@ function showControls() {
   pressed("brushes", brush);
   pressed("lessons", state.lesson);
   const { command, notes } = commandLine(state);
-  $("command").innerHTML = (command || "–")
-    .split(/ (?=--)/)
-    .map((part) => `<span>${part}</span>`)
-    .join(" ");
+  $("command").replaceChildren(
+    ...(command || "–")
+      .split(/ (?=--)/)
+      .flatMap((textContent) => [Object.assign(document.createElement("span"), { textContent }), " "])
+      .slice(0, -1),
+  );
   $("command-note").textContent = notes.join(" ");
   $("copy-command").disabled = !command;
   $("save-data").disabled = !data.steps || !data.steps.length;

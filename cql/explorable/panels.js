@@ -275,7 +275,7 @@ export function showCell({ state, now, table }) {
   const around = (x) =>
     Number.isFinite(x) ? number(x, Math.abs(x) >= 100 ? 1 : 2) + bar(at(x), at(0), x < 0, at(0)) : "−∞";
   const line = (name, title, cell) =>
-    `<tr><th scope="row" title="${title}">${name}</th>` +
+    `<tr><th scope="row" title="${title.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`)}">${name}</th>` +
     pairs.map((pair, a) => `<td class="${a === best ? "best" : ""}">${cell(pair, a)}</td>`).join("") +
     "</tr>";
   const logged = (pair, a) =>
