@@ -35,7 +35,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RunError(f"--device {name!r} is no device: give auto, cpu, cuda or cuda:N.") from None
+        raise RunError(f"--device {name or repr(name)} is no device: give auto, cpu, cuda or cuda:N.") from None
     if device.type not in ("cpu", "cuda"):
         raise RunError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
