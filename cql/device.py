@@ -23,13 +23,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         RunError: CUDA where there is none (or fewer devices than ranks) or none that can be used, or an unknown name.
     """
-    if name == "auto" and torch.cuda.is_available():
-        try:
-            return resolve_device("cuda", local_rank)
-        except RunError as error:
-            print(f"note: training on the CPU: {error}", file=sys.stderr)
-    if name == "auto":
-        name = "cpu"
+    if automatic := name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{local_rank}"
     try:
@@ -40,12 +35,22 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         raise RunError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA device(s) here.")
+    if why := _why_unusable(device):
+        if not automatic:
+            raise RunError(f"--device {name} cannot be used: {why}")
+        print(f"note: training on the CPU: {name} cannot be used: {why}", file=sys.stderr)
+        return torch.device("cpu")
+    return device
+
+
+def _why_unusable(device: torch.device) -> str | None:
+    """What PyTorch says of a CUDA device that is too old for it, reserved by another process, or full."""
     if device.type == "cuda":
         try:
             torch.ones(1, device=device).add(1).item()
-        except RuntimeError as error:  # too old for this PyTorch, reserved by another process, no memory left
-            raise RunError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None
 
 
 def network_for(config: Config, dataset: OfflineDataset) -> PopulationMLP:

@@ -231,6 +231,7 @@ def test_without_torchrun_nothing_is_started(monkeypatch):
 def test_each_rank_takes_the_device_of_its_number(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("cql.device._why_unusable", lambda device: None)
     assert [str(resolve_device(name, 3))
             for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
     with pytest.raises(RunError, match="sees 4 CUDA"):

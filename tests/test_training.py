@@ -123,7 +123,7 @@ class Card:
 def test_auto_takes_a_device_that_can_be_used_and_records_it(monkeypatch, capsys):
     card = Card(monkeypatch, RuntimeError("no kernel image is available for execution on the device\nCompile with …"))
     assert device.resolve_device("auto") == torch.device("cpu")
-    assert capsys.readouterr().err == ("note: training on the CPU: --device cuda:0 cannot be used: no kernel image is "
+    assert capsys.readouterr().err == ("note: training on the CPU: cuda:0 cannot be used: no kernel image is "
                                        "available for execution on the device\n")
     with pytest.raises(RunError, match="--device cuda:0 cannot be used: no kernel image"):
         device.resolve_device("cuda")
