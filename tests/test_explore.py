@@ -75,7 +75,11 @@ def opened(folder, fragment="", script="", preload=None) -> str:
     """The document of the page after its scripts, and one more, ran in Chromium."""
     text = explorable.page(preload).replace("</body>", f"<script>{script}</script></body>")
     (folder / "page.html").write_text(text, encoding="utf-8")
-    return browser.dumped((folder / "page.html").as_uri() + fragment, folder / "profile")
+    for attempt in range(4):  # on a busy machine Chromium may write the document before the page has drawn a frame
+        document = browser.dumped((folder / "page.html").as_uri() + fragment, folder / f"profile{attempt}")
+        if '"told"' not in script or ' id="told"' in document:
+            break
+    return document
 
 
 def words(document: str, name: str) -> str:
