@@ -24,6 +24,8 @@ from cql.policy import Policy
 from cql.sampling import Transitions
 from cql.world import World, pair_counts
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = World(None, None)
 TINY = ["--map", "random:6:1", "--episodes", "60", "--hidden", "0", "--lr", "0.05", "--bc-steps", "600", "--steps",
         "40", "--log-every", "20", "--device", "cpu"]

@@ -25,6 +25,8 @@ from cql.network import PopulationMLP
 from cql.sampling import Transitions
 from cql.world import World
 
+pytestmark = pytest.mark.slow
+
 FULL, LINEAR, COORDINATES = dict(batch_size="full"), dict(hidden=()), dict(observation="coordinates")
 DOUBLE, HALF, LEARNED = dict(double_q=True), dict(td_loss="half_mse"), dict(learn_alpha=True)
 CASES = {"minibatch": {}, "full": FULL, "linear": LINEAR, "linear full": LINEAR | FULL, "coordinates": COORDINATES,
