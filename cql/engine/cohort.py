@@ -45,7 +45,8 @@ class Cohort:
         rows = self.batches.rows
         self.steps = steps_on(device)
         self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, self.steps)
-        self.length = block_length(members * rows * network.outputs, members * len(transitions.observations), device)
+        numbered = network.inputs if network.discrete and not self.full_batch else 0  # ``Block.gradient_lines``
+        self.length = block_length(members * rows * network.outputs, members * numbered, device)
         self.q_history = rates.new_zeros(self.length, members, network.outputs, rows)  # Q at every update
         table = transitions.observations
         self.table = table.expand(members, *table.shape)  # [M, U] or [M, U, n], no copy
@@ -169,7 +170,8 @@ def block_length(q_values: int, table_rows: int, device: torch.device) -> int:
     """Updates at most in one block.
 
     Args:
-        q_values: of all members in one update. table_rows: of all members; on CUDA a block holds a number for each.
+        q_values: of all members in one update. table_rows: of all members, for each of which a block of minibatches on
+            CUDA holds a number; 0 without.
     """
     if device.type == "cpu":
         return max(1, min(BLOCK, BLOCK_VALUES // q_values))

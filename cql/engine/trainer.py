@@ -102,10 +102,10 @@ def memory_needed(network: PopulationMLP, transitions: int, full_batch: bool, ro
     Args:
         transitions: in a data set. rows: observations per member that the network reads in one update.
     """
-    q_values, states = rows * network.outputs, network.inputs if network.discrete else 0
+    q_values, states = rows * network.outputs, network.inputs if network.discrete and not full_batch else 0
     if on_cuda:  # Q, targets, weights, what the loss terms are made from; of a minibatch also int64 numbers of states
         length = block_length(members * q_values, members * states, torch.device("cuda"))
-        kept = length * (8 * q_values + (0 if full_batch else 10 * states))
+        kept = length * (8 * q_values + 10 * states)
     else:
         kept = 3 * q_values * block_length(q_values, 0, torch.device("cpu"))
     distinct = 12 * transitions if full_batch else 0  # a member's pairs of transitions, at most
