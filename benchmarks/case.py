@@ -81,13 +81,13 @@ def main(settings: dict) -> None:
                 found["of bmm"] = found["rate"] / ((before + bmm_rate(seconds / 4)) / 2)
             return found
 
-        with closing(_updates(part, threads)) as blocks:
-            block = partial(next, blocks)
+        with closing(blocks(part, threads)) as updates:
+            block = partial(next, updates)
             rate(block, WARM_UP)
             answer_with(measure)
 
 
-def _updates(part: Slice, threads: int):
+def blocks(part: Slice, threads: int):
     """The number of updates of every block that the trainer yields, again from the first once the last is done."""
     while True:
         done = 0

@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.case import data_file
+from benchmarks.case import blocks, data_file
 from benchmarks.measuring import ROOT, Command, in_turns, rate
 from cql.collect import datasets_for
 from cql.config import Config
@@ -158,20 +158,11 @@ def switched(name: str):
         yield
 
 
-def blocks(part: Slice):
-    """The number of updates of every block, again from the first once the last is done."""
-    while True:
-        done = 0
-        for step, _, _ in part.updates(1):
-            yield step - done
-            done = step
-
-
 def speed(device: torch.device, name: str, switch: str = "") -> None:
     with switched(switch), torch_settings(device):
         synchronise = partial(torch.cuda.synchronize, device)
         part = slice_on(device, name, SPEED[name])
-        members, updates = len(part.members), blocks(part)
+        members, updates = len(part.members), blocks(part, 1)
         began = time.perf_counter()
         for _ in range(3):
             next(updates)
@@ -187,7 +178,7 @@ def speed(device: torch.device, name: str, switch: str = "") -> None:
 def profile(device: torch.device, name: str) -> None:
     with torch_settings(device), patch.object(cohort, "Graphs", lambda record: None):
         part = slice_on(device, name, SPEED[name])
-        updates = blocks(part)
+        updates = blocks(part, 1)
         next(updates)
         torch.cuda.synchronize(device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
