@@ -13,10 +13,10 @@ import torch
 from cql.commands import explain as command
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy.ask import KEY, MAX_REPLY, AskError, ask
+from cql.deploy.explanation import UNSAFE, Explainer, explain
+from cql.deploy.explanation_text import number, odds, percent, times
+from cql.deploy.language_model import KEY, MAX_REPLY, AskError, ask
 from cql.deploy.model import Model
-from cql.deploy.reasons import UNSAFE, Explainer, explain
-from cql.deploy.words import number, odds, percent, times
 from cql.errors import RunError
 from cql.exact import cql_fixed_point
 from cql.members import Member

@@ -511,7 +511,7 @@ def test_a_model_made_to_meet_the_id_of_another_is_found(copied, deployable, mon
     with pytest.raises(RunError, match="policy.pt: contents differ"):
         reg.promote(ids[2], "eve", "x", ANY)
     shutil.copy(deployable / "policies" / f"{SIX}.pt", reg.path / "entries" / ids[2] / "policy.pt")
-    monkeypatch.setattr("cql.deploy.card.id_of", lambda digests: ids[2])
+    monkeypatch.setattr("cql.deploy.model_card.id_of", lambda digests: ids[2])
     with pytest.raises(RunError, match="another model has the ID"):
         reg.register(deployable, BC, "eve")
 

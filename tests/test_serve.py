@@ -35,15 +35,15 @@ from fastapi.testclient import TestClient
 from cql.commands import serve
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy import door, in_service
+from cql.deploy import door, promoted
 from cql.deploy.app import create_app
-from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
-from cql.deploy.decisions import LARGEST, Decisions, ObservationError
+from cql.deploy.decision_log import AuditLog
+from cql.deploy.explanation import Explainer
 from cql.deploy.gate import Limits
 from cql.deploy.model import Model
 from cql.deploy.page import PAGE
-from cql.deploy.reasons import Explainer
+from cql.deploy.served_model import LARGEST, Decisions, ObservationError
 from cql.deploy.store import Registry
 from cql.files import sha256
 from cql.members import Member
@@ -322,7 +322,7 @@ def test_nothing_is_answered_until_a_model_is_promoted_and_then_each_promotion_i
 
 
 def test_a_promoted_model_that_is_damaged_is_not_taken(copied, monkeypatch):
-    monkeypatch.setattr(in_service, "AGAIN", 0.1)
+    monkeypatch.setattr(promoted, "AGAIN", 0.1)
     registry, ids = copied
     with client_of(registry, ids[ONE]) as client:
         assert counted(client, "glassbox_model_problem") == 0
@@ -345,7 +345,7 @@ def test_a_promoted_model_that_is_damaged_is_not_taken(copied, monkeypatch):
         assert act(client, 1).json()["model"] == ids[ONE] and counted(client, "glassbox_model_problem") == 1
         monkeypatch.undo()
         path.write_bytes(sound)
-        monkeypatch.setattr(in_service, "AGAIN", 0.1)
+        monkeypatch.setattr(promoted, "AGAIN", 0.1)
         waited_for(lambda: client.get("/readyz").json() == {"ready": True, "model": ids[SIX], "sound": True})
         assert counted(client, "glassbox_model_problem") == 0
 

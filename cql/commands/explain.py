@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 
-from cql.deploy.ask import AskError, ask
+from cql.deploy.explanation import explain
+from cql.deploy.explanation_text import table
+from cql.deploy.language_model import AskError, ask
 from cql.deploy.model import Model
-from cql.deploy.reasons import explain
-from cql.deploy.words import table
 from cql.errors import RunError, reports_errors
 
 ASK_FAILED = 3  # exit status where the numbers were printed and the language model had no answer

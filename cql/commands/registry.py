@@ -12,8 +12,8 @@ import sys
 from dataclasses import fields
 
 from cql.deploy import gate
-from cql.deploy.card import listed, shown
 from cql.deploy.gate import Limits
+from cql.deploy.model_card import listed, shown
 from cql.deploy.store import Refused, Registry
 from cql.errors import RunError, reports_errors
 

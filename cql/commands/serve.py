@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 
-from cql.deploy.audit_log import AuditLog
+from cql.deploy.decision_log import AuditLog
 from cql.deploy.store import Registry
 from cql.errors import RunError, reports_errors
 

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
 from cql.deploy.bodies import MAX_BATCH, MAX_BODY
-from cql.deploy.decisions import Decisions
+from cql.deploy.served_model import Decisions
 
 TITLE, VERSION = "glassbox-cql", "1"
 ABOUT = """A policy that was trained offline and promoted in a registry, with the data behind its decisions.
@@ -46,7 +46,7 @@ class Support(BaseModel):
 
 
 class ExplainAnswer(BaseModel):
-    """`cql.deploy.reasons.Explainer` says what its members mean; there are more than these."""
+    """`cql.deploy.explanation.Explainer` says what its members mean; there are more than these."""
 
     model: str = Field(description="ID of the entry that answered.")
     observation: int | list[float]

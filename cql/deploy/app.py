@@ -12,14 +12,14 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from cql.deploy import api
-from cql.deploy.audit_log import AuditLog
 from cql.deploy.bodies import MAX_BATCH, asked, read_object
-from cql.deploy.decisions import Decision, Decisions, ObservationError
+from cql.deploy.decision_log import AuditLog
 from cql.deploy.door import Door
-from cql.deploy.in_service import InService
-from cql.deploy.measures import Measures
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
+from cql.deploy.promoted import InService
+from cql.deploy.served_model import Decision, Decisions, ObservationError
+from cql.deploy.service_metrics import Measures
 from cql.deploy.store import Registry
 from cql.errors import RunError
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cql.deploy.measures import Measures
+from cql.deploy.service_metrics import Measures
 
 OPEN = frozenset({"/", "/healthz", "/readyz"})  # paths that need no token: they say nothing of the model but its ID
 WAIT = 20.0  # seconds that a request's headers, or the rest of a body answered already, may take; at most twice that

@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cql.deploy import gate
-from cql.deploy.card import CARD_KEYS, FILES, entry_of, id_of
 from cql.deploy.chain import DIGEST, FIRST, ChainedLog, refuse_other_kinds, sync_folder
 from cql.deploy.gate import Limits
 from cql.deploy.history import ID, LOG, PROMOTE, REFUSE, REGISTER, ROLLBACK, History
 from cql.deploy.model import CARD, Model
+from cql.deploy.model_card import CARD_KEYS, FILES, entry_of, id_of
 from cql.errors import RunError
 from cql.files import atomic_write, sha256, utc_now
 from cql.run_folder import RunFolder

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from cql.deploy.decisions import Decisions
+from cql.deploy.served_model import Decisions
 from cql.deploy.store import Registry
 
 PERIOD = 0.2  # seconds between two looks at the registry

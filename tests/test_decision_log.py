@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cql.deploy import audit_log
-from cql.deploy.audit_log import AuditLog
+from cql.deploy import decision_log
+from cql.deploy.decision_log import AuditLog
 from cql.errors import RunError
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def failing(monkeypatch, name: str, code: int, times: int, before=lambda *_: Non
             raise OSError(code, os.strerror(code))
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(f"cql.deploy.audit_log.os.{name}", fails)
+    monkeypatch.setattr(f"cql.deploy.decision_log.os.{name}", fails)
     return calls
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_whole_lines_only_and_later_lines_follow(opened, monk
 
 def test_a_short_write_is_gone_on_with(opened, monkeypatch):
     log, real = opened(), os.write
-    monkeypatch.setattr("cql.deploy.audit_log.os.write", lambda file, data: real(file, data[:2]))
+    monkeypatch.setattr("cql.deploy.decision_log.os.write", lambda file, data: real(file, data[:2]))
     log.append(b"abcdefg\n")
     assert files(log)[0][1] == b"abcdefg\n"
 
@@ -157,7 +157,7 @@ def test_a_flush_of_the_folder_or_of_a_full_file_that_fails_begins_no_file(opene
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(file)
 
-    monkeypatch.setattr("cql.deploy.audit_log.os.fsync", fsync)
+    monkeypatch.setattr("cql.deploy.decision_log.os.fsync", fsync)
     log._flush()
     assert "Input/output error" in log.problem
     log.append(b"e\n")
@@ -165,7 +165,7 @@ def test_a_flush_of_the_folder_or_of_a_full_file_that_fails_begins_no_file(opene
 
 
 def test_the_thread_goes_on_after_an_error_and_says_so_once(opened, monkeypatch, caplog):
-    monkeypatch.setattr(audit_log, "FLUSH", 0.01)
+    monkeypatch.setattr(decision_log, "FLUSH", 0.01)
     calls = failing(monkeypatch, "fsync", errno.EMFILE, 6)
     log, end = opened(), time.monotonic() + 10
     while len(calls) < 6 or log.problem is not None:

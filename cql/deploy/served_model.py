@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cql.deploy.explanation import Explainer
 from cql.deploy.model import POLICY, Model
-from cql.deploy.reasons import Explainer
 from cql.deploy.store import Registry
 
 MASKS = ("hazard", "goal", "terminal", "start")  # of a board
@@ -108,7 +108,8 @@ class Decisions:
         return decided
 
     def explain(self, observation, action: int | None) -> dict:
-        """As `cql.deploy.reasons` has it; the first makes its tables. Raises RunError where outputs are not finite."""
+        """As `cql.deploy.explanation` has it; the first makes its tables. Raises RunError where outputs are not
+        finite."""
         return self._explainer.explain(observation, action)
 
     @cached_property

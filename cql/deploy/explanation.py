@@ -18,8 +18,8 @@ from functools import lru_cache
 import numpy as np
 
 from cql.dataset import number_rows, observation_keys
+from cql.deploy.explanation_text import paragraph
 from cql.deploy.model import Model
-from cql.deploy.words import paragraph
 from cql.errors import RunError
 from cql.exact import (
     ROUNDING,

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from cql.deploy.audit_log import AuditLog
-from cql.deploy.decisions import Decision
-from cql.deploy.in_service import InService
+from cql.deploy.decision_log import AuditLog
+from cql.deploy.promoted import InService
+from cql.deploy.served_model import Decision
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
