@@ -54,7 +54,7 @@ SPEED = {  # name -> settings; names that begin with BC train BC
     "1,024 members, 256-256, full batch": WIDE | dict(num_seeds=1024, batch_size="full"),
     "4,096 members, 256-256, batch 64": WIDE | dict(num_seeds=4096)}
 SWITCHED = list(SPEED)[:3]
-SWITCHES = ["without Triton", "without graphs", "short blocks", "Adam in whole tensors"]
+SWITCHES = ["without Triton", "without graphs", "short blocks", "PyTorch's Adam", "PyTorch's sums", "PIECES = 1"]
 MINIBATCH, COORDINATES, LEARNED, DOUBLE = (dict(batch_size=64), dict(observation="coordinates"),
                                            dict(penalty_threshold=1.3), dict(double_q=True))
 CHECKS = {"index": {}, "index, batch 64": MINIBATCH, "coordinates": COORDINATES,
@@ -153,7 +153,11 @@ def switched(name: str):
             stack.enter_context(patch.object(cohort, "Graphs", lambda record: None))
         if name == "short blocks":
             stack.enter_context(patch.object(cohort, "CUDA_BLOCK_VALUES", cohort.BLOCK_VALUES))
-        if name == "Adam in whole tensors":
+        if name.startswith("PyTorch's"):
+            field = {"PyTorch's Adam": "adam", "PyTorch's sums": "sum_by_pair"}[name]
+            found = passes.steps_on(torch.device("cuda"))._replace(**{field: getattr(PYTORCH, field)})
+            stack.enter_context(patch.object(cohort, "steps_on", lambda device: found))
+        if name == "PIECES = 1":
             stack.enter_context(patch.object(passes, "PIECES", 1))
         yield
 

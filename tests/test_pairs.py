@@ -8,7 +8,7 @@ from cql import losses
 from cql.dataset import OfflineDataset
 from cql.engine import batches
 from cql.engine.batches import Distinct, Minibatches
-from cql.engine.pairs import pairs_of
+from cql.engine.pairs import pairs_of, sum_by_pair
 from cql.sampling import Transitions
 
 
@@ -41,9 +41,9 @@ def test_distinct_observations_are_found_again(seed, size, kinds):
 
 def test_pairs_by_hand():
     rows, actions = torch.tensor([[0, 1, 0, 0]]), torch.tensor([[1, 0, 1, 0]])
-    pairs = pairs_of(rows, actions, torch.full((1, 4), 0.25), num_rows=2, num_actions=2)
+    pairs = pairs_of(rows, actions, torch.full((1, 4), 0.25), 2, 2, sum_by_pair)
     assert pairs.weights.tolist() == [[[0.25, 0.25], [0.5, 0.0]]]  # action by action
-    mean, variance = pairs.targets(torch.tensor([[1.0, 4.0, 3.0, 7.0]]), "mse")
+    mean, variance = pairs.targets(torch.tensor([[1.0, 4.0, 3.0, 7.0]]), "mse", sum_by_pair)
     assert mean.tolist() == [[[7.0, 4.0], [2.0, 0.0]]]
     assert variance.tolist() == [0.5]  # two of four transitions, 1 from their mean each
 
@@ -62,8 +62,8 @@ def test_the_identity(seed, td_loss):
     terms = losses.cql_loss(written_out, actions, targets, alpha, td_loss, weights=shares)
     gradient, = torch.autograd.grad(terms.total.sum(), leaf, retain_graph=True)
     of_bc, = torch.autograd.grad(losses.bc_loss(written_out, actions, shares).sum(), leaf)
-    pairs, by_action = pairs_of(rows, actions, shares, 3, 4), q.mT
-    mean, variance = pairs.targets(targets, td_loss)
+    pairs, by_action = pairs_of(rows, actions, shares, 3, 4, sum_by_pair), q.mT
+    mean, variance = pairs.targets(targets, td_loss, sum_by_pair)
     torch.testing.assert_close(pairs.td(by_action, mean, td_loss) + variance, terms.td.detach())
     torch.testing.assert_close(pairs.penalty(by_action), terms.penalty.detach())
     torch.testing.assert_close(pairs.cql_gradient(by_action, mean, alpha, td_loss).mT, gradient)
@@ -77,7 +77,7 @@ def test_a_minibatch_of_pairs_is_that_of_its_transitions():
                                       [*states[1:], 0], [False] * 49 + [True])
     transitions = Transitions([data], torch.device("cpu"), compress=False)
     draws, seeds, q_history = torch.zeros(3, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.zeros(5, 3, 4, 16)
-    block = Minibatches(transitions, draws, seeds, 16).block(torch.arange(7, 12))
+    block = Minibatches(transitions, draws, seeds, 16, sum_by_pair).block(torch.arange(7, 12))
     for t, (inputs, _, pairs, _, q) in enumerate(block.updates(q_history, q_history)):
         assert inputs.shape[1] == q.shape[2] == block.filled[t] <= 12
         batch = transitions.minibatch(draws, seeds, 7 + t, 16)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cql.engine.pairs import Pairs, pairs_of
+from cql.engine.pairs import Pairs, SumByPair, pairs_of
 from cql.sampling import Batch, Transitions, uniform_bits
 
 MULTIPLE = 4  # numbers of rows are rounded up to a multiple of it: products are faster
@@ -57,8 +57,10 @@ class Minibatches:
             and would record a graph for each number; there every update reads ``rows``, the last ones without weight.
     """
 
-    def __init__(self, transitions: Transitions, data_index: Tensor, seeds: Tensor, batch_size: int):
+    def __init__(self, transitions: Transitions, data_index: Tensor, seeds: Tensor, batch_size: int,
+                 sum_by_pair: SumByPair):
         self.transitions, self.data_index, self.seeds, self.rows = transitions, data_index, seeds, batch_size
+        self.sum_by_pair = sum_by_pair
         self.counted = data_index.device.type == "cpu"
 
     def block(self, updates: Tensor) -> Block:
@@ -67,7 +69,7 @@ class Minibatches:
         drawn = self.transitions.at(self.transitions.minibatch_indices(self.data_index, uniforms))
         found = Distinct.of(drawn.observations)
         shares = drawn.rewards.new_full((1, 1, 1), 1 / self.rows).expand(found.places.shape)
-        pairs = pairs_of(found.places, drawn.actions, shares, self.rows, self.transitions.num_actions)
+        pairs = pairs_of(found.places, drawn.actions, shares, self.rows, self.transitions.num_actions, self.sum_by_pair)
         inputs = network_inputs(self.transitions, found.rows)
         if self.counted:
             return Block(inputs, pairs, drawn, found.filled(), None)
@@ -137,12 +139,12 @@ class FullBatch:
         rows: observations per member that the network reads in one update.
     """
 
-    def __init__(self, transitions: Transitions, data_index: Tensor):
+    def __init__(self, transitions: Transitions, data_index: Tensor, sum_by_pair: SumByPair):
         count, self.rows = len(transitions.acted_in), full_batch_rows(transitions)
         acted_in = torch.nn.functional.pad(transitions.acted_in, (0, self.rows - count))  # [R], the rest row 0
         drawn = transitions.every(data_index)  # [M, N]
         places = torch.searchsorted(transitions.acted_in, drawn.observations)
-        pairs = pairs_of(places, drawn.actions, drawn.weights, self.rows, transitions.num_actions)
+        pairs = pairs_of(places, drawn.actions, drawn.weights, self.rows, transitions.num_actions, sum_by_pair)
         inputs, gradient_lines = network_inputs(transitions, acted_in.expand(len(data_index), -1)), None
         if transitions.discrete:
             place = torch.full((len(data_index), len(transitions.observations)), -1, device=acted_in.device)

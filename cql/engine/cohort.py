@@ -39,11 +39,11 @@ class Cohort:
         device, members = data_index.device, len(data_index)
         self.network, self.transitions, self.state, self.terms, self.rates = network, transitions, state, terms, rates
         self.algorithm, self.objective, self.settings = algorithm, objective, settings
-        self.full_batch = settings.batch_size == "full"
-        self.batches = (FullBatch(transitions, data_index) if self.full_batch else
-                        Minibatches(transitions, data_index, seeds, settings.batch_size))
+        self.full_batch, self.steps = settings.batch_size == "full", steps_on(device)
+        summed = self.steps.sum_by_pair
+        self.batches = (FullBatch(transitions, data_index, summed) if self.full_batch else
+                        Minibatches(transitions, data_index, seeds, settings.batch_size, summed))
         rows = self.batches.rows
-        self.steps = steps_on(device)
         self.passes = Passes(network, state.parameters, state.first_moment, state.second_moment, rows, self.steps)
         numbered = network.inputs if network.discrete and not self.full_batch else 0  # ``Block.gradient_lines``
         self.length = block_length(members * rows * network.outputs, members * numbered, device)
@@ -124,7 +124,7 @@ class Cohort:
         drawn, pairs = self.batches.one.drawn, self.batches.one.pairs
         values = self.values.gather(1, drawn.next_observations)  # [M, N]
         targets, variance = pairs.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
-                                          self.objective.td_loss)
+                                          self.objective.td_loss, self.steps.sum_by_pair)
         self.targets.copy_(targets)
         self.variance.copy_(variance)
 
@@ -143,7 +143,7 @@ class Cohort:
             values = self._next_values(self.transitions.observations[rows])
         values = values.unflatten(1, (count, -1)).transpose(0, 1)  # [T, M, B]
         return block.pairs.targets(td_target(drawn.rewards, drawn.terminations, values, self.objective.gamma),
-                                   self.objective.td_loss)
+                                   self.objective.td_loss, self.steps.sum_by_pair)
 
     def _set_double_q_targets(self, block: Block, t: int, targets: Tensor) -> Tensor:
         """Writes the TD targets of update ``t``; returns the loss that they leave out ``[M]``."""
@@ -155,7 +155,8 @@ class Cohort:
         drawn = block.drawn
         values = self._next_values(self.transitions.observations[drawn.next_observations[t]])
         made, variance = block.pairs.of_update(t).targets(
-            td_target(drawn.rewards[t], drawn.terminations[t], values, self.objective.gamma), self.objective.td_loss)
+            td_target(drawn.rewards[t], drawn.terminations[t], values, self.objective.gamma), self.objective.td_loss,
+            self.steps.sum_by_pair)
         targets.copy_(made)
         return variance
 

@@ -4,18 +4,21 @@
 Comparisons are written so that NaN stays NaN.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cql.engine.pairs import Pairs, slope
-from cql.engine.steps import PYTORCH, Layer, Steps, sum_rows
+from cql.engine.steps import ADAM, PYTORCH, Layer, Steps, sum_rows
 
 ELEMENTS = 1024  # of one program
 MOST_PARTS = 2**16 - 1  # of a grid's second axis
 TILE = 4096  # elements, at most, of one program that sums over rows
 LONGEST = 256  # rows of one program in the ReLU's backward pass, at most
+LARGEST_BATCH = 512  # of larger ones, PyTorch's sum by pairs is faster: it sorts
 
 
 @triton.jit
@@ -72,6 +75,37 @@ def _cql_gradient(gradient, bias_gradient, q_values, targets, weights, row_weigh
         tl.store(bias_gradient + member * actions + action, sums, mask=action < actions)
 
 
+@triton.jit
+def _adam(parameters, gradient, first_moment, second_moment, learning_rate, number, count, beta1: tl.constexpr,
+          beta2: tl.constexpr, eps: tl.constexpr, log2_beta1: tl.constexpr, log2_beta2: tl.constexpr,
+          ELEMENTS: tl.constexpr):
+    """Adam's step of ``count`` parameters, in place; program (part of them)."""
+    at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    inside = at < count
+    g = tl.load(gradient + at, mask=inside)
+    m, v = tl.load(first_moment + at, mask=inside), tl.load(second_moment + at, mask=inside)
+    m += (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    tl.store(first_moment + at, m, mask=inside)
+    tl.store(second_moment + at, v, mask=inside)
+    n = tl.load(number).to(tl.float64)  # 1 − beta^n loses digits in float32
+    step = (tl.load(learning_rate) / (1 - tl.exp2(n * log2_beta1))).to(tl.float32)
+    correction = tl.sqrt(1 - tl.exp2(n * log2_beta2)).to(tl.float32)
+    p = tl.load(parameters + at, mask=inside)
+    tl.store(parameters + at, p - step * m / (tl.sqrt(v) / correction + eps), mask=inside)
+
+
+@triton.jit
+def _sum_by_pair(sums, values, index, batch, pairs, PAIRS: tl.constexpr):
+    """sums ``[N, pairs]`` of values ``[N, batch]`` whose index is the pair; program (one of N, some pairs)."""
+    line = tl.program_id(0).to(tl.int64)
+    pair = tl.program_id(1) * PAIRS + tl.arange(0, PAIRS)
+    total = tl.zeros((PAIRS,), tl.float32)
+    for b in range(batch):
+        total += tl.where(tl.load(index + line * batch + b) == pair, tl.load(values + line * batch + b), 0.0)
+    tl.store(sums + line * pairs + pair, total, mask=pair < pairs)
+
+
 def hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
     members, rows, width = above.shape
     parts = triton.cdiv(rows * width, ELEMENTS)
@@ -107,4 +141,23 @@ def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor,
     return gradient
 
 
-FUSED = Steps(hidden_layer, relu_backward, cql_gradient)
+def adam(parameters: list[Tensor], gradients: list[Tensor], first_moments: list[Tensor], second_moments: list[Tensor],
+         learning_rate: Tensor, number: Tensor) -> None:
+    beta1, beta2 = ADAM["beta1"], ADAM["beta2"]
+    for tensors in zip(parameters, gradients, first_moments, second_moments):
+        count = tensors[0].numel()
+        _adam[(triton.cdiv(count, ELEMENTS),)](*tensors, learning_rate, number, count, beta1, beta2, ADAM["eps"],
+                                               math.log2(beta1), math.log2(beta2), ELEMENTS)
+
+
+def sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    batch, pairs = index.shape[-1], shape[-2] * shape[-1]
+    if batch > LARGEST_BATCH:
+        return PYTORCH.sum_by_pair(values, index, shape)
+    sums, at_once = values.new_empty(shape), min(triton.next_power_of_2(pairs), ELEMENTS)
+    _sum_by_pair[index.numel() // batch, triton.cdiv(pairs, at_once)](
+        sums, values.contiguous(), index.contiguous(), batch, pairs, at_once)
+    return sums
+
+
+FUSED = Steps(hidden_layer, relu_backward, cql_gradient, adam, sum_by_pair)

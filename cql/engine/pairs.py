@@ -17,6 +17,7 @@ Q has the layout ``[M, A, R]``, action by action; wherever ``M`` stands, ``T, M`
 updates.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from cql import losses
 
+SumByPair = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]  # ``sum_by_pair``, as the device does it
 
 class Pairs(NamedTuple):
     """A batch of transitions as pairs."""
@@ -33,9 +35,9 @@ class Pairs(NamedTuple):
     weights: Tensor  # [M, A, R], W; 0 for a pair that does not occur
     row_weights: Tensor  # [M, 1, R], sum_a W
 
-    def targets(self, targets: Tensor, td_loss: str) -> tuple[Tensor, Tensor]:
+    def targets(self, targets: Tensor, td_loss: str, sum_by_pair: SumByPair) -> tuple[Tensor, Tensor]:
         """From the targets of the transitions ``[M, B]``: Y ``[M, A, R]``, and the loss that Y leaves out ``[M]``."""
-        sums = _sum_by_pair(self.shares * targets, self.pair_index, self.weights.shape)
+        sums = sum_by_pair(self.shares * targets, self.pair_index, self.weights.shape)
         mean = sums / torch.where(self.weights > 0, self.weights, 1.0)
         errors = targets - mean.flatten(-2).gather(-1, self.pair_index)
         return mean, (self.shares * losses.td_losses(errors, td_loss)).sum(-1)
@@ -69,10 +71,11 @@ class Pairs(NamedTuple):
         return self._replace(weights=self.weights.narrow(-1, 0, rows), row_weights=self.row_weights.narrow(-1, 0, rows))
 
 
-def pairs_of(rows: Tensor, actions: Tensor, shares: Tensor, num_rows: int, num_actions: int) -> Pairs:
+def pairs_of(rows: Tensor, actions: Tensor, shares: Tensor, num_rows: int, num_actions: int,
+             sum_by_pair: SumByPair) -> Pairs:
     """The pairs of transitions whose observations stand in ``rows`` of the network's input; all ``[M, B]``."""
     index = actions * num_rows + rows
-    weights = _sum_by_pair(shares, index, (*rows.shape[:-1], num_actions, num_rows))
+    weights = sum_by_pair(shares, index, (*rows.shape[:-1], num_actions, num_rows))
     return Pairs(index, shares, weights, weights.sum(-2, keepdim=True))
 
 
@@ -81,7 +84,7 @@ def slope(td_loss: str) -> int:
     return {"mse": 2, "half_mse": 1}[td_loss]
 
 
-def _sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+def sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sums over the transitions of each pair: ``[M, B] -> [M, A, R]``."""
     return values.new_zeros(shape).flatten(-2).scatter_add_(-1, index, values).view(shape)
 

@@ -4,8 +4,8 @@ Q has the layout ``[M, A, R]``, action by action: products with a few rows are s
 columns, and so is a softmax over an axis that is not the innermost.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ from torch import Tensor
 from cql.engine.steps import PYTORCH, Layer, Steps
 from cql.network import PopulationMLP
 
-# the defaults of torch.optim.Adam
-ADAM: dict[str, Any] = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 THIN = 8  # inputs: a weight gradient with so few columns is faster made as its transpose
-PIECES = 16  # about, of few parameters on a CUDA device: Adam's kernel gives each to a multiprocessor of its own
-ENOUGH = 2**20  # parameters; more of them fill the multiprocessors in whole tensors too
+PIECES = 16  # about, of few parameters on a CUDA device: PyTorch's Adam gives each to a multiprocessor of its own
+ENOUGH = 2**20  # parameters; with more of them a kernel for each tensor fills the multiprocessors
 
 
 class Buffers(NamedTuple):
@@ -55,9 +53,11 @@ class Passes:
                  second_moment: list[Tensor], rows: int, steps: Steps):
         self.network, self.members, self.steps = network, len(parameters[0]), steps
         self.gradients = [torch.zeros_like(tensor) for tensor in parameters]
-        nothing: list[Tensor] = []  # no largest second moments: Adam without AMSGrad
-        self.adam = (_pieces(parameters), _pieces(self.gradients), _pieces(first_moment), _pieces(second_moment),
-                     nothing)
+        tensors = (parameters, self.gradients, first_moment, second_moment)
+        if sum(tensor.numel() for tensor in parameters) > ENOUGH:
+            self.adam = partial(steps.adam, *tensors)
+        else:
+            self.adam = partial(PYTORCH.adam, *map(_pieces, tensors))
         first = int(network.discrete)  # after the table: weight, bias, weight, bias, …
         weights, biases = parameters[first::2], parameters[first + 1 :: 2]
         gradients = self.gradients[first::2], self.gradients[first + 1 :: 2]
@@ -97,7 +97,7 @@ class Passes:
             gradient_lines: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
         """
         self._backward(gradient, gradient_lines)
-        torch._fused_adam_(*self.adam, [number] * len(self.adam[0]), lr=learning_rate, **ADAM)
+        self.adam(learning_rate, number)
 
     def _backward(self, gradient: Tensor, gradient_lines: Tensor | None) -> None:
         """Writes ``self.gradients``."""
@@ -136,9 +136,8 @@ class Passes:
 
 
 def _pieces(tensors: list[Tensor]) -> list[Tensor]:
-    """The same memory in about ``PIECES`` pieces of equal size, where there are few parameters on a CUDA device."""
-    count = sum(tensor.numel() for tensor in tensors)
-    if tensors[0].device.type == "cpu" or count > ENOUGH:
+    """The same memory; on a CUDA device in about ``PIECES`` pieces of equal size."""
+    if tensors[0].device.type == "cpu":
         return tensors
-    size = max(1024, -(-count // PIECES))
+    size = max(1024, -(-sum(tensor.numel() for tensor in tensors) // PIECES))
     return [piece for tensor in tensors for piece in tensor.view(-1).split(size)]

@@ -1,12 +1,15 @@
 """The steps of an update between its matrix products, in PyTorch; ``cql.engine.kernels`` has them for CUDA."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cql.engine.pairs import Pairs
+from cql.engine.pairs import Pairs, sum_by_pair
+
+# the defaults of torch.optim.Adam
+ADAM: dict[str, Any] = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class Layer(NamedTuple):
@@ -29,6 +32,9 @@ class Steps(NamedTuple):
     relu_backward: Callable[[Tensor, Tensor, Tensor], None]
     # ``Pairs.cql_gradient``; the last argument, if any, is where ``sum_rows`` of it goes
     cql_gradient: Callable[[Pairs, Tensor, Tensor, Tensor, str, Tensor | None], Tensor]
+    # (parameters, gradients, first moments, second moments, learning rate, number of the update, the first being 1)
+    adam: Callable[[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor], None]
+    sum_by_pair: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]  # ``pairs.sum_by_pair``
 
 
 def _hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
@@ -54,4 +60,11 @@ def sum_rows(gradient: Tensor, bias_gradient: Tensor | None) -> None:
         torch.sum(gradient, 2, keepdim=True, out=bias_gradient)
 
 
-PYTORCH = Steps(_hidden_layer, _relu_backward, _cql_gradient)
+def _adam(parameters: list[Tensor], gradients: list[Tensor], first_moments: list[Tensor], second_moments: list[Tensor],
+          learning_rate: Tensor, number: Tensor) -> None:
+    largest_second_moments: list[Tensor] = []  # of AMSGrad alone
+    torch._fused_adam_(parameters, gradients, first_moments, second_moments, largest_second_moments,
+                       [number] * len(parameters), lr=learning_rate, **ADAM)
+
+
+PYTORCH = Steps(_hidden_layer, _relu_backward, _cql_gradient, _adam, sum_by_pair)
