@@ -38,6 +38,15 @@ def atomic_file(path):
         raise
 
 
+def sync_folder(path) -> None:
+    """Flushes the names in a folder to disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def archive_bytes(contents: dict) -> bytes:
     """A ``.pt`` archive built in memory, so that equal contents give equal bytes, with a digest of its contents.
 

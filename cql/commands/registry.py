@@ -13,9 +13,9 @@ from dataclasses import fields
 
 from cql.deploy import gate
 from cql.deploy.gate import Limits
-from cql.deploy.model_card import listed, shown
 from cql.deploy.store import Refused, Registry
 from cql.errors import RunError, reports_errors
+from cql.text import aligned, number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for command in (register, promote, rollback):
         command.add_argument("--by", metavar="NAME", help="who does it (default: the user's name)")
     for command in (promote, rollback):
-        command.add_argument("--why", required=True, metavar="TEXT", help="stands in the log")
+        command.add_argument("--why", required=True, metavar="TEXT", help="stands in the record")
     defaults = {each.name: each.default for each in fields(Limits)}
     for name, said in (("max_hazard", "largest hazard probability"), ("min_return", "least return"),
                        ("max_unsupported", "largest share of steps with an action not in the data"),
@@ -44,8 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                        ("episodes", "of the test set there")):
         promote.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name],
                              metavar="X", help=f"{said} (default %(default)s)")
-    verify = commands.add_parser("verify", help="every file and every line of the log against its digest")
-    verify.add_argument("--head", metavar="SHA", help="an earlier head of the log: it must still be in it")
+    verify = commands.add_parser("verify", help="every file and every record against its digest")
+    verify.add_argument("--head", metavar="SHA", help="an earlier head: it must still be the digest of a record")
     return parser.parse_args(argv)
 
 
@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         return _run(Registry(arguments.registry), arguments)
     except Refused as refused:
         print(f"{gate.table(refused.record['gate'])}\n{refused.record['id']} is refused:", file=sys.stderr)
-        for reason in refused.reasons:
+        for reason in refused.record["gate"]["reasons"]:
             print(f"- {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted: the log says whether it was done.") from None
+        raise KeyboardInterrupt("interrupted: list and show say whether it was done.") from None
 
 
 def _run(registry: Registry, arguments: argparse.Namespace) -> int:
@@ -71,10 +71,10 @@ def _run(registry: Registry, arguments: argparse.Namespace) -> int:
         done = "registered" if new else "is registered already, nothing was changed"
         print(f"{id}  {registry.card(id)['member']}  {done}")
     elif command == "list":
-        print(listed(registry.entries(), registry.promoted()))
+        print(_listed(registry.entries(), registry.promoted()))
     elif command == "show":
         card = registry.card(arguments.id)
-        print(json.dumps(card, indent=2) if arguments.json else shown(card, registry.log()))
+        print(json.dumps(card, indent=2) if arguments.json else _shown(card, registry.log()))
     elif command == "promote":
         limits = Limits(**{each.name: getattr(arguments, each.name) for each in fields(Limits)})
         record = registry.promote(arguments.id, _name(arguments.by), arguments.why, limits)
@@ -102,3 +102,40 @@ def _name(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         raise RunError("the user has no name here: give --by.") from None
+
+
+def _listed(cards: list[dict], promoted: str | None) -> str:
+    """Cards as a table."""
+    if not cards:
+        return "no entries"
+    rows = [("", "id", "member", "registered", "return", "hazard", "unsupported")]
+    for card in cards:
+        exact = card["evaluation"].get("exact") or {}
+        rows.append(("*" if card["id"] == promoted else "", card["id"], card["member"], card["registered"],
+                     number(exact.get("return"), ".2f"), number(exact.get("hazard_probability"), ".4f"),
+                     number(card["evaluation"].get("exact_unsupported_action_rate"), ".4f")))
+    note = "return, hazard, unsupported: exact, of an episode; – where the model is not known.   "
+    return "\n".join([*aligned(rows, left=range(4)), "",
+                      note + ("* in service." if promoted else "None is in service.")])
+
+
+def _shown(card: dict, records: list[dict]) -> str:
+    """The card as text, and what was recorded of its entry."""
+    evaluation, audit = card["evaluation"], card["audit"] or {"none": card["no_audit"]}
+    rows = [*((name, card[name]) for name in ("id", "member", "registered")),
+            *_leaves("sha256", card["files"]), *_leaves("commit of", card["commit"]),
+            *_leaves("version of", card["versions"]),
+            *(leaf for name in ("environment", "exact", "rollout") for leaf in _leaves(name, evaluation[name])),
+            *(leaf for name in ("none", "distance", "start", "hazard", "kl_mean", "kl_max") if name in audit
+              for leaf in _leaves(f"audit: {name}", audit[name])),
+            *((f"{each['action']} {each['time']}", f"by {each['by']}" + f": {each['why']}" * bool(each["why"]))
+              for each in records if each["id"] == card["id"])]
+    printable = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]
+    return "\n".join(aligned(printable, left=range(2)))
+
+
+def _leaves(name: str, value) -> list[tuple[str, str]]:
+    """Every number and text of nested dictionaries, under its names; lists are left out."""
+    if isinstance(value, dict):
+        return [leaf for key, each in value.items() for leaf in _leaves(f"{name} {key.replace('_', ' ')}", each)]
+    return [] if isinstance(value, list) else [(name, value if isinstance(value, str) else number(value, ".6g"))]

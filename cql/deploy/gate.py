@@ -75,16 +75,12 @@ class Limits:
 
 
 def judge(model: Model, limits: Limits) -> dict:
-    """Holds a model against limits: a dictionary that fits into JSON.
+    """What a model measures against limits, as JSON: ``{"exact", "episodes", "seed", "confidence", "limits",
+    "measures": [{"name", "value", "low", "high", "limit", "passed", "missed_by"}], "passed", "reasons"}``.
 
-    Returns:
-        ``{"exact", "episodes", "seed", "confidence", "limits", "measures": [{"name", "value", "low", "high", "limit",
-        "passed", "missed_by"}], "passed", "reasons"}``: ``low`` and ``high`` are ``value`` where it is exact;
-        ``missed_by`` is 0 where it passed; ``reasons`` has a sentence for every limit missed. A model without an
-        environment has no measures, did not pass, and one reason.
-
-    Raises:
-        RunError: the environment gives rewards that are no finite numbers, or too large to be added up.
+    ``low`` and ``high`` are ``value`` where it is exact; ``missed_by`` is 0 where it passed; ``reasons`` has a sentence
+    for every limit missed. Without an environment there are no measures, one reason, and no pass. Raises RunError for
+    rewards that are no finite numbers, or too large to be added up.
     """
     exact = model.world.mdp is not None
     found = {"exact": exact, "episodes": None if exact else int(limits.episodes), "seed": None if exact else TEST_SEED,

@@ -78,7 +78,7 @@ class Model:
         card = RunFolder(folder).read_json(CARD) if card is None else card
         try:
             digests, final_alpha = card["files"], card["evaluation"]["final_alpha"]
-            files = {name: _File(folder / name, digests[name]) for name in (CONFIG, DATA, POLICY)}
+            files = {name: RecordedFile(folder / name, digests[name]) for name in (CONFIG, DATA, POLICY)}
         except (KeyError, TypeError):
             raise RunError(f"{folder / CARD} is no card of a registry's entry.") from None
         try:
@@ -126,17 +126,16 @@ class Model:
         return found if 0 <= found < self.world.mdp.num_states else None
 
 
-class _File(io.BytesIO):
-    """The contents of a file, read once. Raises RunError if it cannot be read or has another digest."""
+class RecordedFile(io.BytesIO):
+    """The contents of a plain file of an entry, read once. Raises RunError if it is none or has another digest."""
 
-    def __init__(self, path: Path, digest: str):
+    def __init__(self, path: Path, digest: str | None):
         self.path = path
-        try:
-            super().__init__(path.read_bytes())
-        except OSError as error:
-            raise RunError(f"{path} cannot be read ({error.strerror}).") from None
+        if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
+            raise RunError(f"{path} is missing, or a link or another thing than a plain file.")
+        super().__init__(path.read_bytes())
         if hashlib.sha256(self.getbuffer()).hexdigest() != digest:
-            raise RunError(f"{path} was changed: it does not have the digest on its entry's card.")
+            raise RunError(f"{path} was changed: it does not have the digest that was recorded.")
 
     def __str__(self) -> str:  # in messages
         return str(self.path)
@@ -154,7 +153,7 @@ def _chosen(members: list[Member], name: str | None, path) -> Member:
     return cql[0]
 
 
-def _loaded(path: Path | _File) -> OfflineDataset:
+def _loaded(path: Path | RecordedFile) -> OfflineDataset:
     try:
         return OfflineDataset.load(path)
     except DatasetError as error:
