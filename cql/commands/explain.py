@@ -1,10 +1,10 @@
-"""The command python -m cql explain RUN --state 31 --action 1: an explanation as numbers and in plain words."""
+"""``python -m cql explain RUN --state 31 --action 1``: an explanation as numbers and in plain words."""
 
 import argparse
 import json
 import sys
 
-from cql.deploy.explanation import explain
+from cql.deploy.explanation import Explainer
 from cql.deploy.explanation_text import table
 from cql.deploy.language_model import AskError, ask
 from cql.deploy.model import Model
@@ -28,11 +28,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--member", metavar="NAME", help="of a run with several")
     parser.add_argument("--json", action="store_true", help="print the explanation as JSON")
     parser.add_argument("--ask", metavar="URL",
-                        help="also hand it to a language model: the base URL of an OpenAI-compatible endpoint, as "
-                             "http://127.0.0.1:8080/v1; a key is read from GLASSBOX_API_KEY")
+                        help="also send it to a language model (extra llm): the base URL of an OpenAI-compatible "
+                             "endpoint, as http://127.0.0.1:8080/v1; a key is read from GLASSBOX_API_KEY")
     parser.add_argument("--model", metavar="NAME", help="the language model's name there")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="S",
-                        help="seconds it has to answer (default 30)")
+                        help="seconds for the whole answer of the language model (default 30)")
     arguments = parser.parse_args(argv)
     if (arguments.ask is None) != (arguments.model is None):
         parser.error("--ask and --model go together.")
@@ -81,7 +81,8 @@ def chosen_action(model: Model, text: str | None) -> int | None:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     model = Model.open(arguments.run, arguments.member)
-    found = explain(model, chosen_observation(model, arguments), chosen_action(model, arguments.action))
+    observation, action = chosen_observation(model, arguments), chosen_action(model, arguments.action)
+    found = Explainer(model).explain(observation, action)
     if not arguments.json:
         print(f"{table(found)}\n\n{found['text']}", flush=True)
     answer = failure = None

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from cql.deploy import api
 from cql.deploy.bodies import MAX_BATCH, asked, read_object
 from cql.deploy.decision_log import AuditLog
 from cql.deploy.door import Door
+from cql.deploy.map_picture import map_picture
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
 from cql.deploy.promoted import InService
@@ -23,7 +25,8 @@ from cql.deploy.service_metrics import Measures
 from cql.deploy.store import Registry
 from cql.errors import RunError
 
-WAITING = 32  # explanations that may wait: they are made one after the other, each for milliseconds
+WAITING = 32  # explanations and pictures that may wait: they are made one after the other
+PICTURE: dict = {200: {"content": {"image/png": {}}, "description": "The header X-Model has the ID of the entry."}}
 
 
 def create_app(registry: Registry, token: str | None = None, audit: AuditLog | None = None,
@@ -62,6 +65,16 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
             raise HTTPException(503, "no model is in service.")
         return service.current
 
+    async def in_turn(function, *arguments):
+        """What a slow function returns, called in the one thread that explains and draws."""
+        if places.locked():
+            raise HTTPException(503, f"{WAITING} explanations or pictures are waiting already.", {"Retry-After": "1"})
+        async with places:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(explaining, function, *arguments)
+            except RunError as error:
+                raise HTTPException(422, str(error)) from None
+
     @app.exception_handler(ObservationError)
     async def refused(_: Request, error: ObservationError) -> Response:
         return _json({"detail": str(error)}, 422)
@@ -89,14 +102,7 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
         decisions = in_service()
         observation = decisions.observation(body["observation"])
         action = decisions.action(body["action"]) if "action" in body else None
-        if places.locked():
-            raise HTTPException(503, f"{WAITING} explanations are waiting already.", {"Retry-After": "1"})
-        async with places:
-            try:
-                loop = asyncio.get_running_loop()
-                explained = await loop.run_in_executor(explaining, decisions.explain, observation, action)
-            except RunError as error:
-                raise HTTPException(422, str(error)) from None
+        explained = await in_turn(decisions.explain, observation, action)
         return _json({"model": decisions.id, **explained})
 
     @app.get("/v1/models", response_model=api.ModelsAnswer, responses=api.errors(503))
@@ -114,6 +120,13 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
     async def map() -> Response:
         """The environment of the model in service as a map, with its policy and its data, where it has one."""
         return _json(in_service().map)
+
+    @app.get("/v1/map.png", response_class=Response, responses=api.errors(422, 503) | PICTURE)
+    async def map_png(observation: Annotated[list[float], Query(min_length=1)], action: int | None = None) -> Response:
+        """A picture of the map: an observation's position (a vector repeats the name), what the policy does there."""
+        decisions = in_service()
+        picture = await in_turn(map_picture, decisions.model, observation, action)
+        return Response(picture, media_type="image/png", headers={"X-Model": decisions.id})
 
     @app.get("/healthz", response_model=api.Alive)
     async def healthz() -> Response:

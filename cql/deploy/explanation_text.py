@@ -1,35 +1,32 @@
-"""An explanation's numbers as a paragraph for those who know no reinforcement learning. Pure functions of JSON."""
+"""An explanation's numbers in words, for readers who know no reinforcement learning, and as a table.
+
+The functions read the dictionary that ``Explainer.explain`` returns, whose docstring lists its keys.
+"""
 
 from math import floor
 
-DIRECTIONS = ("up", "down", "left", "right")
+from cql.text import aligned
 
 
 def paragraph(found: dict) -> str:
-    """Four to seven sentences on the explanation of ``reasons.explain``; the keys it reads are listed there."""
+    """Four to seven sentences, or one where the episode is over."""
     if found["verdict"] == "terminal":
-        return f"{_capital(_place(found))} is where an episode ends: there is nothing to decide."
-    return " ".join(part for part in (_headline(found), _data(found), _rating(found), _split(found), _hazard(found),
-                                      _reward(found), _safer(found)) if part)
+        return f"{_place(found).capitalize()} is where an episode ends: there is nothing to decide."
+    sentences = [sentence(found) for sentence in (_headline, _data, _rating, _split, _hazard, _reward, _safer)]
+    return " ".join(filter(None, sentences)).replace("probability of below", "probability below")
 
 
 def table(found: dict) -> str:
     """The numbers of every action as lines; an asterisk marks the chosen one."""
-    hazard = found["hazard"]
-    columns = [("action", found["actions"]), ("logged", [f"{count:,}" for count in found["support"]["counts"]])]
-    if found["q"] is not None:
-        columns.append(("Q", [number(q) for q in found["q"]]))
-    columns.append(("softmax" if found["q"] is not None else "probability",
-                    [percent(p) for p in found["probabilities"]]))
+    hazard, q = found["hazard"], found["q"]
+    names = [("*" if a == found["chosen"]["index"] else " ") + name for a, name in enumerate(found["actions"])]
+    columns = [[" action", *names], ["logged", *(f"{count:,}" for count in found["support"]["counts"])]]
+    if q is not None:
+        columns.append(["Q", *map(number, q)])
+    columns.append(["probability" if q is None else "softmax", *map(percent, found["probabilities"])])
     if hazard is not None:
-        columns.append(("hazard", [percent(p) for p in hazard["by_action"]]))
-    rows = [[name for name, _ in columns], *zip(*(cells for _, cells in columns))]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
-    marks = [" ", *("*" if a == found["chosen"]["index"] else " " for a in range(len(found["actions"])))]
-    lines = ["  ".join([mark + row[0].ljust(widths[0]),
-                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-             for mark, row in zip(marks, rows)]
-    return f"{found['member']}, {_place(found)} (* what it chooses)\n" + "\n".join(line.rstrip() for line in lines)
+        columns.append(["hazard", *map(percent, hazard["by_action"])])
+    return "\n".join([f"{found['member']}, {_place(found)} (* what it chooses)", *aligned(list(zip(*columns)))])
 
 
 def number(x: float) -> str:
@@ -39,7 +36,7 @@ def number(x: float) -> str:
 
 
 def percent(p: float) -> str:
-    """As many digits as one can use: 38 %, 4.1 %, 0.21 %; never 0 % or 100 % of what is not."""
+    """Two significant digits, as 38 %, 4.1 %, 0.21 %; 0 % and 100 % only where that is exact."""
     if p <= 0 or p >= 1 - 1e-12:
         return "0 %" if p <= 0 else "100 %"
     if p < 0.0001:
@@ -50,125 +47,111 @@ def percent(p: float) -> str:
 
 
 def odds(p: float) -> str:
-    """``percent``, and for small probabilities how rare that is."""
+    """The percentage, for small probabilities with the number of cases in which one is to be expected."""
     return f"{percent(p)} (1 in {1 / p:,.0f})" if p >= 1e-4 and round(100 * p, 1) < 9.5 else percent(p)
 
 
 def times(count: int) -> str:
+    """How often: never, once, twice, 3 times."""
     return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
-def _of(p: str) -> str:
-    return p if p.startswith("below") else f"of {p}"
-
-
-def doing(name: str) -> str:
-    """An action as the subject of a sentence."""
-    return f"moving {name}" if name in DIRECTIONS else f"taking {name}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _doing(name: str, form: str = "moving taking") -> str:
+    """An action as a part of a sentence: "moving left", "taking action 3"."""
+    return f"{form.split()[name not in ('up', 'down', 'left', 'right')]} {name}"
 
 
 def _place(found: dict) -> str:
     if found["cell"] is not None:
         return "row {}, column {} (counted from 0 at the top left)".format(*found["cell"])
-    if found["state"] is not None or not isinstance(found["observation"], list):
-        return f"state {found['observation'] if found['state'] is None else found['state']}"
-    return f"the observation ({', '.join(f'{x:.4g}'.replace('-', '−') for x in found['observation'])})"
-
-
-def _is_chosen(found: dict) -> bool:
-    return found["action"]["index"] == found["chosen"]["index"]
+    state = found["observation"] if found["state"] is None else found["state"]
+    if isinstance(state, list):
+        return f"the observation ({', '.join(f'{x:.4g}'.replace('-', '−') for x in state)})"
+    return f"state {state}"
 
 
 def _headline(found: dict) -> str:
-    action, chosen, verdict = doing(found["action"]["name"]), doing(found["chosen"]["name"]), found["verdict"]
-    to_do = chosen.replace("moving", "to move", 1).replace("taking", "to take", 1)
-    place = f"{'At' if found['state'] is None and isinstance(found['observation'], list) else 'In'} {_place(found)}"
-    if _is_chosen(found):
-        return f"{place}, {action} is what the model chooses" + (
+    action, chosen, verdict = _doing(found["action"]["name"]), _doing(found["chosen"]["name"]), found["verdict"]
+    place = f"{'At' if _place(found).startswith('the') else 'In'} {_place(found)}, {action}"
+    if found["action"] == found["chosen"]:
+        return f"{place} is what the model chooses" + (
             "." if verdict == "chosen" else ", but nothing in its data supports that.")
-    scores = found["probabilities"] if found["q"] is None else found["q"]
-    lower = scores[found["action"]["index"]] < scores[found["chosen"]["index"]]
-    though = "."
-    if lower:
-        though = f", though the model {'takes it for less likely' if found['q'] is None else 'rates it lower'}."
-    return f"{place}, " + {
-        "unsafe": f"{action} is unsafe: it adds to the risk of meeting a hazard. The model chooses {to_do}.",
-        "unsupported": f"{action} is not supported by the data that the model learned from; it chooses {to_do}.",
-        "as good": f"{action} {'promises a higher total reward than' if _better(found) else 'is as good as'} "
-                   f"the model's choice, {chosen}{though}",
-        "worse": f"{action} is worse than {chosen}, which the model chooses."}[verdict]
-
-
-def _better(found: dict) -> bool:
-    """Whether the total reward after the action is higher than after the chosen one, by more than is shown as equal."""
-    outcome = found["return"]
-    return outcome is not None and outcome["action"] > outcome["chosen"] and (
-        number(outcome["action"]) != number(outcome["chosen"]))
+    if verdict == "worse":
+        return f"{place} is worse than {chosen}, which the model chooses."
+    if verdict == "as good":
+        scores, outcome, kind = found["q"] or found["probabilities"], found["return"], "is as good as"
+        if outcome and outcome["action"] > outcome["chosen"] and number(outcome["action"]) != number(outcome["chosen"]):
+            kind = "promises a higher total reward than"
+        text = f"{place} {kind} the model's choice, {chosen}"
+        if scores[found["action"]["index"]] >= scores[found["chosen"]["index"]]:
+            return f"{text}."
+        return f"{text}, though the model {'rates it lower' if found['q'] else 'takes it for less likely'}."
+    choice = _doing(found["chosen"]["name"], "move take")
+    if verdict == "unsafe":
+        return f"{place} is unsafe: it adds to the risk of meeting a hazard. The model chooses to {choice}."
+    return f"{place} is not supported by the data that the model learned from; it chooses to {choice}."
 
 
 def _data(found: dict) -> str:
-    support, counts = found["support"], found["support"]["counts"]
-    total, chosen = support["state_count"], found["chosen"]
+    support, counts, chosen = found["support"], found["support"]["counts"], found["chosen"]
+    total = support["state_count"]
     if total == 0:
         return ("The data never came here, so nothing in them tells what any action leads to: "
                 "whatever the model says here is carried over from other places.")
     here = f"The data were here {times(total)}"
     if support["count"] == 0:
         tried = [f"{name} {times(count)}" for name, count in zip(found["actions"], counts) if count]
-        return f"{here} and never took this action; what they took was {_listed(tried)}."
+        listed = " and ".join(filter(None, [", ".join(tried[:-1]), tried[-1]]))
+        return f"{here} and never took this action; what they took was {listed}."
     if support["count"] == total:
-        return f"{here} and took this action {'that time' if total == 1 else 'every time'}" + (
-            "." if _is_chosen(found) else f", never {chosen['name']}.")
-    own = f"{here} and took this action {times(support['count'])} ({percent(support['share'])})"
-    return own + ("." if _is_chosen(found) else f", {chosen['name']} {times(counts[chosen['index']])}.")
+        text, others = f"{here} and took this action {'that time' if total == 1 else 'every time'}", "never {}"
+    else:
+        text = f"{here} and took this action {times(support['count'])} ({percent(support['share'])})"
+        others = f"{{}} {times(counts[chosen['index']])}"
+    return f"{text}." if found["action"] == found["chosen"] else f"{text}, {others.format(chosen['name'])}."
 
 
 def _rating(found: dict) -> str:
-    action, chosen = found["action"], found["chosen"]
-    bc = found["q"] is None
-    scores, show = (found["probabilities"], lambda p: _of(percent(p))) if bc else (found["q"], number)
-    what = "The model imitates the data and gives it a probability" if bc else "The model rates it at"
-    if _is_chosen(found):
-        others = [a for a in range(len(scores)) if a != chosen["index"]]
-        if not others:
-            return f"{what} {show(scores[chosen['index']])}; there is no other action."
-        second = max(others, key=lambda a: scores[a])
-        second_score = show(scores[second]).removeprefix("of ")
-        return f"{what} {show(scores[chosen['index']])}; next comes {found['actions'][second]} with {second_score}."
-    mine, best = (show(scores[a["index"]]) for a in (action, chosen))
-    if mine == best:
-        return f"{what} {mine}, no different from {chosen['name']}."
-    return f"{what} {mine}, against {best.removeprefix('of ')} for {chosen['name']}" + (
-        "." if bc else f": a gap of {number(found['gap']['difference'])}.")
+    action, chosen, cloned = found["action"]["index"], found["chosen"]["index"], found["q"] is None
+    scores = [percent(p) for p in found["probabilities"]] if cloned else [number(q) for q in found["q"]]
+    text = (f"The model imitates the data and gives it a probability of {scores[action]}" if cloned else
+            f"The model rates it at {scores[action]}")
+    if found["action"] == found["chosen"]:
+        values = found["probabilities"] if cloned else found["q"]
+        second = max((a for a in range(len(values)) if a != chosen), key=values.__getitem__, default=None)
+        if second is None:
+            return f"{text}; there is no other action."
+        return f"{text}; next comes {found['actions'][second]} with {scores[second]}."
+    if scores[action] == scores[chosen]:
+        return f"{text}, no different from {found['chosen']['name']}."
+    gap = "" if cloned else f": a gap of {number(found['gap']['difference'])}"
+    return f"{text}, against {scores[chosen]} for {found['chosen']['name']}{gap}."
 
 
 def _split(found: dict) -> str:
+    """What the gap between the two Q-values consists of."""
     gap, support = found["gap"], found["support"]
     if gap is None or support["state_count"] == 0:
         return ""
     if not support["supported"]:
         return ("With no data behind it, that rating is a guess from other places and other actions, "
                 "which training pushes down on purpose.")
-    if _is_chosen(found):
+    if found["action"] == found["chosen"]:
         return ""
     if gap["td"] is None:
         return ("How much of that comes from the data cannot be said, because they never took "
                 f"{found['chosen']['name']} here, whose rating is a guess.")
     if number(gap["difference"]) == number(0):
         return ""
-    data = (f"The rewards in the data and what follows them account for {number(gap['td'])} of that gap"
+    text = (f"The rewards in the data and what follows them account for {number(gap['td'])} of that gap"
             if gap["td"] >= 0 else
             f"By the rewards in the data and what follows them the gap would be {number(gap['td'])}")
     if gap["residual"] is None:
-        return f"{data}; the penalty for rare actions, with what training has not fitted, {_adds(gap['penalty'])}."
-    rest = f", and what training has not fitted {_adds(gap['residual'])}"
-    if number(abs(gap["residual"])) == number(0):
-        rest = ""
-    return f"{data}; the penalty for rare actions {_adds(gap['penalty'])}{rest}."
+        return f"{text}; the penalty for rare actions, with what training has not fitted, {_adds(gap['penalty'])}."
+    text += f"; the penalty for rare actions {_adds(gap['penalty'])}"
+    if number(abs(gap["residual"])) != number(0):
+        text += f", and what training has not fitted {_adds(gap['residual'])}"
+    return f"{text}."
 
 
 def _adds(x: float) -> str:
@@ -180,44 +163,38 @@ def _adds(x: float) -> str:
 def _hazard(found: dict) -> str:
     hazard = found["hazard"]
     if hazard is None:
-        if not found["model_known"]:
-            return "How safe it is cannot be said: no exact model of the environment is known."
-        if found["state"] is None:
-            return "How safe it is cannot be said: no state of the environment shows this observation."
-        return "The environment has no hazards."
+        unknown = ("no exact model of the environment is known" if not found["model_known"] else
+                   "no state of the environment shows this observation" if found["state"] is None else None)
+        return f"How safe it is cannot be said: {unknown}." if unknown else "The environment has no hazards."
     steps = "the next step" if found["steps"] == 1 else f"the next {found['steps']} steps"
-    if hazard["action"] == 0 == hazard["chosen"]:
+    if hazard["action"] == hazard["chosen"] == 0:
         return f"If the model goes on from there, it meets no hazard within {steps}."
     soon = "" if hazard["action_next"] == 0 else (
         ", all of it at the next step" if hazard["action_next"] >= hazard["action"] * (1 - 1e-9)
         else f", {percent(hazard['action_next'])} already at the next step")
-    text = (f"If the model goes on from there, it meets a hazard within {steps} with a probability "
-            f"{_of(odds(hazard['action']))}{soon}")
-    return text + ("." if _is_chosen(found) else f"; after {found['chosen']['name']} it is {odds(hazard['chosen'])}.")
+    other = "" if found["action"] == found["chosen"] else (
+        f"; after {found['chosen']['name']} it is {odds(hazard['chosen'])}")
+    return (f"If the model goes on from there, it meets a hazard within {steps} with a probability "
+            f"of {odds(hazard['action'])}{soon}{other}.")
 
 
 def _reward(found: dict) -> str:
     outcome = found["return"]
     if outcome is None:
         return ""
-    text = f"The total reward to expect is {number(outcome['action'])}"
-    if _is_chosen(found):
-        return text + "."
-    same = number(outcome["action"]) == number(outcome["chosen"])
-    return text + (", the same for both." if same else
-                   f", after {found['chosen']['name']} {number(outcome['chosen'])}.")
+    action, chosen = number(outcome["action"]), number(outcome["chosen"])
+    other = "" if found["action"] == found["chosen"] else (
+        ", the same for both" if action == chosen else f", after {found['chosen']['name']} {chosen}")
+    return f"The total reward to expect is {action}{other}."
 
 
 def _safer(found: dict) -> str:
-    """Of the chosen action alone: whether another one has a clearly lower hazard probability."""
+    """Of the chosen action: whether another one has a clearly lower hazard probability."""
     hazard = found["hazard"]
-    if hazard is None or not _is_chosen(found):
+    if hazard is None or found["action"] != found["chosen"]:
         return ""
-    safest = min(range(len(found["actions"])), key=lambda a: hazard["by_action"][a])
-    if hazard["by_action"][safest] >= hazard["chosen"] - hazard["margin"]:
+    least = min(hazard["by_action"])
+    if least >= hazard["chosen"] - hazard["margin"]:
         return ""
-    return f"{_capital(doing(found['actions'][safest]))} would be safer, at {odds(hazard['by_action'][safest])}."
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    safest = found["actions"][hazard["by_action"].index(least)]
+    return f"{_doing(safest, 'Moving Taking')} would be safer, at {odds(least)}."

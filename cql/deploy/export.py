@@ -1,19 +1,13 @@
-"""A policy as a file that needs nothing of this package: a torch.export program (``.pt2``) or ONNX.
+"""A policy as a file that needs nothing of this package: a torch.export program (``.pt2``) or ONNX (extra ``export``).
 
-    python -m cql export RUN exported --member cql-a6-s42-d42 --format all
+Both take a batch of any size B, ``[B]`` int64 state indices or ``[B, n]`` float32, and return the outputs ``[B, A]``
+float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the lowest. An index that is no
+state is an error in both; NaN in a vector is not, so docs/examples check for it. A file is loaded from its bytes before
+it is written and must act as the policy on every state (without a model, on every observation of the data).
 
-writes ``exported/cql-a6-s42-d42.pt2`` and ``.onnx``, which ``docs/examples/load_torch.py`` and ``load_onnx.py`` run.
-ONNX needs the extra ``export``.
-
-Both take a batch of observations, ``[B]`` int64 state indices or ``[B, n]`` float32, of any size B, 0 and 1 too, and
-return the outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the
-lowest. An index that is no state is an error in both; NaN in a vector is not, so whoever loads the file checks that.
-Before a file is written it is loaded from its bytes and must act as the policy does on every state (without a known
-model, on every distinct observation of the data).
-
-``torch.export.load`` can unpickle what a ``.pt2`` holds, so it must never read a file of unknown origin. Files written
-here hold no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes with the
-same versions of the packages: what would name the source folder and the process is left out.
+``torch.export.load`` can unpickle the contents of a ``.pt2``, so it must never read a file of unknown origin. Files
+written here hold no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes
+with the same versions of the packages: the names of the source folder and the process are left out.
 """
 
 import io
@@ -45,27 +39,24 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # observations [B] 
 class Greedy(torch.nn.Module):
     """A policy as a module: observations ``[B]`` or ``[B, n]`` to outputs ``[B, A]`` and greedy actions ``[B]``.
 
-    As ``Policy.outputs``, of which it is the same function: an index is looked up among the outputs of all states, a
-    vector is read in float64, so that no action depends on the size of the batch.
+    As in ``Policy.outputs``, an index is looked up among the outputs of all states, and a vector is read in float64, so
+    that no action depends on the size of the batch.
     """
-
-    table: Tensor
 
     def __init__(self, policy: Policy):
         super().__init__()
         self.network = policy.network
-        if self.network.discrete:
-            self.register_buffer("table", torch.from_numpy(policy.outputs(np.arange(self.network.inputs))))
-            return
-        for n, tensor in enumerate(policy.parameters):
-            self.register_buffer(f"parameter{n}", tensor.detach().clone())
+        tensors = ([torch.from_numpy(policy.outputs(np.arange(self.network.inputs)))] if self.network.discrete else
+                   [tensor.detach().clone() for tensor in policy.parameters])
+        for n, tensor in enumerate(tensors):
+            self.register_buffer(f"tensor{n}", tensor)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         if self.network.discrete:  # ONNX counts negative indices from the end: −1 would be the last state
             states = torch.where(observations < 0, self.network.inputs, observations)
-            outputs = torch.nn.functional.embedding(states, self.table)
+            outputs = torch.nn.functional.embedding(states, self.get_buffer("tensor0"))
         else:
-            parameters = [getattr(self, f"parameter{n}").double() for n in range(len(self.network.shapes))]
+            parameters = [tensor.double() for tensor in self.buffers()]
             outputs = self.network.q_values(parameters, observations[None].double())[0].float()
         return outputs, outputs.argmax(-1)
 
@@ -92,14 +83,11 @@ def torch_bytes(exported: ExportedProgram, metadata: str) -> bytes:
 
 
 def onnx_bytes(exported: ExportedProgram, metadata: str) -> bytes:
-    """The contents of an ``.onnx`` file. Raises RunError without the extra ``export``."""
+    """The contents of an ``.onnx`` file."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that are not here
-    try:
-        made = torch.onnx.export(exported, dynamic_shapes=({0: "batch"},), input_names=["observations"],
-                                 output_names=["outputs", "actions"], verbose=False)
-    except ModuleNotFoundError as error:
-        raise _extra_missing(error) from None
-    model = made.model_proto  # made anew whenever it is asked for
+    made = torch.onnx.export(exported, dynamic_shapes=({0: "batch"},), input_names=["observations"],
+                             output_names=["outputs", "actions"], verbose=False)
+    model = made.model_proto  # a new object at each access
     model.metadata_props.add(key=METADATA, value=metadata)
     return model.SerializeToString(deterministic=True)
 
@@ -111,11 +99,9 @@ def torch_runner(contents: bytes) -> Run:
 
 
 def onnx_runner(contents: bytes) -> Run:
-    """Runs an ``.onnx`` on the CPU. Raises RunError without the extra ``export``."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise _extra_missing(error) from None
+    """Runs an ``.onnx`` on the CPU."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
     return lambda observations: tuple(session.run(["outputs", "actions"], {"observations": observations}))
 
@@ -124,16 +110,15 @@ FORMATS = {"torch": (".pt2", torch_bytes, torch_runner), "onnx": (".onnx", onnx_
 
 
 def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> float:
-    """How far the outputs of an exported policy are from its own, relative to the largest.
+    """How far the outputs of an exported policy are from its own, relative to the largest one.
 
-    Args:
-        observations: ``[N]`` or ``[N, n]``; asked in batches of none and of ``ROWS``, and alone (of very many,
-            ``ALONE``).
+    The observations, ``[N]`` or ``[N, n]``, are asked in batches of none and of ``ROWS``, and one by one (of very many,
+    ``ALONE``).
 
     Raises:
         RunError: another action somewhere, an output further off than ``TOLERANCE``, or other shapes or types.
     """
-    differences, sizes = [], []
+    differences, largest = [], []
     batches = [observations[:0], *(observations[n : n + ROWS] for n in range(0, len(observations), ROWS)),
                *observations[:: -(-len(observations) // ALONE)][:, None]]
     for batch in batches:
@@ -147,9 +132,8 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
             raise RunError(f"the exported policy acts otherwise on {len(differ)} of {len(batch)} observations, first "
                            f"on {batch[differ[0]].tolist()}: the file is not kept.")
         differences.append(np.abs(outputs - expected).max(initial=0.0))
-        sizes.append(np.abs(expected).max(initial=0.0))
-    largest = float(np.max(sizes))
-    relative = float(np.max(differences)) / (largest or 1.0)
+        largest.append(np.abs(expected).max(initial=0.0))
+    relative = float(np.max(differences) / (np.max(largest) or 1.0))
     if not relative <= TOLERANCE:  # NaN is not
         raise RunError(f"the exported policy's outputs are {relative:.1e} off, more than {TOLERANCE:g}: "
                        "the file is not kept.")
@@ -157,7 +141,7 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
 
 
 def observations_of(model: Model) -> np.ndarray:
-    """What an export is checked on, ``[N]`` int64 or ``[N, n]`` float32: every state, else the data's observations."""
+    """Every state, else the data's observations, ``[N]`` int64 or ``[N, n]`` float32: an export is checked on these."""
     if model.policy.network.discrete:
         return np.arange(model.policy.network.inputs)
     known = model.world.inputs
@@ -165,11 +149,7 @@ def observations_of(model: Model) -> np.ndarray:
 
 
 def metadata(model: Model, digest: str) -> str:
-    """What travels with the file, as JSON.
-
-    Args:
-        digest: SHA-256 of the policy's own file.
-    """
+    """The contents of ``METADATA``; ``digest`` is the SHA-256 of the policy's own file."""
     network, member = model.policy.network, model.member
     return json.dumps({
         "member": member.name, "algorithm": member.algorithm, "alpha": member.alpha, "final_alpha": model.final_alpha,
@@ -181,17 +161,13 @@ def metadata(model: Model, digest: str) -> str:
 
 def export(path: str | Path, out: str | Path, member: str | None = None,
            formats: tuple[str, ...] = ("torch",)) -> list[str]:
-    """Writes a policy in these formats, all checked before the first is written.
+    """A line about each file that it writes, one for each format, all checked before the first is written.
 
     Args:
-        path: a run folder, or an entry of a registry. out: a folder, made if there is none.
-        member: as in ``Model.open``.
-
-    Returns:
-        A line on each file.
+        path: a run folder, or an entry of a registry. out: a folder, made if there is none. member: for ``Model.open``.
 
     Raises:
-        RunError: no such policy, an extra that is not installed, or a file that does not do what the policy does.
+        RunError: no such policy, an extra that is not installed, or a file that does not act as the policy does.
         OSError: the folder cannot be made or written.
     """
     model = Model.open(path, member)
@@ -199,18 +175,16 @@ def export(path: str | Path, out: str | Path, member: str | None = None,
     about, observations, made = metadata(model, sha256(own)), observations_of(model), []
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PyTorch's, of its own code
         exported = program(model.policy)
-        for ending, contents_of, runner_of in (FORMATS[name] for name in formats):
-            contents = contents_of(exported, about)
-            made.append((ending, contents, largest_difference(runner_of(contents), model.policy, observations)))
+        try:
+            for ending, contents_of, runner_of in (FORMATS[name] for name in formats):
+                contents = contents_of(exported, about)
+                made.append((ending, contents, largest_difference(runner_of(contents), model.policy, observations)))
+        except ModuleNotFoundError as error:
+            raise RunError(f"ONNX needs the extra export: pip install 'glassbox-cql[export]' ({error}).") from None
     Path(out).mkdir(parents=True, exist_ok=True)
     lines = []
     for ending, contents, difference in made:
-        target = Path(out) / f"{model.member.name}{ending}"
-        atomic_write(target, contents)
+        atomic_write(target := Path(out) / f"{model.member.name}{ending}", contents)
         lines.append(f"{target}: {len(contents):,} bytes; acts as the policy on all of {len(observations):,} "
                      f"observations, its outputs differ by at most {difference:.1e} of the largest")
     return lines
-
-
-def _extra_missing(error: ModuleNotFoundError) -> RunError:
-    return RunError(f"ONNX needs the extra export: pip install 'glassbox-cql[export]' ({error}).")
