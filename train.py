@@ -14,12 +14,10 @@ from cql.cloned import cloned_in_words
 from cql.collect import datasets_for, summary
 from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
-from cql.ranks import Ranks, Stopped, joined
+from cql.ranks import Interrupted, Ranks, joined
 from cql.run_folder import RunFolder
-from cql.training import Interrupted, train, trainer_for
+from cql.training import train, trainer_for
 from cql.world import World
-
-ENDINGS = (Interrupted, KeyboardInterrupt, Stopped, GlassboxError, OSError)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -31,15 +29,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def open_run(arguments: argparse.Namespace, ranks: Ranks):
-    """The run folder, its config and its data: of a run to go on with, or of a new one."""
+    """The run folder, its config and its data: of a run to go on with, or of one that the first rank makes."""
     given = settings.given(arguments)
+    if not ranks.first:
+        run = RunFolder(arguments.resume or arguments.out)
+        return run, run.config(), run.datasets(run.config())
     if arguments.resume:
         if given or arguments.out:
             raise ConfigError("--resume goes on with the settings of the run: give no others.")
         run = RunFolder.open(arguments.resume)
         run.check_manifest(derived=False)
-        config = run.config()
-        return run, config, run.datasets(config)
+        return run, run.config(), run.datasets(run.config())
+    if ranks.launched and not arguments.out:
+        raise ConfigError("under torchrun give --out RUN: a restarted job finds its run by it.")
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
@@ -51,79 +53,57 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given),
                               cloned_in_words(config, datasets, world))):
         print(f"note: {note}")
-    return RunFolder.create(arguments.out, config, datasets), config, datasets
+    run = RunFolder.create(arguments.out, config, datasets, again=ranks.launched)
+    run.check_manifest(derived=False)
+    return run, config, datasets
 
 
-def lead(argv: list[str] | None, ranks: Ranks) -> int:
-    """What the first rank does: all but the slices that others train."""
-    started, run = time.perf_counter(), None
-    try:
-        arguments = parse(argv)
-        run, config, datasets = open_run(arguments, ranks)
-        print(f"data {config.data_seed}: {summary(datasets[0])}" + (
-            f"\nand {len(datasets) - 1} further data sets of the same kind" if len(datasets) > 1 else ""))
-        if config.steps and config.trainer == "fast" and trainer_for(config, "cql") is algorithm.updates:
-            print(f"the fast trainer does not know {config.objective}: cql/algorithm.py trains CQL (--trainer plain)")
-        with run.lock() as held:
-            run.remove_partial_files()
-            if ranks.world > 1:
-                run.share_lock(held)
-            ranks.tell({"run": str(run.path.absolute()), "resume": bool(arguments.resume)})
-            train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume), ranks,
-                  snapshots.recorder(run, config))
-            trained = round(time.perf_counter() - started, 1)
-            run.write_json("evaluation.json", result := evaluation.evaluate(run))
-            write_results(run)
-            plots.draw_all(run)
-            run.write_manifest(device=str(resolve_device(config.device)), ranks=ranks.world, training_seconds=trained,
-                               seconds=round(time.perf_counter() - started, 1))
-    except ENDINGS as end:
-        return ended(end, ranks, run)
+def finish(run: RunFolder, ranks: Ranks, started: float) -> None:
+    """Evaluates what was trained, draws it, prints it and closes the run with its manifest."""
+    trained = round(time.perf_counter() - started, 1)
+    run.write_json("evaluation.json", result := evaluation.evaluate(run))
+    write_results(run)
+    plots.draw_all(run)
+    run.write_manifest(device=str(resolve_device(run.config().device)), ranks=ranks.world, training_seconds=trained,
+                       seconds=round(time.perf_counter() - started, 1))
     print(f"{evaluation.table(result)}\nrun folder: {run.path}")
-    return 0
-
-
-def follow(ranks: Ranks) -> int:
-    """What the other ranks do: read the run that the first has made and train slices of it."""
-    run = None
-    try:
-        word = ranks.hear()
-        run = RunFolder.open(word["run"])
-        with run.lock(shared=True):
-            config = run.config()
-            datasets = run.datasets(config)
-            train(run, config, datasets, World.of(datasets[0]), word["resume"], ranks, snapshots.recorder(run, config))
-    except ENDINGS as end:
-        return ended(end, ranks, run)
-    return 0
-
-
-def ended(end: BaseException, ranks: Ranks, run: RunFolder | None) -> int:
-    """Ends the job, with one message and not one a rank; returns the exit status."""
-    if isinstance(end, Stopped):
-        if str(end):
-            ranks.say(f"error: {end}")
-        return end.status
-    if isinstance(end, (Interrupted, KeyboardInterrupt)):
-        ranks.stop()
-        if run:
-            how = f"Go on with: {ranks.launcher} train.py --resume {run.path}"
-            ranks.say("\n".join(filter(None, (ranks.reason, str(end) or "interrupted.", how))))
-        elif ranks.first:
-            ranks.say("interrupted")
-        return 130
-    ranks.say(f"error: {end}" if ranks.first else f"error: rank {ranks.rank}: {end}")
-    ranks.stop(f"rank {ranks.rank}: {end}", 2)
-    return 2
 
 
 def main(argv: list[str] | None = None) -> int:
+    started, run, ranks = time.perf_counter(), None, Ranks()
     try:
-        with joined() as ranks:
-            return lead(argv, ranks) if ranks.first else follow(ranks)
-    except Stopped as end:
-        print(f"error: {end}", file=sys.stderr)
-        return end.status
+        ranks = joined()
+        if not ranks.first:
+            ranks.wait_for_all()  # until the first has made the run
+        arguments = parse(argv)
+        run, config, datasets = open_run(arguments, ranks)
+        with run.lock(shared=not ranks.first, wait=ranks.launched) as held:
+            if ranks.first:
+                print(f"data {config.data_seed}: {summary(datasets[0])}" + (
+                    f"\nand {len(datasets) - 1} further data sets of the same kind" if len(datasets) > 1 else ""))
+                if config.steps and config.trainer == "fast" and trainer_for(config, "cql") is algorithm.updates:
+                    print(f"the fast trainer does not know {config.objective}: cql/algorithm.py trains CQL "
+                          "(--trainer plain)")
+                run.remove_partial_files()
+                if ranks.world > 1:
+                    run.share_lock(held)
+                ranks.wait_for_all()
+            train(run, config, datasets, World.of(datasets[0]), bool(arguments.resume) or ranks.launched, ranks,
+                  snapshots.recorder(run, config))
+            if ranks.first:
+                finish(run, ranks, started)
+            ranks.wait_for_all()  # should the first die meanwhile, torchrun can start all of them again
+    except (Interrupted, KeyboardInterrupt) as end:
+        if ranks.local_rank == 0:  # one message, not one a rank
+            print(str(end) or "interrupted.", file=sys.stderr)
+            if run:
+                again = "the same command" if ranks.launched else f"python train.py --resume {run.path}"
+                print(f"Go on with: {again}", file=sys.stderr)
+        return 130
+    except (GlassboxError, OSError) as error:
+        print(f"error: {error}" if ranks.first else f"error: rank {ranks.rank}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ they are joined, and the folder is what one process leaves.
 import fcntl
 import json
 import platform
-import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,7 @@ MANIFEST = "manifest.json"
 DERIVED = (  # made from the rest of a run, and can be made again
     "evaluation.json", "results.csv", "audit.json", "statistics.json", "selection.json", "report.html",
     "figures/", "tensorboard/figures/", "tensorboard/alpha=", "tensorboard/bc, mean of ")
+FOLDERS = ("datasets", "policies", "tensorboard", "figures")
 SHARDS = "shards"
 PACKAGES = ("glassbox-cql", "torch", "numpy", "gymnasium", "tensorboard", "matplotlib")
 
@@ -65,23 +67,26 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, out: str | None, config: Config, datasets: list[OfflineDataset]) -> "RunFolder":
+    def create(cls, out: str | None, config: Config, datasets: list[OfflineDataset], again: bool = False
+               ) -> "RunFolder":
         """A new folder with its config and data. Without ``out``, a fresh timestamped one under ``runs/``.
 
+        Args:
+            again: take ``out`` as it is if it was made, or half made, of this config and data before.
+
         Raises:
-            RunError: the folder exists, or cannot be made or written.
+            RunError: the folder exists, with ``again`` one of something else, or cannot be made or written.
         """
-        path = new_folder(out)
-        run = cls(path)
-        for folder in ("datasets", "policies", "tensorboard", "figures"):
-            (path / folder).mkdir()
-        for data_seed, dataset in zip(config.data_seeds, datasets):
-            dataset.save(run.dataset_path(data_seed))
-        for name in GIVEN_POLICIES:
-            if getattr(config, name) not in (None, BEHAVIOR):
-                shutil.copyfile(getattr(config, name), path / f"{name}.pt")
-        atomic_write(path / "config.json", config.to_json().encode())
-        return run
+        path = Path(out) if again and _made_here(Path(out)) else new_folder(out)
+        finished = (path / "config.json").exists()
+        for folder in FOLDERS:
+            (path / folder).mkdir(exist_ok=True)
+        for name, contents in _inputs(config, datasets):
+            if not finished:
+                atomic_write(path / name, contents)
+            elif (path / name).read_bytes() != contents:
+                raise RunError(f"{path} was made with other settings or data: give another --out.")
+        return cls(path)
 
     @classmethod
     def open(cls, path) -> "RunFolder":
@@ -125,11 +130,12 @@ class RunFolder:
             return [Shard(self.path, 0, groups)]
         return [Shard(self.path / SHARDS / str(number), number, [group]) for number, group in enumerate(groups)]
 
-    def lock(self, shared: bool = False):
+    def lock(self, shared: bool = False, wait: bool = False):
         """An open file whose lock is held until it is closed: two jobs never write one run.
 
         Args:
             shared: a lock that several may hold; ``share_lock`` turns an exclusive lock into one.
+            wait: if another process has it, say so and wait until it ends.
 
         Raises:
             RunError: another process has it.
@@ -139,8 +145,11 @@ class RunFolder:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
-            file.close()
-            raise RunError(f"another process is writing {self.path}.") from None
+            if not wait:
+                file.close()
+                raise RunError(f"another process is writing {self.path}.") from None
+            print(f"note: waiting for another process that is writing {self.path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         return file
 
     @staticmethod
@@ -221,6 +230,23 @@ class RunFolder:
         problems += [f"{name}: contents differ from the manifest" for name in sorted(present & recorded.keys())
                      if sha256(self.path / name) != recorded[name]]
         return problems
+
+
+def _made_here(path: Path) -> bool:
+    """Whether it is a run folder, or what a process that was killed has left of one."""
+    made = {*FOLDERS, *(f"{name}.pt" for name in GIVEN_POLICIES)}
+    return path.is_dir() and ((path / "config.json").exists() or all(
+        inside.name in made or inside.suffix == ".partial" for inside in path.iterdir()))
+
+
+def _inputs(config: Config, datasets: list[OfflineDataset]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files that a run is made of; config.json, with which it is one, comes last."""
+    for data_seed, dataset in zip(config.data_seeds, datasets):
+        yield f"datasets/{data_seed}.npz", dataset.to_bytes()
+    for name in GIVEN_POLICIES:
+        if getattr(config, name) not in (None, BEHAVIOR):
+            yield f"{name}.pt", Path(getattr(config, name)).read_bytes()
+    yield "config.json", config.to_json().encode()
 
 
 def _no_number(name: str):

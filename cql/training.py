@@ -3,8 +3,11 @@
 A trainer is a generator: ``cql.algorithm.updates``, or ``cql.engine.updates``, which makes them faster.
 """
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,22 +25,18 @@ from cql.errors import RunError
 from cql.members import Member, slices, updates_of
 from cql.metrics import LossSums, MetricsLog
 from cql.policy import Policy
-from cql.ranks import Ranks
+from cql.ranks import Interrupted, Ranks
 from cql.run_folder import RunFolder, Shard
 from cql.sampling import Transitions
 from cql.world import World
-
-
-class Interrupted(Exception):
-    """A signal arrived, or another rank ended the job; the run has been checkpointed."""
 
 
 def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world: World,
           resume: bool = False, ranks: Ranks | None = None, watch: Callable = lambda *_: None) -> None:
     """Trains every member of the config and writes log, checkpoints and policies into the run.
 
-    In a job of several ranks, every rank calls this, and a free rank takes the next slice of members: with the
-    same type of device, slices and threads the results are bit-identical for any number of ranks.
+    In a job of several ranks, every rank calls this and trains its share of the slices: with the same type of
+    device, slices and threads the results are bit-identical for any number of ranks.
 
     Args:
         world: of the data; with a model, the log has exact values of the greedy policies.
@@ -45,13 +44,13 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
         watch: called at every log entry with (members, update, network, parameters).
 
     Raises:
-        Interrupted: a signal or another rank stopped it; a checkpoint is written.
+        Interrupted: a signal or the end of another rank stopped it; a checkpoint is written.
         RunError: no such device, or a checkpoint that does not belong to this run.
     """
     ranks = ranks or Ranks()
     device = resolve_device(config.device, ranks.local_rank)
-    shards = run.shards(slices(config), apart=ranks.world > 1)
-    with ranks.stopped_by_signals(), torch_settings(device) as threads:
+    shards = run.shards(slices(config), apart=ranks.launched)
+    with on_signals(ranks.stop), torch_settings(device) as threads:
         transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
         diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
         by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions)}
@@ -83,10 +82,20 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                 if ranks.stopped:
                     raise Interrupted(f"stopped after the last update of {part.name}, slice {number}.")
         ranks.wait_for_all()
-        if ranks.stopped:
-            raise Interrupted("stopped before every slice was trained.")
     if ranks.first:
         checkpoint.join(run, shards)
+
+
+@contextmanager
+def on_signals(stop: Callable) -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM call ``stop``, where this is the main thread, which alone may handle them."""
+    kinds = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {kind: signal.signal(kind, stop) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
 
 def trainer_for(config: Config, name: str):
@@ -184,7 +193,7 @@ def _shards_to_train(run: RunFolder, config: Config, shards: list[Shard], resume
     def work(shard: Shard) -> int:
         return sum(len(group) * updates_of(config, group) for group in shard.groups)
 
-    for shard in ranks.share(sorted(shards, key=work, reverse=True)):
+    for shard in ranks.share(shards, work):
         shard.folder.mkdir(parents=True, exist_ok=True)
         names = None if shard.folder == run.path else [member.name for group in shard.groups for member in group]
         log = MetricsLog(run.path, shard.metrics, names, beside=config.on_cuda)

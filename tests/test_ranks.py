@@ -1,9 +1,10 @@
-"""A sweep over several processes: what it leaves is what one process leaves, also after a rank was killed."""
+"""A sweep over several processes: what it leaves is what one process leaves, also after ranks or machines were lost."""
 
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from cql import ranks as ranks_module
+import train as command
+from cql.collect import datasets_for
 from cql.commands import verify
+from cql.config import Config
 from cql.device import resolve_device
 from cql.errors import RunError
-from cql.ranks import Ranks, Stopped, joined
+from cql.ranks import Ranks, joined
 from cql.run_folder import RunFolder
 from cql.training import Interrupted
 from cql.training import train as train_run
@@ -27,9 +30,10 @@ from tests.test_training import after_each_yield
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "3000", "--batch-size", "8", "--alpha",
+SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "6000", "--batch-size", "8", "--alpha",
          "1", "6", "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "200",
          "--device", "cpu"]
+THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun gives each rank
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +52,39 @@ def whole(script, tmp_path_factory) -> dict:
     return everything(run)
 
 
-def torchrun(processes: int, *argv) -> subprocess.Popen:
-    """A job of so many processes of one thread on this machine; ``argv`` are the script and its arguments."""
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                             str(processes), *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 def one_process(script: str, *argv) -> None:
-    """With one thread, as torchrun gives each rank."""
-    subprocess.run([sys.executable, script, *argv], check=True, capture_output=True,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run([sys.executable, script, *argv], check=True, capture_output=True, env=THREAD)
 
 
-def process_of(job: subprocess.Popen, rank: int) -> int | None:
+def torchrun(*argv, **environment) -> subprocess.Popen:
+    """A job; ``argv``: torchrun's options, the script and its arguments."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *map(str, argv)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=THREAD | environment)
+
+
+def here(processes: int, *argv) -> subprocess.Popen:
+    return torchrun("--standalone", "--nproc-per-node", processes, *argv)
+
+
+def process_of(job: subprocess.Popen, local_rank: int) -> int | None:
     """The process id of a rank of this job, if it is there."""
     try:
-        for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
-            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-                return int(child)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     except OSError:
-        pass
-    return None
+        return None
+    return next((int(child) for child in children if f"LOCAL_RANK={local_rank}" in environment_of(int(child))), None)
+
+
+def environment_of(process: int) -> list[str]:
+    """Empty if the process has ended."""
+    try:
+        return Path(f"/proc/{process}/environ").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def finished(job: subprocess.Popen) -> tuple[int, str, str]:
-    printed, errors = job.communicate(timeout=120)
+    printed, errors = job.communicate(timeout=600)
     return job.returncode, printed, errors
 
 
@@ -90,142 +101,189 @@ def everything(run: Path) -> dict:
     return outcome(run) | {name: (run / name).read_bytes() for name in ("results.csv", "checkpoint.pt")}
 
 
-def test_three_processes_leave_what_one_leaves(tmp_path, whole):
-    status, printed, errors = finished(torchrun(3, "train.py", *SWEEP, "--out", str(tmp_path / "three")))
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_leave_what_one_leaves(tmp_path, whole, processes):
+    status, printed, errors = finished(here(processes, "train.py", *SWEEP, "--out", tmp_path / "run"))
     assert status == 0, errors
     assert printed.count("run folder:") == 1 and printed.count("hazard rate") == 1
-    assert everything(tmp_path / "three") == whole
-    assert not (tmp_path / "three/shards").exists() and verify.main([str(tmp_path / "three")]) == 0
+    assert everything(tmp_path / "run") == whole
+    assert not (tmp_path / "run/shards").exists() and verify.main([str(tmp_path / "run")]) == 0
 
 
 def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_path, script, whole):
     run = tmp_path / "cut"
-    job = torchrun(2, script, *SWEEP, "--out", str(run))
+    job = here(2, script, *SWEEP, "--out", run)
     wait_for_progress(job, run)
     job.send_signal(signal.SIGINT)  # as Ctrl-C does
     status, _, errors = finished(job)
-    assert status != 0 and " died." not in errors
-    assert errors.count(f"Go on with: torchrun --nproc-per-node 2 train.py --resume {run}") == 1
+    assert status != 0 and errors.count("stopped after update ") == errors.count("Go on with: the same command\n") == 1
 
-    job = torchrun(3, script, "--resume", str(run))
+    job = here(3, script, *SWEEP, "--out", run)
     wait_for_progress(job, run)
-    killed = process_of(job, 1)
-    os.kill(killed, signal.SIGKILL)
+    os.kill(process_of(job, 1), signal.SIGKILL)
     status, _, errors = finished(job)
-    assert status != 0 and errors.count(f"rank 1 (process {killed}) died.") == 1 and errors.count("Go on with:") == 1
+    assert status != 0 and "Signal 9 (SIGKILL)" in errors and errors.count("Go on with:") == 1
     assert not (run / "metrics.csv").exists() and not (run / "evaluation.json").exists()
 
     shutil.copytree(run, tmp_path / "one")
-    status, _, errors = finished(torchrun(2, script, "--resume", str(run)))
+    status, _, errors = finished(here(2, script, "--resume", run))
     assert status == 0, errors
     assert everything(run) == whole
     one_process(script, "--resume", str(tmp_path / "one"))
     assert everything(tmp_path / "one") == whole
 
 
-def test_a_rank_killed_at_random_moments(tmp_path, script, whole, times):
-    if not times:
-        pytest.skip("each kill takes many seconds: --times 15 kills a rank fifteen times")
-    run, chosen, kills, runs, started = tmp_path / "run", random.Random(0), 0, 0, time.monotonic()
-    assert finished(torchrun(2, script, *SWEEP, "--out", str(run)))[0] == 0
-    length = time.monotonic() - started
-    while kills < times:
+def test_a_rank_killed_is_started_again(tmp_path, script, whole, times):
+    """Once, after a checkpoint; with ``--times 10`` at ten random moments from the launch to the end."""
+    run, chosen, kills, started = tmp_path / "run", random.Random(0), 0, time.monotonic()
+    if times:
+        assert finished(here(3, script, *SWEEP, "--out", run))[0] == 0
         shutil.rmtree(run)
-        status = None
-        while status != 0:
-            if not (run / "config.json").exists():  # killed before the run was one
-                shutil.rmtree(run, ignore_errors=True)
-            processes = chosen.choice((2, 3))
-            job = torchrun(processes, script,
-                           *(["--resume", str(run)] if run.exists() else [*SWEEP, "--out", str(run)]))
-            victim = None
-            if kills < times:
-                time.sleep(chosen.uniform(0, length))
-                victim = process_of(job, chosen.randrange(processes))
-                if victim is not None:
-                    os.kill(victim, signal.SIGKILL)
-            status, _, errors = finished(job)
-            assert status == 0 or "SIGKILL" in errors, errors
-            kills += status != 0
-        runs += 1
-        assert everything(run) == whole
-    print(f"{kills} SIGKILLs of a rank; all {runs} runs that then got through are bit-identical to that of one process")
+    length = time.monotonic() - started
+    while kills < (times or 1):
+        processes, moment = chosen.choice((2, 3)), chosen.uniform(0, length)
+        job = here(processes, "--max-restarts", 3, script, *SWEEP, "--out", run)
+        if times:
+            time.sleep(moment)
+        else:
+            wait_for_progress(job, run)
+        if victim := process_of(job, rank := chosen.randrange(processes)):
+            os.kill(victim, signal.SIGKILL)
+            kills += 1
+            stood = f"{len(list(run.glob('policies/*')))} of 9 policies done" if run.exists() else "no run folder yet"
+            print(f"rank {rank} of {processes} killed after {moment:.1f} of {length:.1f} s: {stood}")
+        status, _, errors = finished(job)
+        assert status == 0, errors
+        assert everything(run) == whole and not (run / "shards").exists()
+        shutil.rmtree(run)
+
+
+def test_a_machine_joins_and_is_lost(tmp_path, script):
+    """Two launchers stand for two machines; the one that does not host the rendezvous begins late and is killed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    run, sweep = tmp_path / "run", [*SWEEP, "--steps", "30000", "--out"]
+
+    def machine(host: bool) -> subprocess.Popen:
+        return torchrun("--nnodes", "1:2", "--max-restarts", 3, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint,
+                        "--rdzv-conf", f"is_host={int(host)},last_call_timeout=2", script, *sweep, run,
+                        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+
+    first = machine(host=True)
+    wait_for_progress(first, run)
+    second = machine(host=False)
+    while not (orphan := process_of(second, 0)):
+        time.sleep(0.1)
+    wait_for_progress(second, run)
+    before, lost = process_of(first, 0), time.monotonic()
+    second.kill()  # the rank that it started stops by itself
+    while any(environment_of(orphan)):
+        time.sleep(0.05)
+    stopped = time.monotonic() - lost
+    while process_of(first, 0) in (before, None) and first.poll() is None:
+        time.sleep(0.05)
+    alone = time.monotonic() - lost
+    status, _, errors = finished(first)
+    print(f"launcher killed; its rank stopped {stopped:.1f} s later, the other was started alone after {alone:.1f} s "
+          f"and done after {time.monotonic() - lost:.1f} s")
+    assert status == 0, errors
+    one_process(script, *sweep, str(tmp_path / "one"))
+    assert everything(run) == everything(tmp_path / "one")
 
 
 def test_an_error_on_setting_up_ends_all_ranks_with_one_sentence(tmp_path):
-    status, printed, errors = finished(torchrun(2, "train.py", *SWEEP, "--out", str(tmp_path)))
+    (tmp_path / "mine.txt").touch()
+    status, printed, errors = finished(here(2, "train.py", *SWEEP, "--out", tmp_path))
     assert status != 0 and printed == "" and errors.count("error: ") == 1
     assert f"error: the folder {tmp_path} exists already" in errors and "exitcode  : 2" in errors
 
 
 # ------------------------------------------------------------------------------------------------------- in one process
 
-def pair() -> list[Ranks]:
-    store = dist.HashStore()
-    both = [Ranks(rank, 2, rank, node=rank, store=store) for rank in (0, 1)]
-    meeting = [threading.Thread(target=ranks.meet) for ranks in both]
-    for thread in meeting:
-        thread.start()
-    for thread in meeting:
-        thread.join()
-    return both
+def of_two(rank: int) -> Ranks:
+    ranks = Ranks(rank)
+    ranks.world = 2
+    return ranks
 
 
-def watching(ranks: Ranks) -> threading.Event:
-    ended = threading.Event()
-    threading.Thread(target=ranks.watch, args=(ended,), daemon=True).start()
-    return ended
+def small(**changes) -> Config:
+    return Config(**dict(episodes=20, hidden=(8,), bc_steps=10, steps=20, batch_size=8, log_every=10, device="cpu")
+                  | changes)
 
 
-def test_work_is_dealt_out_once_to_whoever_asks_next():
-    first, second = pair()
-    a, b = first.share(list("wxyz")), second.share(list("wxyz"))
-    assert [next(a), next(b), next(b), next(a)] == list("wxyz")
-    assert list(a) == list(b) == []
-    assert list(Ranks().share([1, 2])) == [1, 2]
+def test_slices_are_dealt_in_turn_the_costliest_first():
+    costs = [3, 9, 1, 9, 5]
+    assert [of_two(rank).share(list(range(5)), costs.__getitem__) for rank in (0, 1)] == [[1, 4, 2], [3, 0]]
 
 
-def test_the_first_reason_to_stop_stands_and_reaches_all(monkeypatch):
-    monkeypatch.setattr(ranks_module, "BEAT", 0.01)
-    first, second = pair()
-    ended = watching(first)
-    second.stop("rank 1: the disk is full", 2)
-    while not first.stopped:
-        time.sleep(0.01)
-    ended.set()
-    first.stop()
-    assert first.reason == second.reason == "rank 1: the disk is full"
-    with pytest.raises(Stopped, match="disk is full") as stop:
-        second.hear()
-    assert stop.value.status == 2 and list(first.share([1])) == []
-
-
-def test_a_silent_rank_is_noticed_and_one_that_left_is_not(monkeypatch):
-    monkeypatch.setattr(ranks_module, "BEAT", 0.01)
-    monkeypatch.setattr(ranks_module, "SILENCE", 0.1)
-    for leaves in (True, False):
-        first, second = pair()
-        if leaves:
-            second.leave()
-        ended = watching(first)
-        time.sleep(0.3)
-        ended.set()
-        assert first.stopped is not leaves
-        assert ("rank 1 (on node 1) has given no sign of life" in first.reason) is not leaves
-
-
-def test_last_words_are_said_once(capsys):
-    for ranks in pair():
-        ranks.say(f"rank {ranks.rank}")
-    assert capsys.readouterr().err == "rank 0\n"
+def test_a_run_made_again_is_the_run_of_the_same_settings_and_data(tmp_path):
+    out, config, data = str(tmp_path / "run"), small(), datasets_for(small(), {})
+    (tmp_path / "run/datasets").mkdir(parents=True)  # what a process that was killed may leave
+    (tmp_path / "run/.config.json.7.partial").touch()
+    assert RunFolder.create(out, config, data, again=True).config() == config
+    (tmp_path / "run/policies/bc.pt").touch()
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    RunFolder.create(out, config, data, again=True)
+    for changed in ((small(steps=21), data), (config, datasets_for(small(epsilon=0.5), {}))):
+        with pytest.raises(RunError, match="made with other settings or data"):
+            RunFolder.create(out, *changed, again=True)
+    with pytest.raises(RunError, match="exists already"):
+        RunFolder.create(out, config, data)
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
 
 
 def test_without_torchrun_nothing_is_started(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    threads = threading.active_count()
-    with joined() as ranks:
-        assert (ranks.rank, ranks.world, ranks.launcher) == (0, 1, "python") and threading.active_count() == threads
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    ranks = joined()
+    ranks.wait_for_all()
+    assert (ranks.rank, ranks.world, ranks.launched, ranks.stopped) == (0, 1, False, False)
     assert not dist.is_initialized()
+
+
+def test_a_rank_stops_when_its_torchrun_has_died(monkeypatch):
+    ranks = Ranks(launched=True)
+    assert not ranks.stopped
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert ranks.stopped
+
+
+def test_a_rank_waits_for_a_lock_that_another_still_holds(tmp_path, capsys):
+    run = RunFolder.create(str(tmp_path / "run"), small(), [])
+    held = run.lock(shared=True)
+    with pytest.raises(RunError, match="another process is writing"):
+        run.lock()
+    threading.Timer(0.2, held.close).start()
+    run.lock(wait=True).close()
+    assert held.closed and capsys.readouterr().err == f"note: waiting for another process that is writing {run.path}\n"
+
+
+@pytest.fixture
+def alone_under_torchrun(monkeypatch):
+    for name, value in dict(TORCHELASTIC_RUN_ID="job", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", GROUP_WORLD_SIZE="1",
+                            TORCHELASTIC_MAX_RESTARTS="3", TORCHELASTIC_USE_AGENT_STORE="True").items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_same_command_goes_on_under_torchrun(tmp_path, monkeypatch, capsys, alone_under_torchrun):
+    argv = "--episodes 20 --hidden 8 --bc-steps 10 --steps 20 --log-every 10 --device cpu".split()
+    monkeypatch.setattr(command.plots, "draw_all", lambda run: [])
+    assert command.main(argv) == 2
+    assert capsys.readouterr().err == "error: under torchrun give --out RUN: a restarted job finds its run by it.\n"
+    argv += ["--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(command.evaluation, "evaluate", lambda run: signal.raise_signal(signal.SIGINT))
+        assert command.main(argv) == 130
+    assert capsys.readouterr().err.endswith("interrupted.\nGo on with: the same command\n")
+    assert command.main(argv) == 0
+    done = everything(tmp_path / "run")
+    assert command.main(argv) == 0 and everything(tmp_path / "run") == done
+
+
+def test_restarts_on_several_machines_need_a_fresh_store(monkeypatch, alone_under_torchrun):
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        joined()
 
 
 def test_each_rank_takes_the_device_of_its_number(monkeypatch):
@@ -239,10 +297,7 @@ def test_each_rank_takes_the_device_of_its_number(monkeypatch):
 
 
 def test_a_run_begun_by_one_process_is_not_split(tmp_path, monkeypatch):
-    from cql.collect import datasets_for
-    from cql.config import Config
-    config = Config(episodes=20, hidden=(8,), bc_steps=10, steps=20, batch_size=8, log_every=10, device="cpu")
-    data = datasets_for(config, {})
+    config, data = small(), datasets_for(small(), {})
     run = RunFolder.create(str(tmp_path / "r"), config, data)
     with monkeypatch.context() as patch:
         def stop(name, step, state):
@@ -252,4 +307,4 @@ def test_a_run_begun_by_one_process_is_not_split(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train_run(run, config, data, World.of(data[0]))
     with pytest.raises(RunError, match="begun by one process"):
-        train_run(run, config, data, World.of(data[0]), resume=True, ranks=pair()[0])
+        train_run(run, config, data, World.of(data[0]), resume=True, ranks=of_two(0))
