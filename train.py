@@ -11,7 +11,7 @@ from cql.analysis import evaluation
 from cql.analysis.figures import plots
 from cql.analysis.results import write_results
 from cql.cloned import cloned_in_words
-from cql.collect import datasets_for, summary
+from cql.collect import datasets_for, findings, summary
 from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
 from cql.ranks import Interrupted, Ranks, joined
@@ -51,7 +51,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     config, smaller = config_for(device, config, datasets[0])
     for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given),
-                              cloned_in_words(config, datasets, world))):
+                              cloned_in_words(config, datasets, world), *findings(datasets[0]))):
         print(f"note: {note}")
     run = RunFolder.create(arguments.out, config, datasets, again=ranks.launched)
     run.check_manifest(derived=False)

@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "data": "a data set from a table, and a card that says what a data set holds",
     "phase": "the exact solution over alpha, without training",
     "theorems": "both sides of the CQL paper's theorems",
     "bounds": "predicted minus true value of CQL and of what it is compared with",

@@ -10,7 +10,7 @@ import numpy as np
 
 import envs
 from cql.config import Config
-from cql.dataset import ARRAYS, OfflineDataset
+from cql.dataset import ARRAYS, OfflineDataset, number_rows
 from cql.errors import ConfigError, DatasetError
 from cql.text import number
 
@@ -263,9 +263,8 @@ def summary(dataset: OfflineDataset) -> str:
     else:
         lines.append(f"terminated {rate(dataset.terminations)}   truncated {rate(dataset.truncations)}")
     compressed = dataset.compress()
-    pairs = len(np.unique(np.column_stack([compressed.observations.reshape(len(compressed), -1).astype(np.float64),
-                                           compressed.actions]), axis=0))
-    states = len(np.unique(compressed.observations, axis=0))
+    seen, rows = number_rows(compressed.observations)
+    states, pairs = len(seen), len(np.unique(rows * dataset.num_actions + compressed.actions))
     lines.append(f"visited states {states:,}   visited state-action pairs {pairs:,} of "
                  f"{states * dataset.num_actions:,}   distinct transitions {len(compressed):,}")
     if broken:
@@ -281,3 +280,16 @@ def summary(dataset: OfflineDataset) -> str:
     lines += [f"{what}s that the environment numbers from {metadata[name]} are stored from 0"
               for what, name in (("state", "first_state"), ("action", "first_action")) if metadata.get(name)]
     return "\n".join(lines)
+
+
+def findings(dataset: OfflineDataset) -> list[str]:
+    """What a user should know of given data before training on them, one sentence each."""
+    logged, found = np.unique(dataset.actions), []
+    if len(logged) == 1:
+        found.append("one action alone is logged: there is no choice to learn.")
+    elif logged[0] == 1 and len(logged) == dataset.num_actions - 1:
+        found.append("action 0 is never logged and all others are: if actions are numbered from 1, first_action 1 in "
+                     "the metadata says so.")
+    if not dataset.rewards.any():
+        found.append("every reward is 0: no policy is better than another.")
+    return found

@@ -30,6 +30,7 @@ ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box o
 INTEGERS = np.iinfo(np.int32)
 LARGEST_NUMBER = INTEGERS.max - 1  # of a state or an action: there is one more of them
 LARGEST_REWARD = 1e30  # so that sums over episodes and squares stay within floating point
+MANY_ROWS = 2**17  # from here on equal vectors are found by a hash before they are sorted
 ROUNDING = 1e-6  # by which the sum of probabilities may differ from 1
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
 
@@ -46,9 +47,11 @@ class OfflineDataset:
         episode_ids: ``[D]`` int32; the transitions of an episode are consecutive.
         behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's under one policy, or None: in every
             state, the smallest probability logged for each action, summed over actions, is at most 1.
-        metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it. Beside them stand
-            what was set right: ``first_state``, ``first_action``, ``terminated_and_truncated``,
-            ``merged_observations`` and ``begun_at_breaks``.
+        metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it; where they are
+            known ``environment`` (a spec of ``cql.collect``), ``horizon``, the steps after which an episode is cut off,
+            and the texts ``action_names`` and ``state_names`` or ``feature_names``. Beside them stand what was set
+            right: ``first_state``, ``first_action``, ``terminated_and_truncated``, ``merged_observations`` and
+            ``begun_at_breaks``.
 
     Raises:
         DatasetError: on construction, if any of the above does not hold.
@@ -322,6 +325,11 @@ def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
     Args:
         arrays: each ``[D]`` or ``[D, n]``, not empty, without NaN.
     """
+    if len(arrays[0]) >= MANY_ROWS and any(array.ndim > 1 for array in arrays) and (equal := _equal_rows(arrays)):
+        first, group = equal
+        if len(first) < len(group):  # of equal rows one, so that soon all that are left differ
+            key, size = _combined([array[first] for array in arrays])
+            return key[group], size
     key, size = np.zeros(len(arrays[0]), np.int64), 1
     for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
         ids, cardinality = _ids(column)
@@ -333,6 +341,20 @@ def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
         key += ids
         size *= cardinality
     return key, size
+
+
+def _equal_rows(arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """One row of each group of equal rows ``[G]``, and the group of every row ``[D]``; None where hashing failed.
+
+    Rows are grouped by a hash of 64 bits; every row is then compared with the first of its group.
+    """
+    hashes = np.zeros(len(arrays[0]), np.uint64)
+    for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
+        hashes ^= np.ascontiguousarray(column).view(f"u{column.itemsize}")
+        hashes *= np.uint64(0x9E3779B97F4A7C15)  # odd: distinct numbers stay distinct
+        hashes ^= hashes >> np.uint64(32)
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    return (first, group) if all((array[first][group] == array).all() for array in arrays) else None
 
 
 def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
@@ -476,7 +498,7 @@ def _validate(data: OfflineDataset) -> None:
             raise DatasetError(f"{name} must be one {np.dtype(dtype).name} per transition, not {array.dtype} "
                                f"{array.shape}.")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise DatasetError(f"{name} holds NaN or infinite numbers.")
+            raise DatasetError(f"{name} holds NaN or infinite numbers{_where(array, data.metadata)}.")
     if np.abs(data.rewards).max() > LARGEST_REWARD:
         raise DatasetError(f"rewards must lie between {-LARGEST_REWARD:g} and {LARGEST_REWARD:g}.")
     here, following = data.observations, data.next_observations
@@ -492,6 +514,7 @@ def _validate(data: OfflineDataset) -> None:
     if data.discrete:
         for name in ("observations", "next_observations"):
             _validate_range(data, name, "num_states")
+    _validate_names(data)
     for name, low, high in (("first_state", INTEGERS.min, INTEGERS.max), ("first_action", INTEGERS.min, INTEGERS.max),
                             ("terminated_and_truncated", 0, int(data.terminations.sum())),
                             ("merged_observations", 0, INTEGERS.max), ("begun_at_breaks", 0, len(data))):
@@ -502,6 +525,9 @@ def _validate(data: OfflineDataset) -> None:
     if probabilities is not None:
         _refuse_contradictions(data)
     _refuse_repeated(data.episode_ids[data.episode_starts])
+    longest = int(np.diff(data.episode_starts, append=len(data)).max())
+    if (horizon := _integer(data.metadata.get("horizon", longest), "horizon in the metadata", 1)) < longest:
+        raise DatasetError(f"an episode has {longest} steps, the horizon in the metadata is {horizon}.")
     going_on = np.flatnonzero((data.terminations | data.truncations)[:-1] & (np.diff(data.episode_ids) == 0))
     if going_on.size:
         raise DatasetError(f"transition {going_on[0]} ends its episode, yet the next one has the same episode_id.")
@@ -525,6 +551,24 @@ def _refuse_contradictions(data: OfflineDataset) -> None:
         raise DatasetError(f"behavior_probabilities are not those of one policy: the smallest of each action logged in "
                            f"state {data.observations[n].tolist()} sum to {total[n]:.6g}, above 1; leave "
                            "behavior_probabilities out, and relative frequencies are used.")
+
+
+def _where(array: np.ndarray, metadata: dict) -> str:
+    """In which transition the first number is that is not finite, in which feature, and how many there are."""
+    places = np.argwhere(~np.isfinite(array))
+    first, *feature = places[0]
+    names = metadata.get("feature_names")
+    named = "".join(f", feature {names[n] if isinstance(names, list) and n < len(names) else n}" for n in feature)
+    return f", first in transition {first}{named} ({len(places):,} in all)"
+
+
+def _validate_names(data: OfflineDataset) -> None:
+    seen = ("state_names", data.num_states) if data.discrete else ("feature_names", data.observations.shape[1])
+    for name, size in (("action_names", data.num_actions), seen):
+        names = data.metadata.get(name)
+        if names is not None and not (isinstance(names, list) and all(isinstance(text, str) for text in names)
+                                      and len(names) == size == len(set(names))):
+            raise DatasetError(f"{name} in the metadata must be {size} different texts.")
 
 
 def _validate_range(data: OfflineDataset, name: str, number: str) -> None:
