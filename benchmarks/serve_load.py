@@ -2,7 +2,7 @@
 
 Starts the service on a fresh registry of the run's first CQL and first BC member. A second process loads it over 16
 connections with POST /v1/act, first with as many requests as are answered, then at a fixed rate, while this one
-promotes the two members in turns once a second. At the end the service is stopped by SIGTERM, and its audit log must
+promotes the two members in turns once a second. At the end the service is stopped by SIGTERM, and its decision log must
 hold every decision that was answered.
 
 Each answer is held against what the model that it names does there. At a fixed rate requests are due at fixed times
@@ -30,7 +30,7 @@ from cql.members import all_members
 from cql.run_folder import RunFolder
 from cql.text import aligned
 
-CONNECTIONS, RATE = 16, 1500  # requests per second of the second load
+CONNECTIONS, RATE = 16, 1000  # requests per second of the second load
 ANYTHING = Limits(max_hazard=1.0, min_return=-1e9, max_unsupported=1.0)
 HEAD = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -87,14 +87,14 @@ def main() -> None:
     names = [member.name for member in all_members(RunFolder.open(arguments.run).config())]
     rows = [("load", "answered", "per second", "p50 ms", "p99 ms", "max ms", "failed", "by each model", "promotions")]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        registry, audit = Registry(Path(folder) / "registry"), Path(folder) / "audit"
+        registry, decisions = Registry(Path(folder) / "registry"), Path(folder) / "decisions"
         chosen = [next(name for name in names if name.startswith(kind)) for kind in ("cql", "bc")]
         ids = [registry.register(arguments.run, name, "serve_load") for name in chosen]
         models = [registry.model(id) for id in ids]
-        actions = {id: model.policy.act(model.inputs).tolist() for id, model in zip(ids, models)}
+        actions = {id: model.policy.act(model.world.inputs).tolist() for id, model in zip(ids, models)}
         registry.promote(ids[0], "serve_load", "first", ANYTHING)
         pool.submit(time.sleep, 0).result()  # the process is there and has imported what it needs
-        argv = ["cql.deploy.serve", str(registry.path), "--port", "0", "--audit", str(audit)]
+        argv = ["cql", "serve", str(registry.path), "--port", "0", "--decisions", str(decisions)]
         service = subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             port = int(re.search(r"http://\S+:(\d+)", service.stdout.readline())[1])
@@ -116,7 +116,7 @@ def main() -> None:
             service.terminate()
             status = service.wait()
         print("\n".join(aligned(rows)))
-        recorded = sum(path.read_bytes().count(b"\n") for path in audit.glob("*.jsonl"))
+        recorded = sum(path.read_bytes().count(b"\n") for path in decisions.glob("*.jsonl"))
         print(f"stopped by SIGTERM with status {status}; decisions answered {answered:,}, recorded {recorded:,}")
 
 

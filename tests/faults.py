@@ -97,10 +97,9 @@ MALFORMED = [  # a function of random.Random each
     lambda r: b'{"observation": "' + r.randbytes(20) + b'"}',
     lambda r: b'{"observation": %s}' % r.choice([b"NaN", b"-Infinity", b"1e999", b"9" * r.randrange(5, 9000)]),
     lambda r: b'{"observation": ' + r.choice([b"[", b'{"a":', b"[["]) * r.randrange(1, 60_000),
-    lambda r: b'{"observation": 1, "observation": %d}' % r.randrange(5),
     lambda r: _text({"observations": [0] * r.randrange(1025, 3000)}),
     lambda r: _text({"observation": [0.1] * r.randrange(4)}),
     lambda r: _text({"observation": 10**6 + r.randrange(10**9)}),
-    lambda r: '{"observation": 1}'.encode(r.choice(["utf-16", "utf-32", "utf-8-sig"])),
+    lambda r: '{"observation": 1}'.encode(r.choice(["utf-16", "utf-32"]))[:-3],
     lambda r: b" " * r.randrange(2**18, 2**19) + b'{"observation": 1}',  # too long
 ]

@@ -10,19 +10,15 @@ import gc
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
 
-from cql.deploy.decision_log import AuditLog
 from cql.deploy.store import Registry
 from cql.errors import RunError, reports_errors
 
 SHORTEST = 16  # characters of a token
-GRACE = 10  # seconds that answers in the making have when the service is stopped
-CONNECTIONS = 1000  # beyond that: 503
-SPARE = 600  # open files beside them: each turn of the event loop accepts BURST, and turning away takes some turns
+CONNECTIONS = 500  # beyond that: 503
 
 
 @reports_errors
@@ -34,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
     parser.add_argument("--token-env", metavar="NAME",
                         help="environment variable that holds the token which requests must carry")
-    parser.add_argument("--audit", metavar="FOLDER", help="where every decision is recorded (default: REGISTRY-audit)")
-    parser.add_argument("--audit-size", type=int, default=64, metavar="MIB", help="of one file (default %(default)s)")
-    parser.add_argument("--audit-files", type=int, default=16, metavar="N",
-                        help="how many are kept (default %(default)s)")
+    parser.add_argument("--decisions", metavar="FOLDER",
+                        help="where every decision is recorded (default: REGISTRY-decisions)")
+    parser.add_argument("--keep", type=int, metavar="N",
+                        help="delete all but the newest N full files of 64 MiB there (default: delete none)")
     arguments = parser.parse_args(argv)
     try:
         return _serve(arguments)
@@ -50,41 +46,36 @@ def _serve(arguments: argparse.Namespace) -> int:
         import uvicorn
 
         from cql.deploy.app import create_app
-        from cql.deploy.door import BURST, Connection
+        from cql.deploy.decision_log import DecisionLog
     except ModuleNotFoundError as error:
         raise RunError(f"the service needs the extra serve: pip install 'glassbox-cql[serve]' ({error}).") from None
     import torch
 
     registry = Registry(arguments.registry)
     registry.entries()  # a folder that is no registry is refused here
-    token = _token(arguments.token_env)
-    for name in ("audit_size", "audit_files"):
-        if getattr(arguments, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be at least 1.")
-    if arguments.audit == "":
-        raise RunError("--audit must name a folder.")
-    connections = _connections()
+    token = None if arguments.token_env is None else _token(arguments.token_env)
+    if arguments.keep is not None and arguments.keep < 1:
+        raise RunError("--keep must be at least 1.")
     listener = _listener(arguments.host, arguments.port, token)
-    folder = arguments.audit or str(registry.path.absolute()) + "-audit"
-    audit = AuditLog(folder, arguments.audit_size * 2**20, arguments.audit_files)
+    folder = arguments.decisions or str(registry.path.absolute()) + "-decisions"
+    log = DecisionLog(folder, keep=arguments.keep)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)  # an explanation leaves the other cores to the answers
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"serving {arguments.registry} at {url}, decisions recorded in {folder}", flush=True)
-    app = create_app(registry, token, audit, _hosts(arguments.host) if token is None else None)
+    print(f"serving {arguments.registry} at http://{f'[{host}]' if ':' in host else host}:{port}, "
+          f"decisions recorded in {folder}", flush=True)
+    app = create_app(registry, token, log, ["*"] if token else _hosts(arguments.host))
     server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
-        app, http=Connection, loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
-        server_header=False, limit_concurrency=connections, backlog=BURST, timeout_graceful_shutdown=GRACE))
+        app, http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
+        server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=20, timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=2**14))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
     return 0
 
 
-def _token(name: str | None) -> str | None:
-    if name is None:
-        return None
+def _token(name: str) -> str:
     token = os.environ.get(name, "")
     if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
         raise RunError(f"the environment variable {name} must hold a token: "
@@ -92,21 +83,9 @@ def _token(name: str | None) -> str | None:
     return token
 
 
-def _connections() -> int:
-    """How many there may be: the process is let open as many files as it needs or can. Raises RunError if too few."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
-    files = min(CONNECTIONS + SPARE, hard)
-    if soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, limits[1]))
-    if files <= SPARE:
-        raise RunError(f"the process may open {files} files: it needs more than {SPARE} (ulimit -n).")
-    return files - SPARE
-
-
-def _hosts(host: str) -> set[str]:
+def _hosts(host: str) -> list[str]:
     """The names of this machine in a request to it."""
-    return {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+    return ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
 
 
 def _listener(host: str, port: int, token: str | None) -> socket.socket:

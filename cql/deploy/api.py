@@ -1,24 +1,43 @@
-"""The service's interface as an OpenAPI document: what it answers, and what the model in service may be asked."""
+"""What the service is asked and answers, as pydantic models, and the OpenAPI document made from them."""
 
-from typing import Literal
+from copy import deepcopy
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
-from cql.deploy.bodies import MAX_BATCH, MAX_BODY
-from cql.deploy.served_model import Decisions
+MAX_BODY = 2**18  # bytes
+MAX_BATCH = 1024  # observations
 
-TITLE, VERSION = "glassbox-cql", "1"
-ABOUT = """A policy that was trained offline and promoted in a registry, with the data behind its decisions.
-What an observation and an action may be is that of the model in service now."""
-
-
-class Detail(BaseModel):
-    detail: str = Field(description="What was wrong, one sentence.")
+# what an observation and an action may be is checked by the model in service, and the document names its limits
+Observation = Annotated[Any, WithJsonSchema({"type": ["integer", "array"]})]
+Action = Annotated[Any, WithJsonSchema({"type": ["integer", "null"]})]
 
 
-class DecisionAnswer(BaseModel):
+class ActRequest(BaseModel):
+    """An observation, or a list of them."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={
+        "oneOf": [{"required": ["observation"]}, {"required": ["observations"]}]})
+
+    observation: Observation = Field(default_factory=lambda: None)
+    observations: list[Observation] = Field(default_factory=list, min_length=1, max_length=MAX_BATCH)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "ActRequest":
+        if len(self.model_fields_set) != 1:
+            raise PydanticCustomError("one_of", 'either "observation" or a list "observations" is needed')
+        return self
+
+
+class ExplainRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    observation: Observation
+    action: Action = Field(None, description="The action to explain; without it, the one that the policy takes.")
+
+
+class Decision(BaseModel):
     action: int = Field(description="The greedy action.")
     name: str
     q: list[float] | None = Field(description="Q-value of every action; null for Behaviour Cloning.")
@@ -29,31 +48,20 @@ class DecisionAnswer(BaseModel):
 
 class ActAnswer(BaseModel):
     model: str = Field(description="ID of the entry that answered.")
-    decisions: list[DecisionAnswer] = Field(description="One for each observation, in order.")
-
-
-class Action(BaseModel):
-    index: int
-    name: str
-
-
-class Support(BaseModel):
-    count: int = Field(description="How often the data took this action there.")
-    state_count: int = Field(description="How often they were there.")
-    share: float | None
-    supported: bool
-    counts: list[int] = Field(description="How often each action was taken there.")
+    decisions: list[Decision] = Field(description="One for each observation, in order.")
 
 
 class ExplainAnswer(BaseModel):
     """`cql.deploy.explanation.Explainer` says what its members mean; there are more than these."""
 
+    model_config = ConfigDict(extra="allow")
+
     model: str = Field(description="ID of the entry that answered.")
     observation: int | list[float]
     cell: list[int] | None = Field(description="Row and column on a grid, from 0.")
-    action: Action = Field(description="The one explained.")
-    chosen: Action = Field(description="The one that the policy takes.")
-    support: Support
+    action: dict = Field(description="Index and name of the action explained.")
+    chosen: dict = Field(description="Index and name of the action that the policy takes.")
+    support: dict = Field(description="How often the data were there, and took each action.")
     q: list[float] | None
     probabilities: list[float]
     gap: dict | None = Field(description="Q-value of the chosen action less this one's, in parts; null for BC.")
@@ -83,57 +91,36 @@ class MapAnswer(BaseModel):
     board: dict | None = Field(description="The environment as a grid; null where it is none.")
 
 
-class Alive(BaseModel):
-    alive: bool
-
-
 class Ready(BaseModel):
     ready: bool
     model: str | None
     sound: bool = Field(description="Whether what answers is what the registry has promoted.")
 
 
-ERRORS = {400: "No JSON in UTF-8, or not in the strict sense.", 408: "The body came too slowly.",
-          413: f"A body longer than {MAX_BODY} bytes.", 415: "A body that is not application/json.",
-          422: "An observation or an action that the model in service does not have, or a body of another form.",
-          503: "No model is in service, or its decisions cannot be recorded."}
+class Refusal(BaseModel):
+    detail: str = Field(description="What was wrong, one sentence.")
 
 
-def errors(*statuses: int) -> dict:
-    """The ``responses`` of a route that answers so."""
-    return {status: {"model": Detail, "description": ERRORS[status]} for status in statuses}
+REASONS = {400: "A body that cannot be read.", 401: "No token, or a wrong one.",
+           413: f"A body longer than {MAX_BODY} bytes.",
+           422: "A body of another form, or an observation or action that the model in service does not have.",
+           503: "No model is in service, or its decisions cannot be recorded."}
 
 
-def document(app: FastAPI, decisions: Decisions | None, guarded: bool) -> dict:
-    """The document as it is with this model in service.
-
-    Args:
-        guarded: whether a token is asked for.
-    """
-    made = get_openapi(title=TITLE, version=VERSION, description=ABOUT, routes=app.routes)
-    observation = {"type": ["integer", "array"]} if decisions is None else decisions.observations
-    action = {"type": "integer", "minimum": 0}
-    if decisions is not None:
-        action["maximum"] = decisions.model.dataset.num_actions - 1
-    batch = {"type": "array", "items": observation, "minItems": 1, "maxItems": MAX_BATCH}
-    _body(made, "/v1/act", {"oneOf": [_object({"observation": observation}, ["observation"]),
-                                      _object({"observations": batch}, ["observations"])]})
-    _body(made, "/v1/explain", _object({"observation": observation, "action": action}, ["observation"]))
-    if guarded:
-        made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        refusal = {"description": "No token, or a wrong one.",
-                   "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Detail"}}}}
-        for path, operations in made["paths"].items():
-            if path.startswith("/v1/") or path == "/metrics":
-                for operation in operations.values():
-                    operation["security"] = [{"token": []}]
-                    operation["responses"]["401"] = refusal
-    return made
+def refusals(*statuses: int) -> dict:
+    """The ``responses`` of a route that is refused with these statuses."""
+    content = {"application/json": {"schema": Refusal.model_json_schema()}}
+    return {status: {"description": REASONS[status], "content": content} for status in statuses}
 
 
-def _object(properties: dict, required: list[str]) -> dict:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _body(made: dict, path: str, schema: dict) -> None:
-    made["paths"][path]["post"]["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+def with_limits(document: dict, observation: dict, actions: int) -> dict:
+    """The OpenAPI document with what may be asked of one model: the schema of its observations, and its actions."""
+    document = deepcopy(document)
+    act, explain = (document["components"]["schemas"][name]["properties"] for name in ("ActRequest", "ExplainRequest"))
+    act["observation"] = act["observations"]["items"] = explain["observation"] = observation
+    explain["action"] |= {"minimum": 0, "maximum": actions - 1}
+    one = {"type": "array", "items": observation, "minItems": 1, "maxItems": 1}
+    asked = {"observation": observation if observation["type"] == "array" else one, "action": explain["action"]}
+    for parameter in document["paths"]["/v1/map.png"]["get"]["parameters"]:
+        parameter["schema"] = asked[parameter["name"]]
+    return document

@@ -1,151 +1,153 @@
 """The service as an application: what the registry has promoted, asked over HTTP."""
 
 import asyncio
+import hmac
 import json
-from collections.abc import AsyncIterator, Collection
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cql.deploy import api
-from cql.deploy.bodies import MAX_BATCH, asked, read_object
-from cql.deploy.decision_log import AuditLog
-from cql.deploy.door import Door
+from cql.deploy.decision_log import DecisionLog
 from cql.deploy.map_picture import map_picture
+from cql.deploy.middleware import RequestMiddleware
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
-from cql.deploy.promoted import InService
-from cql.deploy.served_model import Decision, Decisions, ObservationError
-from cql.deploy.service_metrics import Measures
+from cql.deploy.promoted import Promoted
+from cql.deploy.served_model import ObservationError, ServedModel
+from cql.deploy.service_metrics import ServiceMetrics
 from cql.deploy.store import Registry
 from cql.errors import RunError
 
-WAITING = 32  # explanations and pictures that may wait: they are made one after the other
+ABOUT = """A policy that was trained offline and promoted in a registry, with the data behind its decisions.
+What an observation and an action may be is that of the model in service now."""
 PICTURE: dict = {200: {"content": {"image/png": {}}, "description": "The header X-Model has the ID of the entry."}}
 
 
-def create_app(registry: Registry, token: str | None = None, audit: AuditLog | None = None,
-               hosts: Collection[str] | None = None) -> FastAPI:
+def create_app(registry: Registry, token: str | None = None, log: DecisionLog | None = None,
+               hosts: Sequence[str] = ("*",)) -> FastAPI:
     """The service over a registry.
 
     Args:
         token: what requests must carry as ``Authorization: Bearer …``; None: nothing. Open: page, /healthz, /readyz.
-        audit: where decisions are recorded before they are answered; None: nowhere. It is closed with the application.
-        hosts: what requests may name as ``Host``, beside a port, in lower case; None: anything.
+        log: where decisions are recorded before they are answered; None: nowhere. It is closed with the application.
+        hosts: what requests may name as ``Host``. A foreign page whose name was made to lead here (DNS rebinding)
+            names another.
     """
-    service = InService(registry)
-    measures = Measures(service, audit)
-    explaining, places = ThreadPoolExecutor(1, "explanation"), asyncio.Semaphore(WAITING)
+    service = Promoted(registry)
+    metrics = ServiceMetrics(service, log)
+    one_at_a_time = threading.Lock()  # what is explained or drawn: tables are made once, and matplotlib needs it
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.check)
         following = asyncio.create_task(service.follow())
-        try:
-            yield
-        finally:
-            following.cancel()
-            explaining.shutdown()
-            if audit is not None:
-                audit.close()
+        yield
+        following.cancel()
+        if log is not None:
+            log.close()
 
     # no pages of documentation: they load from elsewhere
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Door, token=token, hosts=hosts, measures=measures)
-    document = lru_cache(1)(lambda decisions: api.document(app, decisions, token is not None))
-    app.openapi = lambda: document(service.current)
+    app = FastAPI(title="glassbox-cql", version="1", description=ABOUT, lifespan=lifespan, docs_url=None,
+                  redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=api.MAX_BODY)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    app.add_middleware(RequestMiddleware, metrics=metrics)  # the one added last is the first to see a request
+    app.add_exception_handler(RequestValidationError, _malformed)
+    for refusal in (ObservationError, RunError):
+        app.add_exception_handler(refusal, lambda _, error: JSONResponse({"detail": str(error)}, 422))
 
-    def in_service() -> Decisions:
+    def guarded(*refusals: int, answer: dict | None = None) -> dict[str, Any]:
+        """The settings of a route that needs the token, if there is one, and is refused with these statuses."""
+        if token is None:
+            return {"responses": (answer or {}) | api.refusals(*refusals)}
+        return {"responses": (answer or {}) | api.refusals(401, *refusals), "dependencies": [Depends(_bearer(token))]}
+
+    def in_service() -> ServedModel:
         if service.current is None:
             raise HTTPException(503, "no model is in service.")
         return service.current
 
-    async def in_turn(function, *arguments):
-        """What a slow function returns, called in the one thread that explains and draws."""
-        if places.locked():
-            raise HTTPException(503, f"{WAITING} explanations or pictures are waiting already.", {"Retry-After": "1"})
-        async with places:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(explaining, function, *arguments)
-            except RunError as error:
-                raise HTTPException(422, str(error)) from None
-
-    @app.exception_handler(ObservationError)
-    async def refused(_: Request, error: ObservationError) -> Response:
-        return _json({"detail": str(error)}, 422)
-
-    @app.post("/v1/act", response_model=api.ActAnswer, responses=api.errors(400, 408, 413, 415, 422, 503))
-    async def act(request: Request) -> Response:
+    @app.post("/v1/act", **guarded(400, 413, 422, 503))
+    async def act(asked: api.ActRequest, request: Request) -> api.ActAnswer:
         """What the policy does at an observation, or at each of several."""
-        body = await read_object(request)
         decisions = in_service()
-        observations = [decisions.observation(value) for value in _observations(body)]
+        observations = [decisions.observation(value) for value in asked.observations or [asked.observation]]
         decided = decisions.decide(observations)
-        if audit is not None:
+        if log is not None:
             try:
-                audit.append(_lines(request, decisions, observations, decided))
+                log.append(_lines(request, decisions, observations, decided))
             except OSError as error:
                 reason = f"the decision cannot be recorded ({error.strerror}), so it is not given."
                 raise HTTPException(503, reason) from None
-        measures.decided(decided)
-        return _json({"model": decisions.id, "decisions": [decision._asdict() for decision in decided]})
+        metrics.decided(decided)
+        return api.ActAnswer(model=decisions.id, decisions=decided)
 
-    @app.post("/v1/explain", response_model=api.ExplainAnswer, responses=api.errors(400, 408, 413, 415, 422, 503))
-    async def explain(request: Request) -> Response:
+    @app.post("/v1/explain", **guarded(400, 413, 422, 503))
+    def explain(asked: api.ExplainRequest) -> api.ExplainAnswer:
         """Why an action is chosen, or another is not. An explanation is no decision: it is not recorded."""
-        body = asked(await read_object(request), {"observation"}, {"action"})
         decisions = in_service()
-        observation = decisions.observation(body["observation"])
-        action = decisions.action(body["action"]) if "action" in body else None
-        explained = await in_turn(decisions.explain, observation, action)
-        return _json({"model": decisions.id, **explained})
+        action = None if asked.action is None else decisions.action(asked.action)
+        observation = decisions.observation(asked.observation)
+        with one_at_a_time:
+            explained = decisions.explain(observation, action)
+        return api.ExplainAnswer(model=decisions.id, **explained)
 
-    @app.get("/v1/models", response_model=api.ModelsAnswer, responses=api.errors(503))
-    async def models() -> Response:
+    @app.get("/v1/models", **guarded(503))
+    def models() -> api.ModelsAnswer:
         """The entries of the registry, and which of them answers."""
         try:
-            cards = await asyncio.to_thread(registry.entries)
+            cards = registry.entries()
         except (RunError, OSError) as error:
             raise HTTPException(503, f"the registry cannot be read: {error}") from None
-        return _json({"in_service": service.current and service.current.id, "problem": service.problem,
-                      "models": [{"id": card["id"], "member": card["member"], "registered": card["registered"],
-                                  "sha256": card["files"][POLICY]} for card in cards]})
+        return api.ModelsAnswer(
+            in_service=service.current and service.current.id, problem=service.problem,
+            models=[api.ModelAnswer(id=card["id"], member=card["member"], registered=card["registered"],
+                                    sha256=card["files"][POLICY]) for card in cards])
 
-    @app.get("/v1/map", response_model=api.MapAnswer, responses=api.errors(503))
-    async def map() -> Response:
+    @app.get("/v1/map", **guarded(503))
+    async def map() -> api.MapAnswer:
         """The environment of the model in service as a map, with its policy and its data, where it has one."""
-        return _json(in_service().map)
+        return in_service().map
 
-    @app.get("/v1/map.png", response_class=Response, responses=api.errors(422, 503) | PICTURE)
-    async def map_png(observation: Annotated[list[float], Query(min_length=1)], action: int | None = None) -> Response:
+    @app.get("/v1/map.png", response_class=Response, **guarded(422, 503, answer=PICTURE))
+    def map_png(observation: Annotated[list[float], Query(min_length=1)], action: int | None = None) -> Response:
         """A picture of the map: an observation's position (a vector repeats the name), what the policy does there."""
         decisions = in_service()
-        picture = await in_turn(map_picture, decisions.model, observation, action)
+        with one_at_a_time:
+            picture = map_picture(decisions.model, observation, action)
         return Response(picture, media_type="image/png", headers={"X-Model": decisions.id})
 
-    @app.get("/healthz", response_model=api.Alive)
-    async def healthz() -> Response:
-        """Whether the process answers at all."""
-        return _json({"alive": True})
-
-    @app.get("/readyz", response_model=api.Ready,
-             responses={503: {"model": api.Ready, "description": "Nothing is in service."}})
-    async def readyz() -> Response:
-        """Whether a model answers; /v1/models says what is wrong where none does, or another than the promoted one."""
-        current = service.current
-        return _json({"ready": current is not None, "model": current and current.id, "sound": service.problem is None},
-                     200 if current is not None else 503)
-
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
+    @app.get("/metrics", response_class=PlainTextResponse, **guarded())
+    async def prometheus() -> Response:
         """For Prometheus."""
-        text, kind = measures.text()
-        return Response(text, media_type=kind)
+        return PlainTextResponse(metrics.text())
+
+    @app.get("/openapi.json", include_in_schema=False, **guarded())
+    async def openapi() -> dict:
+        model = service.current
+        return app.openapi() if model is None else api.with_limits(app.openapi(), model.schema, model.num_actions)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        """Whether the process answers at all."""
+        return {"alive": True}
+
+    @app.get("/readyz", responses={503: {"model": api.Ready, "description": "Nothing is in service."}})
+    async def readyz(response: Response) -> api.Ready:
+        """Whether a model answers; /v1/models says what is wrong where none does, or another than the promoted one."""
+        model = service.current
+        response.status_code = 503 if model is None else 200
+        return api.Ready(ready=model is not None, model=model and model.id, sound=service.problem is None)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -154,29 +156,29 @@ def create_app(registry: Registry, token: str | None = None, audit: AuditLog | N
     return app
 
 
-def _observations(body: dict) -> list:
-    """What the body asks about. Raises HTTPException 422."""
-    if body.keys() == {"observation"}:
-        return [body["observation"]]
-    if body.keys() != {"observations"} or type(body["observations"]) is not list:
-        raise HTTPException(422, 'the body must hold either "observation" or a list "observations", and nothing else.')
-    if not 1 <= len(body["observations"]) <= MAX_BATCH:
-        raise HTTPException(422, f"a batch holds 1 to {MAX_BATCH} observations.")
-    return body["observations"]
+def _bearer(token: str):
+    """The dependency of a route that needs the token."""
+
+    async def known(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]):
+        if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
+            raise HTTPException(401, "a valid token is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+
+    return known
 
 
-def _lines(request: Request, decisions: Decisions, observations: list, decided: list[Decision]) -> bytes:
-    """Of the audit log."""
+async def _malformed(_: Request, error: RequestValidationError) -> Response:
+    """The first thing that is wrong with a body, in a sentence."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:100].encode("ascii", "backslashreplace").decode()
+    no_object = first["type"] == "model_attributes_type"
+    what = "a JSON object sent as application/json is needed" if no_object else first["msg"]
+    return JSONResponse({"detail": f"{where}: {what}."}, 422)
+
+
+def _lines(request: Request, decisions: ServedModel, observations: list, decided: list[api.Decision]) -> str:
+    """Of the decision log."""
     facts = {"time": datetime.now(UTC).isoformat(), "request": request.scope["request_id"],
              "client": request.client and request.client.host, "model": decisions.digest}
-    return b"".join(
-        _dumped(facts | {"observation": seen, "action": decision.action, "supported": decision.supported}) + b"\n"
-        for seen, decision in zip(observations, decided))
-
-
-def _dumped(value) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _json(value, status: int = 200) -> Response:
-    return Response(_dumped(value), status, media_type="application/json")
+    return "\n".join(json.dumps(facts | {"observation": seen, "action": decision.action,
+                                         "supported": decision.supported}, separators=(",", ":"))
+                     for seen, decision in zip(observations, decided))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cql.deploy.api import Decision, MapAnswer
 from cql.deploy.explanation import Explainer
 from cql.deploy.model import POLICY, Model
 from cql.deploy.store import Registry
@@ -21,22 +22,6 @@ class ObservationError(ValueError):
     """An observation or an action that the model does not have; the message is one sentence."""
 
 
-class Decision(NamedTuple):
-    """What the model does at one observation.
-
-    Attributes:
-        action: the greedy one. q: ``[A]``, None for Behaviour Cloning. probabilities: ``[A]``, softmax of the outputs.
-        supported: whether the data ever took this action there. count: how often.
-    """
-
-    action: int
-    name: str
-    q: list[float] | None
-    probabilities: list[float]
-    supported: bool
-    count: int
-
-
 class Outputs(NamedTuple):
     """Of the policy, and what the data did: actions ``[N]``; q or None, probabilities and counts, all ``[N, A]``."""
 
@@ -45,22 +30,9 @@ class Outputs(NamedTuple):
     probabilities: np.ndarray
     counts: np.ndarray
 
-    @classmethod
-    def of_states(cls, model: Model) -> "Outputs":
-        """At every index that the policy reads."""
-        states = model.policy.network.inputs
-        counts = np.zeros((states, model.dataset.num_actions), dtype=np.int64)
-        counts[model.support.observations] = model.support.counts
-        return cls(*_outputs(model, np.arange(states)), counts)
 
-    @classmethod
-    def of_vectors(cls, model: Model, observations: list[list[float]]) -> "Outputs":
-        vectors = np.asarray(observations, dtype=np.float32)
-        return cls(*_outputs(model, vectors), np.stack([model.counts(vector) for vector in vectors]))
-
-
-class Decisions:
-    """A model in use; safe to ask from several threads.
+class ServedModel:
+    """A model in use.
 
     Args:
         id: of its entry. digest: SHA-256 of its ``policy.pt``.
@@ -69,10 +41,11 @@ class Decisions:
     def __init__(self, id: str, digest: str, model: Model):
         self.id, self.digest, self.model = id, digest, model
         self.discrete, self.size = model.policy.network.discrete, model.policy.network.inputs
-        self._states = Outputs.of_states(model) if self.discrete else None
+        self.num_actions = model.dataset.num_actions
+        self._states = self._outputs(np.arange(self.size)) if self.discrete else None
 
     @classmethod
-    def load(cls, registry: Registry, id: str) -> "Decisions":
+    def load(cls, registry: Registry, id: str) -> "ServedModel":
         """Raises RunError if the entry's files do not have their digests or do not fit each other."""
         return cls(id, registry.card(id)["files"][POLICY], registry.model(id))
 
@@ -88,7 +61,15 @@ class Decisions:
 
     def action(self, value) -> int:
         """An action as JSON has it. Raises ObservationError if it is none of this model's."""
-        return _index(value, self.model.dataset.num_actions, "an action")
+        return _index(value, self.num_actions, "an action")
+
+    @property
+    def schema(self) -> dict:
+        """What an observation is, as JSON schema."""
+        if self.discrete:
+            return {"type": "integer", "minimum": 0, "maximum": self.size - 1}
+        return {"type": "array", "items": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
+                "minItems": self.size, "maxItems": self.size}
 
     def decide(self, observations: list) -> list[Decision]:
         """One for each of the observations, of which there is at least one; each as ``observation`` returns it.
@@ -96,58 +77,44 @@ class Decisions:
         Raises:
             ObservationError: the network's outputs are not finite there.
         """
-        found, rows = self._states, observations
-        if found is None:
-            found, rows = Outputs.of_vectors(self.model, observations), list(range(len(observations)))
+        found = self._states or self._outputs(np.asarray(observations, dtype=np.float32))
         decided = []
-        for row in rows:
+        for row in observations if self.discrete else range(len(observations)):
             action = int(found.actions[row])
             count, q = int(found.counts[row, action]), None if found.q is None else found.q[row].tolist()
-            decided.append(Decision(action, self.model.actions[action], q, found.probabilities[row].tolist(), count > 0,
-                                    count))
+            decided.append(Decision(action=action, name=self.model.actions[action], q=q, count=count,
+                                    probabilities=found.probabilities[row].tolist(), supported=count > 0))
         return decided
 
     def explain(self, observation, action: int | None) -> dict:
-        """As `cql.deploy.explanation` has it; the first makes its tables. Raises RunError where outputs are not
-        finite."""
+        """As `cql.deploy.explanation` has it; one at a time. Raises RunError where outputs are not finite."""
         return self._explainer.explain(observation, action)
 
     @cached_property
     def _explainer(self) -> Explainer:
         return Explainer(self.model)
 
-    @property
-    def observations(self) -> dict:
-        """What an observation is, as JSON schema."""
-        if self.discrete:
-            return {"type": "integer", "minimum": 0, "maximum": self.size - 1}
-        return {"type": "array", "items": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
-                "minItems": self.size, "maxItems": self.size}
-
     @cached_property
-    def map(self) -> dict:
+    def map(self) -> MapAnswer:
         """What the page draws. ``board`` is None where states are not the cells of one grid, or too many to draw:
         else for each cell its observation, the greedy action, and how often the data took each action there."""
-        board = self.model.world.grid
-        drawn = board is not None and len(board.terminal) <= LARGEST_BOARD
-        return {"model": self.id, "member": self.model.member.name, "actions": self.model.actions,
-                "observations": self.observations, "board": self._board() if drawn else None}
+        grid, inputs, board = self.model.world.grid, self.model.world.inputs, None
+        if grid is not None and len(grid.terminal) <= LARGEST_BOARD:
+            found = self._states or self._outputs(np.asarray(inputs, dtype=np.float32))
+            board = {"rows": grid.shape[0], "columns": grid.shape[1], "moves": grid.moves.astype(int).tolist(),
+                     **{mask: np.flatnonzero(getattr(grid, mask)).tolist() for mask in MASKS},
+                     "cells": inputs.tolist(), "greedy": found.actions.tolist(), "counts": found.counts.tolist()}
+        return MapAnswer(model=self.id, member=self.model.member.name, actions=self.model.actions,
+                         observations=self.schema, board=board)
 
-    def _board(self) -> dict:
-        board, inputs = self.model.world.grid, self.model.world.inputs
-        found = self._states or Outputs.of_vectors(self.model, inputs.tolist())
-        return {"rows": board.shape[0], "columns": board.shape[1], "moves": board.moves.astype(int).tolist(),
-                **{mask: np.flatnonzero(getattr(board, mask)).tolist() for mask in MASKS},
-                "cells": inputs.tolist(), "greedy": found.actions.tolist(), "counts": found.counts.tolist()}
-
-
-def _outputs(model: Model, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    policy = model.policy
-    q = policy.q_values(observations) if policy.algorithm == "cql" else None
-    probabilities = policy.probabilities(observations)
-    if not np.isfinite(probabilities if q is None else q).all():
-        raise ObservationError(f"the outputs of {model.member.name} are not finite there.")
-    return policy.act(observations), q, probabilities
+    def _outputs(self, observations: np.ndarray) -> Outputs:
+        policy = self.model.policy
+        q = policy.q_values(observations) if policy.algorithm == "cql" else None
+        probabilities = policy.probabilities(observations)
+        if not np.isfinite(probabilities if q is None else q).all():
+            raise ObservationError(f"the outputs of {self.model.member.name} are not finite there.")
+        counts = np.stack([self.model.counts(observation) for observation in observations])
+        return Outputs(policy.act(observations), q, probabilities, counts)
 
 
 def _index(value, size: int, what: str) -> int:

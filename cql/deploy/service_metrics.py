@@ -2,28 +2,28 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from cql.deploy.decision_log import AuditLog
-from cql.deploy.promoted import InService
-from cql.deploy.served_model import Decision
+from cql.deploy.api import Decision
+from cql.deploy.decision_log import DecisionLog
+from cql.deploy.promoted import Promoted
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-class Measures:
-    """Counters of one application; of the model in service and of the audit log they ask when they are read."""
+class ServiceMetrics:
+    """The metrics of one application. What it has in service, and its decision log, are asked when they are read."""
 
-    def __init__(self, service: InService, audit: AuditLog | None):
-        self.service, self.audit, self._registry = service, audit, CollectorRegistry()
+    def __init__(self, service: Promoted, log: DecisionLog | None):
+        self.service, self.log, self._registry = service, log, CollectorRegistry()
         self._requests = Counter("glassbox_requests", "Requests answered.", ["route", "status"],
                                  registry=self._registry)
         self._seconds = Histogram("glassbox_request_seconds", "From a request's headers to its answer.", ["route"],
                                   registry=self._registry, buckets=SECONDS)
         decisions = Counter("glassbox_decisions", "Decisions answered, by whether the data ever took the action there.",
                             ["supported"], registry=self._registry)
-        self._decisions = {supported: decisions.labels(str(supported).lower()) for supported in (True, False)}
+        self._supported, self._unsupported = decisions.labels("true"), decisions.labels("false")
         self._registry.register(self)
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -32,15 +32,14 @@ class Measures:
 
     def decided(self, decisions: list[Decision]) -> None:
         supported = sum(decision.supported for decision in decisions)
-        self._decisions[True].inc(supported)
-        self._decisions[False].inc(len(decisions) - supported)
+        self._supported.inc(supported)
+        self._unsupported.inc(len(decisions) - supported)
 
-    def text(self) -> tuple[bytes, str]:
-        """The metrics and their media type."""
-        return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """As a collector of its own registry: the model in service, and the audit log."""
+        """What is measured only when it is read (the client library asks for it)."""
         current = self.service.current
         model = GaugeMetricFamily("glassbox_model_in_service", "1 for the model that answers.",
                                   labels=["id", "member", "sha256"])
@@ -50,5 +49,5 @@ class Measures:
         yield CounterMetricFamily("glassbox_models_taken", "Models put into service.", self.service.taken)
         yield GaugeMetricFamily("glassbox_model_problem", "1 while the promoted model is not the one in service.",
                                 self.service.problem is not None)
-        yield GaugeMetricFamily("glassbox_audit_unflushed", "1 while the audit log cannot be flushed to the disk.",
-                                self.audit is not None and self.audit.problem is not None)
+        yield GaugeMetricFamily("glassbox_decisions_unflushed", "1 while the decision log cannot be flushed to disk.",
+                                self.log is not None and self.log.problem is not None)
