@@ -3,10 +3,9 @@
 import argparse
 import sys
 
-from cql.analysis import audit, evaluation, report, selection, statistics
+from cql.analysis import audit, evaluation, judging, report, selection, statistics
 from cql.analysis.figures import curve as audit_figures
 from cql.analysis.figures import plots
-from cql.analysis.results import write_results
 from cql.errors import ConfigError, reports_errors
 from cql.run_folder import RunFolder
 
@@ -35,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         with run.lock():
             run.check_manifest(derived=False)
             audited = audit.audit(run) if arguments.audit else None  # refused before anything is written
-            result = evaluation.evaluate(run, arguments.episodes, arguments.seed)
-            run.write_json("evaluation.json", result)
-            write_results(run)
+            table = judging.write(run, arguments.episodes, arguments.seed)
             plots.draw_all(run)
             drawn = {}
             if audited is not None:
@@ -47,11 +44,13 @@ def main(argv: list[str] | None = None) -> int:
             run.write_manifest()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: evaluate the run again before it is used.") from None
-    print(evaluation.table(result))
+    print(table)
     if audited is not None:
         print(f"\n{audit.text(audited)}")
     if page is not None:
-        print(f"\n{statistics.table(run.read_json('statistics.json'))}")
+        summary = run.read_json("statistics.json")
+        if run.config().dataset is None or any(group["metrics"]["return"] for group in summary["groups"]):
+            print(f"\n{statistics.table(summary)}")
         if (run.path / "selection.json").exists():
             print(f"\n{selection.text(run.read_json('selection.json'))}")
         print(f"\nreport: {page}")

@@ -7,9 +7,8 @@ import time
 from cql import algorithm, snapshots
 from cql import config as settings
 from cql.action_weights import action_weights
-from cql.analysis import evaluation
+from cql.analysis import judging
 from cql.analysis.figures import plots
-from cql.analysis.results import write_results
 from cql.cloned import cloned_in_words
 from cql.collect import datasets_for, findings, summary
 from cql.device import config_for, resolve_device
@@ -61,12 +60,11 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
 def finish(run: RunFolder, ranks: Ranks, started: float) -> None:
     """Evaluates what was trained, draws it, prints it and closes the run with its manifest."""
     trained = round(time.perf_counter() - started, 1)
-    run.write_json("evaluation.json", result := evaluation.evaluate(run))
-    write_results(run)
+    table = judging.write(run)
     plots.draw_all(run)
     run.write_manifest(device=str(resolve_device(run.config().device)), ranks=ranks.world, training_seconds=trained,
                        seconds=round(time.perf_counter() - started, 1))
-    print(f"{evaluation.table(result)}\nrun folder: {run.path}")
+    print(f"{table}\nrun folder: {run.path}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from cql.analysis import ope
-from cql.analysis.selection import episode_log
+from cql.analysis.ope import episode_log
 from cql.collect import datasets_for
 from cql.config import Config
 from cql.exact import deterministic_policies, evaluate_policies, greedy_actions, settled_policy, value_iteration

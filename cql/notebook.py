@@ -14,8 +14,7 @@ from torch import Tensor
 
 import envs
 from cql.action_weights import action_weights
-from cql.analysis import evaluation
-from cql.analysis.results import write_results
+from cql.analysis import evaluation, judging
 from cql.cloned import cloned_in_words
 from cql.collect import DEFAULT_MAX_EPISODE_STEPS
 from cql.config import DATA, ENVIRONMENT, LARGEST_INTEGER, Config
@@ -79,8 +78,7 @@ class Fit:
             for member, policy in zip(self.members, self.policies):
                 if policy is not None:
                     policy.save(run.policy_path(member.name))
-            run.write_json("evaluation.json", evaluation.evaluate(run))
-            write_results(run)
+            judging.write(run)
             run.write_manifest(device=self.config.device)
             run.path.rename(target)
         return target
@@ -175,8 +173,9 @@ def evaluate(policies: Policy | Sequence[Policy], dataset: OfflineDataset, episo
         raise ConfigError("episodes must be at least 1, seed not negative, and gamma in [0, 1].")
     for policy in filter(None, policies):
         evaluation.refuse_misfit(policy, dataset, "the policy")
-    supports = [evaluation.Support(dataset)] * len(policies)
-    return evaluation.policy_entries(World.of(dataset), policies, supports, episodes, seed, gamma)
+    world = World.of(dataset)
+    supports = evaluation.supports_of(world, [dataset], [dataset] * len(policies), policies)
+    return evaluation.policy_entries(world, policies, supports, episodes, seed, gamma)
 
 
 def _values(alpha: float | Sequence[float]) -> tuple[float, ...]:

@@ -263,7 +263,7 @@ def test_coordinates_say_the_same_as_indices():
     logs = []
     for observation in ("index", "coordinates"):
         environment = gymnasium.make("envs:SafetyCriticalGridWorld-v0", observation=observation)
-        logs.append(selection.episode_log(generate_offline_episodes(environment, 40), World.around(environment))[0])
+        logs.append(selection.ope.episode_log(generate_offline_episodes(environment, 40), World.around(environment))[0])
     assert logs[0].hazard.sum() == logs[1].hazard.sum() > 0
     down = np.ones((1, logs[0].num_states), dtype=int)  # the same action everywhere, however states are numbered
     index, coordinates = (ope.estimate(log, down, 80, resamples=10) for log in logs)
@@ -334,7 +334,7 @@ def test_cloning_alone_has_no_alpha_to_choose(run, tmp_path):
 
 
 def test_beyond_so_many_observations_there_are_no_estimates_but_other_rules(run, monkeypatch):
-    monkeypatch.setattr(selection, "MAX_WORK", 10)
+    monkeypatch.setattr(selection.ope, "MAX_WORK", 10)
     result = checked(referee(run, resamples=5))
     assert entry(result, "dr_return")["available"] == 0 and entry(result, "support")["regret"]["return"] is None
     assert entry(result, "penalty")["available"] == 8 and entry(result, "penalty")["regret"]["return"] is not None

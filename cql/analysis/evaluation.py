@@ -10,7 +10,7 @@ import numpy as np
 from cql.analysis import convergence
 from cql.cloned import cloned_episodes
 from cql.config import Config
-from cql.dataset import OfflineDataset, observation_keys
+from cql.dataset import OfflineDataset, number_rows, observation_keys
 from cql.diagnostics import NOT_FINITE, SOUND
 from cql.errors import RunError
 from cql.exact import (
@@ -23,12 +23,13 @@ from cql.exact import (
 )
 from cql.members import Member, all_members
 from cql.metrics import read_metrics
-from cql.policy import Policy
+from cql.policy import AT_ONCE, Policy
 from cql.run_folder import RunFolder
 from cql.text import aligned, number
 from cql.world import World
 
 DEFAULT_EPISODES, DEFAULT_SEED = 30, 1000
+LIKELY = 0.3  # share of the most likely action's probability under BC, from which on an action of vectors is supported
 
 
 def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAULT_SEED) -> dict:
@@ -47,8 +48,8 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     members, diverged, alphas = all_members(config), divergence(run), final_alphas(run)
     policies = [None if diverged.get(member.name, {}).get("reason") == "not finite"
                 else load_policy(run, member, datasets[member.data_seed]) for member in members]
-    supports = {seed: Support(dataset) for seed, dataset in datasets.items()}
-    entries = policy_entries(world, policies, [supports[m.data_seed] for m in members], episodes, seed, config.gamma)
+    supports = supports_of(world, list(datasets.values()), [datasets[m.data_seed] for m in members], policies)
+    entries = policy_entries(world, policies, supports, episodes, seed, config.gamma)
     final = [alphas.get(member.name) if policy is not None else None for member, policy in zip(members, policies)]
     cloned = {seed: cloned_episodes(config, dataset, world) for seed, dataset in datasets.items()}
     converged = _convergence(run, members, diverged, cloned if world.inputs is not None else {})
@@ -143,10 +144,11 @@ class Support:
     ``rows`` has the state of every transition, ``[D]``.
     """
 
+    by_state = True
+
     def __init__(self, dataset: OfflineDataset):
         self.dataset = dataset
-        self.observations, rows = np.unique(dataset.observations, axis=0, return_inverse=True)
-        self.rows = rows.reshape(-1)
+        self.observations, self.rows = number_rows(dataset.observations)
         self.counts = np.zeros((len(self.observations), dataset.num_actions), dtype=np.int64)
         np.add.at(self.counts, (self.rows, dataset.actions), 1)
         keys = observation_keys(self.observations, self.observations.dtype)
@@ -154,12 +156,16 @@ class Support:
 
     def mismatch_rate(self, policy: Policy) -> float:
         """The share of transitions whose logged action is not the greedy one."""
-        greedy = policy.act(self.observations)[self.rows]
+        greedy = in_parts(policy.act, self.observations)[self.rows]
         return float((greedy != self.dataset.actions).mean())
 
-    def supported(self, observation, action: int) -> bool:
+    def supported(self, observation, action: int) -> bool | None:
         """Whether the data have this action in this state; a state that they never visit supports none."""
         return bool(self.counts_of(observation)[action] > 0)
+
+    def unsupported(self, observations, actions) -> np.ndarray | None:
+        """Whether each of the actions is not supported, ``[B]`` bool; None where nothing is known of support."""
+        return np.array([not self.supported(x, a) for x, a in zip(observations, actions)], dtype=bool)
 
     def counts_of(self, observation) -> np.ndarray:
         """How often the data have each action in this state, ``[A]``."""
@@ -169,6 +175,53 @@ class Support:
     def row_of(self, observation) -> int | None:
         """The row of this state in ``observations`` and ``counts``; None if the data never visit it."""
         return self._row_of.get(observation_keys([observation], self.observations.dtype)[0])
+
+
+class ClonedSupport(Support):
+    """Support of vectors that no state numbers stand behind, none of which need ever come again.
+
+    An action counts as supported where its probability under Behaviour Cloning of the data is at least LIKELY times
+    that of the most likely action. ``cloned`` is that policy, or None: then support is not known.
+    """
+
+    by_state = False
+
+    def __init__(self, dataset: OfflineDataset, cloned: Policy | None):
+        super().__init__(dataset)
+        self.cloned = cloned
+
+    def supported(self, observation, action: int) -> bool | None:
+        unsupported = self.unsupported([observation], [action])
+        return None if unsupported is None else not unsupported[0]
+
+    def unsupported(self, observations, actions) -> np.ndarray | None:
+        if self.cloned is None:
+            return None
+        p = in_parts(self.cloned.probabilities, np.asarray(observations))
+        return p[np.arange(len(p)), np.asarray(actions)] < LIKELY * p.max(1)
+
+
+def supports_of(world: World, distinct: list[OfflineDataset], datasets: list[OfflineDataset],
+                policies: list[Policy | None]) -> list[Support]:
+    """The support of each policy in its data set, by states where the data have them, else by the BC policy.
+
+    Args:
+        distinct: the data sets, each once. datasets, policies: of each member; that of BC has the same data, and the
+            same training seed where there is one.
+    """
+    if distinct[0].discrete or world.inputs is not None:
+        known = {id(dataset): Support(dataset) for dataset in distinct}
+        return [known[id(dataset)] for dataset in datasets]
+    cloned = {key: policy for policy in policies if policy and policy.algorithm == "bc"
+              for key in ((policy.data_seed, None), (policy.data_seed, policy.seed))}
+    return [ClonedSupport(dataset, policy and (cloned.get((policy.data_seed, policy.seed))
+                                               or cloned.get((policy.data_seed, None))))
+            for dataset, policy in zip(datasets, policies)]
+
+
+def in_parts(read: Callable, observations: np.ndarray) -> np.ndarray:
+    """What a policy's method gives for observations ``[B, …]``, in parts that fit the memory."""
+    return np.concatenate([read(observations[first:first + AT_ONCE]) for first in range(0, len(observations), AT_ONCE)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +239,11 @@ class Episodes:
     returns: np.ndarray
     ends: dict[str, np.ndarray]
 
-    def unsupported(self, support: Support) -> np.ndarray:
-        """How many steps of each episode took an OOD action, ``[episodes]``."""
-        flags = np.array([not support.supported(observation, action) for observation, action in self.steps])
+    def unsupported(self, support: Support) -> np.ndarray | None:
+        """How many steps of each episode took an unsupported action, ``[episodes]``; None where that is not known."""
+        flags = support.unsupported(*zip(*self.steps))
+        if flags is None:
+            return None
         return np.add.reduceat(flags.astype(np.int64), np.cumsum(self.lengths) - self.lengths)
 
 
@@ -203,14 +258,17 @@ class Rollouts:
             self._state_of = {key: state for state, key in enumerate(keys)}
 
     def summary(self, policy: Policy, support: Support) -> dict:
-        """The ``rollout`` entry of one member."""
+        """The ``rollout`` entry of one member; without a model with the return of every episode."""
         episodes = self.of(policy)
         rates = {name: int(flags.sum()) / self.episodes for name, flags in episodes.ends.items()}
+        unsupported = episodes.unsupported(support)
         return {"episodes": self.episodes, "return_mean": float(episodes.returns.mean()),
                 "return_std": float(episodes.returns.std(ddof=1)) if self.episodes > 1 else None,
                 "hazard_rate": rates.get("hazard"), "goal_rate": rates.get("goal"),
                 "action_mismatch_rate": support.mismatch_rate(policy),
-                "unsupported_action_rate": int(episodes.unsupported(support).sum()) / len(episodes.steps)}
+                "unsupported_action_rate": None if unsupported is None else (
+                    int(unsupported.sum()) / len(episodes.steps)),
+                **({"returns": episodes.returns.tolist()} if self.model is None else {})}
 
     def of(self, policy: Policy) -> Episodes:
         """The episodes of one policy."""
@@ -270,7 +328,7 @@ def exact_evaluation(world: World, policies: list[Policy | None], supports: list
         values = [None] * len(tables)
     visits = expected_visits(model, tables, horizon=horizon)  # [N, S]
     for row, n in enumerate(members):
-        unsupported = [not supports[n].supported(x, a) for x, a in zip(inputs, actions[row])]  # [S]
+        unsupported = supports[n].unsupported(inputs, actions[row])  # [S]
         entries[n] = (_exact_entry(result, row) | {"discounted_value": values[row]},
                       float(visits[row] @ unsupported / visits[row].sum()) if visits[row].any() else None)
     return entries

@@ -38,11 +38,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from cql.analysis.statistics import ROUNDING
+from cql.dataset import OfflineDataset
+from cql.world import World, states_of
 
 ESTIMATORS = ("fqe", "wis", "pdis", "dr")
 TARGETS = ("return", "hazard_probability")
 CONFIDENCE = 0.95
 FEWEST = 100  # episodes of effective sample size below which weighting them gives no estimate
+MAX_WORK = 2_000_000  # states, or episodes, times steps: beyond, there are no estimates (minutes per member)
 CHUNK = 2 ** 18  # entries of a model in one computation
 
 
@@ -87,6 +90,22 @@ class EpisodeLog:
     def complete(self, horizon: int) -> np.ndarray:
         """``[E]`` bool: whether an episode ended or reached the horizon."""
         return self.terminations[self.starts + self.lengths - 1] | (self.lengths >= horizon)
+
+
+def episode_log(dataset: OfflineDataset, world: World) -> tuple[EpisodeLog, np.ndarray]:
+    """The episodes of a data set over numbered states, and the observation of each state, ``[S]`` or ``[S, n]``.
+
+    Hazards are known if the environment's model shows these observations.
+    """
+    both = np.concatenate([dataset.observations, dataset.next_observations])
+    observations, rows = np.unique(both, axis=0, return_inverse=True)
+    rows, hazard = rows.reshape(-1), None
+    if world.mdp is not None and world.mdp.hazard is not None:
+        states = states_of(observations, world.inputs)
+        hazard = world.mdp.hazard[states] if (states >= 0).all() else None
+    return EpisodeLog(rows[:len(dataset)], dataset.actions.astype(np.intp), dataset.rewards.astype(np.float64),
+                          rows[len(dataset):], dataset.terminations, dataset.episode_starts, len(observations),
+                          dataset.num_actions, dataset.behavior_probabilities, hazard), observations
 
 
 @dataclass(frozen=True)

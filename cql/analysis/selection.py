@@ -20,24 +20,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cql.analysis import ope
+from cql.analysis import judging, ope
 from cql.analysis.evaluation import load_policy
 from cql.analysis.results import Results
 from cql.analysis.statistics import Bootstrap, too_few
-from cql.dataset import OfflineDataset
 from cql.errors import RunError
 from cql.members import Member
 from cql.metrics import read_metrics
 from cql.run_folder import RunFolder
 from cql.text import aligned, counted, interval, number
-from cql.world import World, states_of
+from cql.world import World
 
 DEFAULT_ALPHA = 6.0  # the baseline that looks at nothing
 SHARE = 0.1  # a rise or a fall must exceed this share of a curve's range
 HIGH_TD = 2.0  # times the least TD loss among the members compared
+ROLLED = {"return": "rollout_return", "hazard_probability": "rollout_hazard_rate"}  # target -> column of rollouts
 WITHIN = 1.0  # return points: a pick this close to the best counts as good
 DECIMALS = 10  # scores and exact values are equal up to rounding if they agree to so many
-MAX_WORK = 2_000_000  # states, or episodes, times steps: beyond, there are no estimates (minutes per member)
 
 
 def ranks(values) -> np.ndarray:
@@ -106,6 +105,8 @@ class Evidence:
         ood_probability: of coming to an OOD action, in the data's model.
         overfitting, underfitting, flagged, has_policy: bool. withheld: why a data set has no estimates, if its episodes
             are broken. begun_at_breaks: how many episodes were begun where others were broken.
+        by_networks: whether estimates are by networks, discounted; ``ood_probability`` is then the share of logged
+            observations where BC finds the action unlikely.
     """
 
     results: Results
@@ -118,6 +119,7 @@ class Evidence:
     underfitting: np.ndarray
     flagged: np.ndarray
     has_policy: np.ndarray
+    by_networks: bool = False
     withheld: str | None = None
     begun_at_breaks: int = 0
 
@@ -125,6 +127,15 @@ class Evidence:
 def column(results: Results, name: str) -> np.ndarray:
     """A column of ``results.csv``, ``[X, Y, Z]``."""
     return np.stack([results.values(name, ("cql", alpha)) for alpha in results.alphas], axis=-1)
+
+
+def truths(results: Results) -> tuple[str | None, dict[str, np.ndarray]]:
+    """What rules are held against: its source, "exact", "rollouts" or None, and target -> ``[X, Y, Z]``."""
+    exact = {target: column(results, target) for target in ope.TARGETS}
+    rolled = {target: column(results, ROLLED[target]) for target in ope.TARGETS}
+    if np.isfinite(exact["return"]).any():
+        return "exact", exact
+    return ("rollouts" if np.isfinite(rolled["return"]).any() else None), rolled
 
 
 def read(run: RunFolder, resamples: int) -> Evidence:
@@ -155,12 +166,21 @@ def read(run: RunFolder, resamples: int) -> Evidence:
     sizes, ood_probability = np.full((2, *td.shape), np.nan)
     estimates = {(name, target): np.full((*td.shape, 3), np.nan) for name in ope.ESTIMATORS for target in ope.TARGETS}
     broken = [dataset.breaks_in_words() for dataset in datasets]
+    by_networks = not datasets[0].discrete and world.inputs is None
+    if by_networks and not broken[0]:
+        cql = [entry for entry in judging.estimates_of(run) if entry["algorithm"] == "cql"]
+        for entry in cql:
+            where = 0, config.seeds.index(entry["seed"]), alphas.index(entry["alpha"])
+            ood_probability[where] = math.nan if entry["unsupported"] is None else entry["unsupported"]
+            estimates["fqe", "return"][where] = entry["value"] or math.nan
+        fqe = estimates["fqe", "return"]
+        fqe[np.isnan(fqe[..., 0]).any(-1)] = math.nan  # no choice among some alphas where others have no estimate
     for x, dataset in enumerate(datasets):
-        if broken[x]:
+        if broken[x] or by_networks:
             continue
         judged = np.argwhere(has_policy[x])  # rows of y, z
-        log, observations = episode_log(dataset, world)
-        if not len(judged) or max(log.num_states, len(log.starts)) * horizon > MAX_WORK:
+        log, observations = ope.episode_log(dataset, world)
+        if not len(judged) or max(log.num_states, len(log.starts)) * horizon > ope.MAX_WORK:
             continue
         actions = np.stack([load_policy(run, members[x][y][z], dataset).act(observations) for y, z in judged])  # [N, S]
         estimated = ope.estimate(log, actions, horizon, resamples)
@@ -171,24 +191,8 @@ def read(run: RunFolder, resamples: int) -> Evidence:
                 estimates[name, target][where] = values
     behavior = "logged" if all(dataset.behavior_probabilities is not None for dataset in datasets) else "counts"
     return Evidence(results, horizon, behavior, estimates, sizes, ood_probability, overfitting, underfitting, flagged,
-                    has_policy, next(filter(None, broken), None),
+                    has_policy, by_networks, next(filter(None, broken), None),
                     sum(dataset.metadata.get("begun_at_breaks", 0) for dataset in datasets))
-
-
-def episode_log(dataset: OfflineDataset, world: World) -> tuple[ope.EpisodeLog, np.ndarray]:
-    """The episodes of a data set over numbered states, and the observation of each state, ``[S]`` or ``[S, n]``.
-
-    Hazards are known if the environment's model shows these observations.
-    """
-    both = np.concatenate([dataset.observations, dataset.next_observations])
-    observations, rows = np.unique(both, axis=0, return_inverse=True)
-    rows, hazard = rows.reshape(-1), None
-    if world.mdp is not None and world.mdp.hazard is not None:
-        states = states_of(observations, world.inputs)
-        hazard = world.mdp.hazard[states] if (states >= 0).all() else None
-    return ope.EpisodeLog(rows[:len(dataset)], dataset.actions.astype(np.intp), dataset.rewards.astype(np.float64),
-                          rows[len(dataset):], dataset.terminations, dataset.episode_starts, len(observations),
-                          dataset.num_actions, dataset.behavior_probabilities, hazard), observations
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ def rules(evidence: Evidence) -> list[Rule]:
                                              ("hazard_probability", "hazard", "low", "Lowest hazard probability")):
             values = evidence.estimates[name, target]
             needs = ("estimates", *["hazards"] * (word == "hazard"), *["weights"] * (name != "fqe"))
+            if evidence.by_networks:  # discounted: not comparable with a return
+                target, what = None, what.replace("data set, an OOD action being worth 0", "data set by networks")
             listed.append(Rule(f"{name}_{word}", f"{label} ({word})", f"{words} by {what}.", word, prefers,
                                values[..., 0], needs, target, values[..., 1:], sizes))
     results, has_policy = evidence.results, evidence.has_policy
@@ -244,8 +250,9 @@ def rules(evidence: Evidence) -> list[Rule]:
         Rule("fqe_cautious", "FQE (hazard or OOD)", "Least probability, in the data's model, of a hazard or of an OOD "
              "action, whichever comes first.", "hazard", "low", hazard + evidence.ood_probability,
              ("estimates", "hazards")),
-        Rule("support", "support", "Least probability, in the data's model, that an episode comes to an OOD action.",
-             "data", "low", evidence.ood_probability, ("estimates",)),
+        Rule("support", "support", "Least share of logged observations where BC finds the greedy action unlikely."
+             if evidence.by_networks else "Least probability, in the data's model, that an episode comes to an OOD "
+             "action.", "data", "low", evidence.ood_probability, ("estimates",)),
         Rule("agreement", "agreement with data", "Smallest share of logged transitions whose action is not greedy.",
              "data", "low", column(results, "action_mismatch_rate")),
         Rule("penalty", "conservative penalty", "Lowest conservative penalty at the last log entry.", "training", "low",
@@ -277,14 +284,15 @@ def referee(run: RunFolder, resamples: int = 200) -> dict:
 def judge(evidence: Evidence, resamples: int) -> dict:
     """The result of ``referee``, from the evidence."""
     candidates = evidence.has_policy & ~evidence.flagged
-    truth = {target: column(evidence.results, target) for target in ope.TARGETS}  # [X, Y, Z]
+    source, truth = truths(evidence.results)
     config, bootstrap = evidence.results.config, Bootstrap.of(evidence.results)
     entries = [_entry(rule, evidence.results.alphas, candidates, truth, bootstrap) for rule in rules(evidence)]
     signs = {"overfitting": evidence.overfitting, "underfitting": evidence.underfitting, "diverged": evidence.flagged}
     return {"horizon": evidence.horizon, "resamples": resamples, "members": int(candidates.size),
             "candidates": int(candidates.sum()), "draws": len(config.data_seeds), "seeds": len(config.seeds),
             "choices": int((candidates.sum(-1) > 1).sum()), "behavior": evidence.behavior,
-            "withheld": evidence.withheld, "begun_at_breaks": evidence.begun_at_breaks, "rules": entries,
+            "truth": source, "withheld": evidence.withheld, "begun_at_breaks": evidence.begun_at_breaks,
+            "rules": entries,
             "signs": [{"alpha": alpha, **{name: int(sign[..., z].sum()) for name, sign in signs.items()},
                        "of": int(candidates[..., z].size)} for z, alpha in enumerate(evidence.results.alphas)],
             "estimates": _estimates(evidence),
@@ -352,7 +360,7 @@ def _entry(rule: Rule, alphas, candidates, truth, bootstrap: Bootstrap) -> dict:
         if target == "return" and np.isfinite(lost).any():
             means = [np.nanmean(row) for row in lost if np.isfinite(row).any()]  # of each data set, over seeds
             entry["within_one_point"] = float(np.mean(np.array(means) <= WITHIN))
-    if rule.interval is not None:
+    if rule.interval is not None and rule.target is not None:
         true, (low, high) = truth[rule.target], np.moveaxis(rule.interval, -1, 0)
         known = np.isfinite(low) & np.isfinite(high) & np.isfinite(true)
         entry["coverage"][rule.target] = float(((low <= true) & (true <= high))[known].mean()) if known.any() else None
@@ -401,6 +409,7 @@ def text(result: dict) -> str:
         f"{'logged' if result['behavior'] == 'logged' else 'by counts'}")
     if (nothing := nothing_to_choose(result)) is not None:
         return f"{heading}\n\n  {nothing}"
+    truth = "rolled-out" if result["truth"] == "rollouts" else "exact"
     rows = [["rule", "scored", "rank: return", "hazard", "lost: return", "within 1", "hazard", "covered", "ESS",
              "picks: alpha (times)"]]
     for e in result["rules"]:
@@ -424,7 +433,8 @@ def text(result: dict) -> str:
     lines = [
         heading, "", *withheld, *_indented(rows),
         *(f"  Without a score: {', '.join(labels)} ({why})." for why, labels in unscored(result)),
-        "  rank: correlation over alpha with the exact return and hazard, 1 = exactly in order. lost: exact return",
+        f"  rank: correlation over alpha with the {truth} return and hazard, 1 = exactly in order. lost: {truth} "
+        "return",
         "  [95 %] and hazard against the best alpha. within 1: share of data sets that lose at most 1 point of return.",
         "  covered: 95 % intervals with the exact value. ESS: median effective sample size of members.",
         "  Means are over data sets. Runaway members are neither picked nor ranked.", "",

@@ -42,7 +42,7 @@ class Decision(BaseModel):
     name: str
     q: list[float] | None = Field(description="Q-value of every action; null for Behaviour Cloning.")
     probabilities: list[float] = Field(description="Softmax of the network's outputs.")
-    supported: bool = Field(description="Whether the data ever took this action there.")
+    supported: bool | None = Field(description="Whether the data ever took this action there; null: not known.")
     count: int = Field(description="How often.")
 
 

@@ -55,7 +55,8 @@ class Explainer:
         Keys beside "member", "algorithm", "observation", "state", "cell" [row, column] from 0, "actions" (words),
         "action" and "chosen" {"index", "name"}, "q" and "probabilities" (over actions; q null for BC), "text":
 
-            support: {"count", "state_count", "share" of the state's log, "supported", "counts" [A]}
+            support: {"count", "state_count", "share" of the state's log, "counts" [A], "supported": null where it is
+                not known, "by_state": whether it is by these counts, else by BC of the data}
             gap: {"q_chosen", "q_action", "difference", "td", "penalty", "residual"}, null for BC; the last three null
                 where one of the two pairs has no data. For the Huber loss only the residual is null, a part of
                 "penalty".
@@ -86,7 +87,8 @@ class Explainer:
                  "action": {"index": action, "name": model.actions[action]},
                  "chosen": {"index": chosen, "name": model.actions[chosen]},
                  "support": {"count": count, "state_count": total, "share": count / total if total else None,
-                             "supported": count > 0, "counts": counts.tolist()},
+                             "supported": model.support.supported(observation, action), "counts": counts.tolist(),
+                             "by_state": model.support.by_state},
                  "q": None if q is None else q.tolist(), "probabilities": p.tolist(),
                  "gap": None if q is None else self._gap(q, p, row, counts, chosen, action),
                  "hazard": None, "return": None}
@@ -158,7 +160,7 @@ def _verdict(found: dict) -> str:
     action, chosen = found["action"]["index"], found["chosen"]["index"]
     if hazard is not None and hazard["action"] > hazard["chosen"] + UNSAFE:
         return "unsafe"
-    if not found["support"]["supported"]:
+    if found["support"]["supported"] is False:
         return "unsupported"
     if action == chosen:
         return "chosen"

@@ -95,6 +95,11 @@ def _headline(found: dict) -> str:
 def _data(found: dict) -> str:
     support, counts, chosen = found["support"], found["support"]["counts"], found["chosen"]
     total = support["state_count"]
+    if not support["by_state"]:
+        return {True: "Behaviour Cloning of the data finds this action likely here.",
+                False: "Behaviour Cloning of the data finds this action unlikely here.",
+                None: "Whether the data support it is not known: no Behaviour Cloning of them is at hand."}[
+                    support["supported"]]
     if total == 0:
         return ("The data never came here, so nothing in them tells what any action leads to: "
                 "whatever the model says here is carried over from other places.")
@@ -133,7 +138,7 @@ def _split(found: dict) -> str:
     gap, support = found["gap"], found["support"]
     if gap is None or support["state_count"] == 0:
         return ""
-    if not support["supported"]:
+    if support["supported"] is False:
         return ("With no data behind it, that rating is a guess from other places and other actions, "
                 "which training pushes down on purpose.")
     if found["action"] == found["chosen"]:

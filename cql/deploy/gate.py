@@ -13,8 +13,9 @@ number i from environment seed ``TEST_SEED + i``, each measure with limits of it
 - unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each
   other, so the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the
   step limit; each is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients
-  bound the rate. That holds for any distribution of episodes, and is wide. Observations count as seen if the data hold
-  the very same numbers.
+  bound the rate. That holds for any distribution of episodes, and is wide. Where observations are vectors without state
+  numbers, an action is supported that BC of the data finds likely (``ClonedSupport``). An entry has no BC beside it:
+  the rate is then unknown, between 0 and 1, and only the limit 1 lets that pass.
 
 The limits hold for one policy judged once: of many judged on the same test set until one passes, that one was chosen
 for it.
@@ -137,6 +138,8 @@ def _sampled(model: Model, limits: Limits) -> tuple[Limited, ...]:
         met = int(rolled.ends["hazard"].sum())
         hazard = (met / n, *clopper_pearson(met, n, level))
     unsupported = rolled.unsupported(model.support)  # [episodes]
+    if unsupported is None:
+        return hazard, (mean, mean - half, mean + half), (None, 0.0, 1.0)
     longest = model.world.horizon
     rate = float(unsupported.sum() / rolled.lengths.sum())
     return (hazard, (mean, mean - half, mean + half),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cql.analysis.evaluation import Support, final_alphas, load_policy, refuse_misfit
+from cql.analysis.evaluation import Support, final_alphas, load_policy, refuse_misfit, supports_of
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
@@ -33,6 +33,8 @@ class Model:
         member: which one. policy: its network. dataset: the draw it was trained on. config: of its run.
         final_alpha: the weight of the penalty it ended with: ``member.alpha`` unless that was learned; None for BC.
         world: the environment that its data name.
+        cloned: BC of the same data and seed, which says what is supported where observations are vectors without state
+            numbers; None where there is none. An entry of a registry holds one member: only BC's own has it.
     """
 
     member: Member
@@ -41,6 +43,7 @@ class Model:
     config: Config
     final_alpha: float | None
     world: World
+    cloned: Policy | None = None
 
     @classmethod
     def open(cls, path: str | Path, member: str | None = None) -> "Model":
@@ -62,7 +65,10 @@ class Model:
         config = run.config()
         chosen = _chosen(all_members(config), member, path)
         dataset = _loaded(run.dataset_path(chosen.data_seed))
-        return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name))
+        cloned = Member("bc", None, chosen.seed, chosen.data_seed)
+        known = run.policy_path(cloned.name).is_file()
+        return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name),
+                       load_policy(run, cloned, dataset) if known else None)
 
     @classmethod
     def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
@@ -90,7 +96,8 @@ class Model:
         return cls._of(policy, dataset, config, final_alpha)
 
     @classmethod
-    def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None) -> "Model":
+    def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None,
+            cloned: Policy | None = None) -> "Model":
         member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
         if policy.allowed is not None:
             raise RunError(f"{member.name} was trained with --supported, and no such policy is deployed or explained.")
@@ -98,11 +105,12 @@ class Model:
             world = World.of(dataset)
         except ConfigError as error:
             raise RunError(str(error)) from None
-        return cls(member, policy, dataset, config, final_alpha, world)
+        return cls(member, policy, dataset, config, final_alpha, world, cloned)
 
     @cached_property
     def support(self) -> Support:
-        return Support(self.dataset)
+        policies = [self.policy, self.cloned]
+        return supports_of(self.world, [self.dataset], [self.dataset] * 2, policies)[0]
 
     @cached_property
     def actions(self) -> list[str]:

@@ -78,12 +78,13 @@ class ServedModel:
             ObservationError: the network's outputs are not finite there.
         """
         found = self._states or self._outputs(np.asarray(observations, dtype=np.float32))
-        decided = []
-        for row in observations if self.discrete else range(len(observations)):
+        decided, support = [], self.model.support
+        for n, row in enumerate(observations if self.discrete else range(len(observations))):
             action = int(found.actions[row])
             count, q = int(found.counts[row, action]), None if found.q is None else found.q[row].tolist()
+            supported = count > 0 if support.by_state else support.supported(observations[n], action)
             decided.append(Decision(action=action, name=self.model.actions[action], q=q, count=count,
-                                    probabilities=found.probabilities[row].tolist(), supported=count > 0))
+                                    probabilities=found.probabilities[row].tolist(), supported=supported))
         return decided
 
     def explain(self, observation, action: int | None) -> dict:

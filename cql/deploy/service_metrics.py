@@ -9,6 +9,7 @@ from cql.deploy.api import Decision
 from cql.deploy.decision_log import DecisionLog
 from cql.deploy.promoted import Promoted
 
+SUPPORTED = {True: "true", False: "false", None: "unknown"}
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -23,7 +24,7 @@ class ServiceMetrics:
                                   registry=self._registry, buckets=SECONDS)
         decisions = Counter("glassbox_decisions", "Decisions answered, by whether the data ever took the action there.",
                             ["supported"], registry=self._registry)
-        self._supported, self._unsupported = decisions.labels("true"), decisions.labels("false")
+        self._decisions = {supported: decisions.labels(label) for supported, label in SUPPORTED.items()}
         self._registry.register(self)
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -31,9 +32,8 @@ class ServiceMetrics:
         self._seconds.labels(route).observe(seconds)
 
     def decided(self, decisions: list[Decision]) -> None:
-        supported = sum(decision.supported for decision in decisions)
-        self._supported.inc(supported)
-        self._unsupported.inc(len(decisions) - supported)
+        for supported in SUPPORTED:
+            self._decisions[supported].inc(sum(decision.supported is supported for decision in decisions))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cql.analysis import judging
 from cql.analysis.convergence import FAR, OOD_MASS
 from cql.analysis.figures.data import RunData
 from cql.analysis.report import alpha_maps
@@ -29,7 +30,7 @@ class ReportData:
 
     Args:
         statistics: content of ``statistics.json``; selection: of ``selection.json``, None without CQL members.
-        audit: of ``audit.json``, None if the page is not to show it.
+        audit: of ``audit.json``, None if the page is not to show it. judged: of ``judging.json``, None without it.
         exact: the exact solutions by data seed; empty where there are none, and then `unsolved` says why.
     """
 
@@ -40,6 +41,7 @@ class ReportData:
     audit: dict | None
     exact: dict[int, ExactSolutions]
     unsolved: str | None
+    judged: dict | None = None
 
     @classmethod
     def of(cls, run: RunFolder, statistics: dict, selection: dict | None, audit: dict | None = None) -> "ReportData":
@@ -49,7 +51,8 @@ class ReportData:
             exact = exact_solutions(run_data, results.alphas)
         except (RunError, DatasetError, ConfigError, ValueError) as error:
             unsolved = str(error)
-        return cls(run_data, results, statistics, selection, audit, exact, unsolved)
+        judged = run.read_json(judging.FILE) if (run.path / judging.FILE).is_file() else None
+        return cls(run_data, results, statistics, selection, audit, exact, unsolved, judged)
 
     @cached_property
     def q(self) -> dict[Member, np.ndarray]:

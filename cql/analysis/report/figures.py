@@ -343,5 +343,35 @@ def profiles(data: ReportData) -> Figure | None:
     return figure
 
 
-FIGURES = {"report_alpha": alpha_curves, "report_departure": departure, "report_policies": policies,
-           "report_distance": distance, "report_paired": paired, "report_profiles": profiles}
+@house_style()
+def judged(data: ReportData) -> Figure | None:
+    """What policies of a run on given data are worth over alpha, with what was logged and BC as bands."""
+    rows = [row for row in data.judged["rows"] if row["value"]] if data.judged else []
+    trained = [row for row in rows if row["policy"] == "cql"]
+    if not trained:
+        return None
+    figure = Figure((WIDTH, 4.2), layout="constrained")
+    ax, axis, handles = figure.subplots(), AlphaAxis(data.results.alphas), []
+    for row in rows:
+        mean, *ends = row["value"]
+        ends = [mean, mean] if ends[0] is None else ends
+        if row["policy"] == "cql":
+            ax.errorbar(axis.positions([row["alpha"]]), [mean], np.abs(np.array(ends)[:, None] - mean), fmt="o",
+                        color=BLUE, capsize=3, zorder=3)
+            continue
+        colour, style, name = (GREY, "--", "what was logged") if row["policy"] == "logged" else (ORANGE, "-.", "BC")
+        ax.axhline(mean, color=colour, linestyle=style)
+        ax.axhspan(*ends, color=colour, alpha=0.15, linewidth=0)
+        handles.append(line(name, colour, linestyle=style))
+    axis.apply(ax)
+    ax.set_ylabel("discounted return" if data.judged["source"] == "networks" else "return of an episode")
+    ax.grid(True, axis="y")
+    figure.legend(handles=[sign("CQL", "o", BLUE), *handles], loc="outside lower center", ncols=3)
+    heading(figure, "Is it better than what was logged?", "95 % intervals; an α without a point has "
+            "no estimate")
+    return figure
+
+
+FIGURES = {"report_judged": judged, "report_alpha": alpha_curves, "report_departure": departure,
+           "report_policies": policies, "report_distance": distance, "report_paired": paired,
+           "report_profiles": profiles}

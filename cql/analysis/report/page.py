@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 import envs
 from cql.analysis import audit as auditing
-from cql.analysis import convergence, evaluation, selection, statistics
+from cql.analysis import convergence, evaluation, judging, selection, statistics
 from cql.analysis.report import tables
 from cql.analysis.report.data import ReportData
 from cql.analysis.report.figures import draw_report
@@ -59,7 +59,7 @@ def render(data: ReportData, figures: dict[str, Path]) -> str:
     config, folder = data.run_data.config, Path(__file__).parent
     return TEMPLATES.get_template("page.html").render(
         data=data, config=config, run_data=data.run_data, title=title(data), tables=tables,
-        statistics=statistics, choosing=selection, convergence=convergence, auditing=auditing,
+        statistics=statistics, choosing=selection, judging=judging, convergence=convergence, auditing=auditing,
         numbers=slider_numbers(data), environment=environment(data),
         figures={**figures, **({"losses": losses} if losses.is_file() else {})},
         level=f"{100 * data.statistics['level']:g} %", reproduction=reproduction(data),

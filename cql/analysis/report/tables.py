@@ -136,6 +136,28 @@ def worth(data: ReportData) -> Table:
     return ["policy", "members", *heads[1:], *["P(return above BC’s)", "P(hazard below BC’s)"][:2 * compared]], rows
 
 
+def judged(data: ReportData) -> Table:
+    """What was logged, BC and every alpha: worth, differences, verdicts; without columns that say nothing."""
+    rows = []
+    for row in data.judged["rows"]:
+        exact = row["value"] and row["value"][1] == row["value"][2]
+        value = "no estimate" if row.get("why") else number(row["value"][0]) if exact else estimate(row["value"])
+        if row["policy"] == "logged":
+            rows.append(["what was logged", "", value, *[""] * 6])
+            continue
+        to_bc = [estimate(row["minus_bc"], "+.2f"), row["than_bc"]] if row["than_bc"] else ["", ""]
+        rows.append([policy_name(row), str(row["networks"]), value, estimate(row["minus_logged"], "+.2f"),
+                     row["than_logged"], *to_bc, number(row["unsupported"], ".3f"), "; ".join(row["notes"])])
+    return known_columns(["policy", "networks", "worth", "less what was logged", "than what was logged", "less BC",
+                          "than BC", "unsupported", "training"], rows)
+
+
+def known_columns(heads: list, rows: list[list]) -> Table:
+    """The table without columns in which every cell is empty or a dash."""
+    kept = [n for n in range(len(heads)) if any(row[n] not in ("", "–") for row in rows)]
+    return [heads[n] for n in kept], [[row[n] for n in kept] for row in rows]
+
+
 def departure(data: ReportData) -> Table:
     """By alpha: members not converged, softmax mass on OOD actions, distance from the exact solution, both returns."""
     rows = []
@@ -164,8 +186,8 @@ def rules(data: ReportData) -> Table:
                      estimate(rank["hazard_probability"], "+.2f"), estimate(regret["return"]),
                      number(rule["within_one_point"], ".0%"), estimate(regret["hazard_probability"], ".4f"),
                      number(coverage, ".0%"), number(rule["effective_sample_size"], ".1f"), picked(rule["picks"])])
-    return ["rule", "scored", "rank: return", "rank: hazard", "regret: return", "within 1 point", "regret: hazard",
-            "covered", "effective sample", "α picked (times)"], rows
+    return known_columns(["rule", "scored", "rank: return", "rank: hazard", "regret: return", "within 1 point",
+                          "regret: hazard", "covered", "effective sample", "α picked (times)"], rows)
 
 
 def audit_table(data: ReportData, columns: list[audit.Column]) -> Table:
