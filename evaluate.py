@@ -6,6 +6,7 @@ import sys
 from cql.analysis import audit, evaluation, judging, report, selection, statistics
 from cql.analysis.figures import curve as audit_figures
 from cql.analysis.figures import plots
+from cql.collect import with_module
 from cql.errors import ConfigError, reports_errors
 from cql.run_folder import RunFolder
 
@@ -17,11 +18,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="rollouts of each policy (default %(default)s)")
     parser.add_argument("--seed", type=int, default=evaluation.DEFAULT_SEED, metavar="N",
                         help="environment seed of the first rollout; further ones count up (default %(default)s)")
+    parser.add_argument("--env", metavar="MODULE:ID", help="of a run whose --env names a module: it is imported again, "
+                        "because this command line says so; no file of a run can")
     parser.add_argument("--audit", action="store_true",
                         help="compare every network with the exact solution of its loss, state by state (audit.json)")
     parser.add_argument("--report", action="store_true",
                         help="write the whole run as one page, report.html, with its statistics and pictures")
-    return parser.parse_args(argv)
+    return with_module(parser.parse_args(argv))
 
 
 @reports_errors

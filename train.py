@@ -6,11 +6,11 @@ import time
 
 from cql import algorithm, snapshots
 from cql import config as settings
-from cql.action_weights import action_weights
+from cql.action_weights import action_weights, masks_in_words
 from cql.analysis import judging
 from cql.analysis.figures import plots
 from cql.cloned import cloned_in_words
-from cql.collect import datasets_for, findings, summary
+from cql.collect import datasets_for, findings, summary, with_module
 from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
 from cql.ranks import Interrupted, Ranks, joined
@@ -24,7 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="RUN", help="run folder to make (default: a timestamped one under runs/)")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted, with its own settings")
     settings.add_arguments(parser)
-    return parser.parse_args(argv)
+    return with_module(parser.parse_args(argv))
 
 
 def open_run(arguments: argparse.Namespace, ranks: Ranks):
@@ -34,7 +34,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
         run = RunFolder(arguments.resume or arguments.out)
         return run, run.config(), run.datasets(run.config())
     if arguments.resume:
-        if given or arguments.out:
+        if given.keys() - {"env"} or arguments.out:
             raise ConfigError("--resume goes on with the settings of the run: give no others.")
         run = RunFolder.open(arguments.resume)
         run.check_manifest(derived=False)
@@ -50,7 +50,8 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config.refuse_infeasible_penalty((dataset.action_entropy() for dataset in datasets), datasets[0].num_actions)
     config, smaller = config_for(device, config, datasets[0])
     for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given),
-                              cloned_in_words(config, datasets, world), *findings(datasets[0]))):
+                              cloned_in_words(config, datasets, world), masks_in_words(datasets[0]),
+                              *findings(datasets[0]))):
         print(f"note: {note}")
     run = RunFolder.create(arguments.out, config, datasets, again=ranks.launched)
     run.check_manifest(derived=False)

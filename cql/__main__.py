@@ -1,7 +1,11 @@
 """``python -m cql COMMAND``: every command line but those of ``train.py`` and ``evaluate.py``."""
 
+import argparse
 import sys
 from importlib import import_module
+
+from cql.collect import with_module
+from cql.errors import reports_errors
 
 COMMANDS = {
     "data": "a data set from a table, and a card that says what a data set holds",
@@ -20,17 +24,21 @@ COMMANDS = {
 }
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    name, *arguments = argv or ["--help"]
+    if name == "--env" and arguments:  # of a run whose --env names a module
+        with_module(argparse.Namespace(env=arguments[0]))
+        name, *arguments = arguments[1:] or ["--help"]
     if name in COMMANDS:
         return import_module(f"cql.commands.{name}").main(arguments)
     if name not in ("-h", "--help"):
         print(f"error: there is no command {name}: give one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    print("usage: python -m cql COMMAND …    (COMMAND --help says more)\n")
+    print("usage: python -m cql [--env MODULE:ID] COMMAND …    (COMMAND --help says more)\n")
     print("\n".join(f"  {name:10}{about}" for name, about in COMMANDS.items()))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

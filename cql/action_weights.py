@@ -15,7 +15,7 @@ from cql.sampling import ActionWeights
 
 
 def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path | None = None) -> ActionWeights:
-    """The weights of the config's objective; all None for CQL(H).
+    """The weights of the config's objective; all None for CQL(H) where every action exists in every state.
 
     Args:
         folder: of the run, with its own copies of the given policies; without it the config's files are read.
@@ -23,9 +23,9 @@ def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path 
     Raises:
         ConfigError: the objective needs state numbers and the data have vectors, or a given policy does not fit them.
     """
-    objective = config.objective
+    objective, exist = config.objective, existing_actions(datasets)
     if not (objective.follows_policy or objective.supported or objective.penalty == "rho") or config.steps == 0:
-        return ActionWeights()
+        return exist
     if not datasets[0].discrete:
         raise ConfigError(f"--penalty {objective.penalty}{' --supported' * objective.supported} counts the actions of "
                           "every state: it needs observations that are state numbers.")
@@ -34,10 +34,28 @@ def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path 
         target, mu = (None if getattr(config, name) is None else
                       np.stack([given_policy(config, name, table, folder) for table in beta])
                       for name in GIVEN_POLICIES)
-        return ActionWeights(target if mu is None else mu, target)
-    logged = (beta > 0).astype(np.float32) if objective.supported else None
-    allowed = None if logged is None else np.where(logged.any(-1, keepdims=True), logged, 1.0).astype(np.float32)
-    return ActionWeights(beta if objective.penalty == "rho" else logged, logged, allowed)
+        return ActionWeights(target if mu is None else mu, target, exist.allowed)
+    if not objective.supported:
+        return ActionWeights(beta, exist.target, exist.allowed)
+    logged = (beta > 0).astype(np.float32)
+    others = np.float32(1) if exist.allowed is None else exist.allowed
+    return ActionWeights(beta if objective.penalty == "rho" else logged, logged,
+                         np.where(logged.any(-1, keepdims=True), logged, others))
+
+
+def existing_actions(datasets: list[OfflineDataset]) -> ActionWeights:
+    """The actions that exist in each state, for penalty, target and policy; None where all do (``admissible``)."""
+    if datasets[0].admissible is None:
+        return ActionWeights()
+    return ActionWeights(*[np.stack([dataset.admissible for dataset in datasets]).astype(np.float32)] * 3)
+
+
+def masks_in_words(dataset: OfflineDataset) -> str | None:
+    """One sentence on the actions that exist, for the summary of a run; None where all do."""
+    if (exist := dataset.admissible) is None:
+        return None
+    return (f"masks: {exist.sum(1).mean():.1f} of {exist.shape[1]} actions exist in a state, on average; "
+            "cql/algorithm.py trains all members, since the fast trainer does not know masks.")
 
 
 def behavior(dataset: OfflineDataset) -> np.ndarray:

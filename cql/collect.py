@@ -1,6 +1,9 @@
 """Environments from settings, and a policy rolled in one to make the data set."""
 
+import argparse
+import json
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,11 @@ import envs
 from cql.config import Config
 from cql.dataset import ARRAYS, OfflineDataset, number_rows
 from cql.errors import ConfigError, DatasetError
+from cql.model_file import MOST_EPISODE_STEPS, KnownModel
 from cql.text import number
 
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # cells a side, for 80 steps
-MOST_EPISODE_STEPS = 1_000_000
 MAX_MAP_FILE = 1_000_000  # bytes
 MAX_RANDOM_MAP = 1000  # cells a side
 GRID_WORLD = (envs.ENV_ID, f"envs:{envs.ENV_ID}")
@@ -30,7 +33,8 @@ def environment_spec(config: Config) -> dict:
         ConfigError: unknown map, unreadable map file, or a wide map without --max-episode-steps.
     """
     if config.env not in GRID_WORLD:
-        return {"id": config.env, "arguments": {}, "max_episode_steps": config.max_episode_steps}
+        return {"id": config.env.rpartition(":")[2], "arguments": _arguments(config.env_args),
+                "max_episode_steps": config.max_episode_steps}
     desc = _map_rows(config.map)
     longest = max(len(desc), max(map(len, desc), default=0))
     if longest > WIDEST_DEFAULT_MAP and config.max_episode_steps is None:
@@ -43,10 +47,38 @@ def environment_spec(config: Config) -> dict:
             "max_episode_steps": config.max_episode_steps or DEFAULT_MAX_EPISODE_STEPS}
 
 
+def _arguments(text: str | None) -> dict:
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"--env-args {text} is no JSON object, such as '{{\"is_slippery\": false}}'.")
+    return arguments
+
+
+def with_module(arguments: argparse.Namespace) -> argparse.Namespace:
+    """A command line's arguments, once the module of its ``--env MODULE:ID``, which registers ID, is imported.
+
+    Nothing else imports: no file can name a module. Raises ConfigError if it cannot be imported.
+    """
+    env = getattr(arguments, "env", None) or ""
+    module, separator, _ = env.rpartition(":")
+    if not separator or env in GRID_WORLD:
+        return arguments
+    try:
+        import_module(module)
+        return arguments
+    except Exception as error:  # a module may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"--env {env}: the module cannot be imported ({reason}).") from None
+
+
 def make_environment(spec: dict) -> gymnasium.Env:
     """The environment of a spec. Raises ConfigError, one sentence, if Gymnasium or the map refuses it.
 
-    Its Discrete observations and actions count from 0, as data and networks do, wherever its own spaces start.
+    Its Discrete observations and actions count from 0, as data and networks do, wherever its own spaces start; other
+    observations are flattened to vectors, as ``gymnasium.spaces.flatten`` does.
     Specs are read from files, so none may name a module to import or ask for a window.
     """
     name, arguments, steps = spec["id"], spec["arguments"], spec["max_episode_steps"]
@@ -62,10 +94,12 @@ def make_environment(spec: dict) -> gymnasium.Env:
         environment = gymnasium.make(name, disable_env_checker=True, **limit, **arguments)
     except Exception as error:  # of arguments from a file an environment may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"the environment {name} cannot be made: {reason}") from None
+        unknown = name not in gymnasium.registry
+        raise ConfigError(f"the environment {name} cannot be made: {reason}" + unknown * (
+            f" If a module registers it, name that on the command line (--env MODULE:{name}): no file can.")) from None
     if not environment.spec.max_episode_steps:
         raise ConfigError(f"the environment {name} has no step limit: give --max-episode-steps.")
-    return _from_zero(environment)
+    return _flat(_from_zero(environment), name)
 
 
 def first_numbers(environment: gymnasium.Env) -> dict[str, int]:
@@ -84,6 +118,24 @@ def _from_zero(environment: gymnasium.Env) -> gymnasium.Env:
         environment = gymnasium.wrappers.TransformAction(environment, lambda action: action + chosen.start,
                                                          gymnasium.spaces.Discrete(chosen.n))
     return environment
+
+
+def _flat(environment: gymnasium.Env, name: str) -> gymnasium.Env:
+    space = environment.observation_space
+    if _shows_images(space):
+        raise ConfigError(f"the environment {name} shows images ({space}): networks here read numbers and vectors.")
+    box = isinstance(space, gymnasium.spaces.Box)
+    if isinstance(space, gymnasium.spaces.Discrete) or (box and len(space.shape) == 1):
+        return environment
+    if not space.is_np_flattenable:
+        raise ConfigError(f"the environment {name} shows observations that are no vectors of one length ({space}).")
+    return gymnasium.wrappers.FlattenObservation(environment)
+
+
+def _shows_images(space: gymnasium.Space) -> bool:
+    if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+        return any(map(_shows_images, space.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces))
+    return isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
 def _map_rows(name: str) -> tuple[str, ...]:
@@ -125,9 +177,13 @@ def datasets_for(config: Config, given: dict) -> list[OfflineDataset]:
     dataset = OfflineDataset.load(config.dataset)
     if config.split_episodes:
         dataset = dataset.split_at_breaks()
+    if config.model is not None:
+        if clash := sorted(given.keys() & {"env", "map", "slip", "observation"}):
+            raise ConfigError(f"--{clash[0]} says what the environment is: it does not go with --model.")
+        return [KnownModel.load(config.model, config.max_episode_steps).known_for(dataset)]
     named = dataset.metadata.get("environment")
     if named is None:
-        if given.keys() & {"env", "map", "slip", "observation", "max_episode_steps"}:
+        if given.keys() & {"env", "map", "slip", "observation", "max_episode_steps", "env_args"}:
             return [_told(dataset, config, given)]
         return [dataset]
     _refuse_contradictions(named, environment_spec(config), given)
@@ -169,6 +225,7 @@ def _refuse_contradictions(named: dict, asked: dict, given: dict) -> None:
     for flag, mine, theirs in (
             ("env", asked["id"].rpartition(":")[2], named.get("id")),
             ("map", asked["arguments"].get("desc"), named["arguments"].get("desc")),
+            ("env_args", asked["arguments"], named["arguments"]),
             ("slip", asked["arguments"].get("slip_probability"), named["arguments"].get("slip_probability")),
             ("observation", asked["arguments"].get("observation"), named["arguments"].get("observation")),
             ("max_episode_steps", asked["max_episode_steps"], named.get("max_episode_steps"))):

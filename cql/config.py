@@ -35,7 +35,9 @@ class Config:
     """The settings of a run. Raises ConfigError, one sentence, for values that cannot be used."""
 
     # --- environment and data
-    env: str = _option(ENVIRONMENT, "Gymnasium id of the environment", DATA)
+    env: str = _option(ENVIRONMENT, "Gymnasium id of the environment, or MODULE:ID, where the module registers it",
+                       DATA)
+    env_args: str | None = _option(None, "arguments of --env, a JSON object", DATA, parse=str, metavar="JSON")
     map: str = _option("islands", "islands, blocks, random:SIZE[:SEED], or a text file", DATA)
     slip: float = _option(0.05, "probability that the executed move is drawn uniformly", DATA, low=0, high=1)
     observation: str = _option("index", "what the agent sees: index or coordinates", DATA,
@@ -50,6 +52,8 @@ class Config:
     num_datasets: int = _option(1, "number of data sets", DATA, low=1)
     dataset: str | None = _option(None, "train on this .npz of plain arrays instead of generating data", DATA,
                                   parse=str, metavar="FILE")
+    model: str | None = _option(None, "the true model of --dataset in the place of an environment: an .npz of "
+                                "transition probabilities and rewards", DATA, parse=str, metavar="FILE")
     split_episodes: bool = _option(False, "begin a new episode of --dataset wherever an observation is not the next "
                                    "observation of the transition before it", DATA)
     # --- algorithm
@@ -301,6 +305,9 @@ def _check(c: Config) -> None:
     require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
     require(c.dataset is None or c.num_datasets == 1,
             "--dataset is one data set: it does not go with --num-datasets above 1.")
+    require(c.env_args is None or c.env.rpartition(":")[2] != ENVIRONMENT,
+            f"--env-args are those of another --env: {ENVIRONMENT} has --map, --slip and --observation.")
+    require(c.model is None or c.dataset is not None, "--model is the true model of given data: give --dataset too.")
     require(c.dataset is not None or not c.split_episodes, "--split-episodes splits those of --dataset: give one.")
 
 

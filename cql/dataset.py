@@ -9,11 +9,16 @@ import json
 import os
 import zipfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cql.errors import DatasetError
 from cql.files import atomic_write
+
+if TYPE_CHECKING:
+    from cql.model_file import KnownModel
 
 FORMAT = 1
 MAX_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a small archive can unpack to any size
@@ -26,7 +31,10 @@ ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box o
     "truncations": np.bool_,
     "episode_ids": np.int32,
     "behavior_probabilities": np.float64,
+    "action_masks": np.bool_,
+    "next_action_masks": np.bool_,
 }
+MASKS = ("action_masks", "next_action_masks")
 INTEGERS = np.iinfo(np.int32)
 LARGEST_NUMBER = INTEGERS.max - 1  # of a state or an action: there is one more of them
 LARGEST_REWARD = 1e30  # so that sums over episodes and squares stay within floating point
@@ -47,11 +55,15 @@ class OfflineDataset:
         episode_ids: ``[D]`` int32; the transitions of an episode are consecutive.
         behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's under one policy, or None: in every
             state, the smallest probability logged for each action, summed over actions, is at most 1.
+        action_masks, next_action_masks: ``[D, A]`` bool, which actions exist in the observation and in the next one, or
+            None: all do. Observations are state numbers, and equal ones have equal masks; those after a terminated
+            step are not read.
         metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it; where they are
             known ``environment`` (a spec of ``cql.collect``), ``horizon``, the steps after which an episode is cut off,
             and the texts ``action_names`` and ``state_names`` or ``feature_names``. Beside them stand what was set
             right: ``first_state``, ``first_action``, ``terminated_and_truncated``, ``merged_observations`` and
             ``begun_at_breaks``.
+        model: the true model, where a file of one was given (``cql.model_file``); not saved with the data.
 
     Raises:
         DatasetError: on construction, if any of the above does not hold.
@@ -66,6 +78,9 @@ class OfflineDataset:
     episode_ids: np.ndarray
     behavior_probabilities: np.ndarray | None = None
     metadata: dict = field(default_factory=dict)
+    action_masks: np.ndarray | None = None
+    next_action_masks: np.ndarray | None = None
+    model: "KnownModel | None" = None
 
     def __post_init__(self):
         _validate(self)
@@ -73,7 +88,7 @@ class OfflineDataset:
     @classmethod
     def from_arrays(cls, observations, actions, rewards, next_observations, terminations, truncations=None,
                     episode_ids=None, behavior_probabilities=None, metadata=None, first_state=0,
-                    first_action=0) -> "OfflineDataset":
+                    first_action=0, action_masks=None, next_action_masks=None) -> "OfflineDataset":
         """A data set from plain arrays of any integer or float kind.
 
         Without ``truncations`` nothing was truncated; without ``episode_ids`` an episode ends where either flag is set.
@@ -114,8 +129,11 @@ class OfflineDataset:
             metadata["first_action"] = first_action
         if merged := _merged(given, (observations, next_observations)):
             metadata["merged_observations"] = merged
+        masks = {name: None if mask is None else _flags(mask, name)
+                 for name, mask in zip(MASKS, (action_masks, next_action_masks))}
         if actions.size:
-            metadata.setdefault("num_actions", int(actions.max()) + 1)
+            width = max((mask.shape[1] for mask in masks.values() if mask is not None and mask.ndim == 2), default=0)
+            metadata.setdefault("num_actions", max(int(actions.max()) + 1, width))
         if observations.ndim == 1 and next_observations.ndim == 1 and next_observations.size:
             metadata.setdefault("num_states", int(max(observations.max(), next_observations.max())) + 1)
         if behavior_probabilities is not None:
@@ -123,7 +141,8 @@ class OfflineDataset:
             rounded = (behavior_probabilities > 1) & (behavior_probabilities <= 1 + ROUNDING)
             behavior_probabilities[rounded] = 1  # 1 in float32, for one
         return cls(observations, actions, _numbers(rewards, "rewards", np.float32), next_observations, terminations,
-                   truncations, _episode_numbers(episode_ids), behavior_probabilities, metadata)
+                   truncations, _episode_numbers(episode_ids), behavior_probabilities, metadata,
+                   masks["action_masks"], masks["next_action_masks"])
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -179,6 +198,24 @@ class OfflineDataset:
         if not self.discrete:
             raise DatasetError("this data set has vector observations, so its states cannot be counted.")
         return self.metadata["num_states"]
+
+    @cached_property
+    def admissible(self) -> np.ndarray | None:
+        """``[S, A]`` bool: the actions that exist in each state, by the masks and the model; None where all do."""
+        known = None if self.model is None else self.model.admissible
+        if self.action_masks is None and self.next_action_masks is None:
+            return known
+        table = np.ones((self.num_states, self.num_actions), np.bool_) if known is None else known.copy()
+        if self.next_action_masks is not None:
+            table[self.next_observations[~self.terminations]] &= self.next_action_masks[~self.terminations]
+        if self.action_masks is not None:
+            table[self.observations] &= self.action_masks
+        return table
+
+    @property
+    def environment(self) -> dict | None:
+        """The environment that the metadata name, or the model in its place; None without either."""
+        return self.metadata.get("environment") if self.model is None else self.model.spec
 
     def action_entropy(self) -> float:
         """Entropy of the logged action given the observation, in nats: the least cross-entropy of any policy."""
@@ -494,7 +531,11 @@ def _validate(data: OfflineDataset) -> None:
             continue
         if len(array) != len(data.observations):
             raise DatasetError(f"{name} has {len(array)} entries, observations has {len(data.observations)}.")
-        if dtype is not None and (array.ndim != 1 or array.dtype != dtype):
+        if name in MASKS:
+            if array.dtype != dtype or array.shape[1:] != (data.metadata.get("num_actions"),):
+                raise DatasetError(f"{name} must be one bool per transition and action, [{len(array)}, "
+                                   f"{data.metadata.get('num_actions')}], not {array.dtype} {list(array.shape)}.")
+        elif dtype is not None and (array.ndim != 1 or array.dtype != dtype):
             raise DatasetError(f"{name} must be one {np.dtype(dtype).name} per transition, not {array.dtype} "
                                f"{array.shape}.")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
@@ -524,6 +565,7 @@ def _validate(data: OfflineDataset) -> None:
         raise DatasetError("behavior_probabilities must lie in (0, 1]: each logged action was possible.")
     if probabilities is not None:
         _refuse_contradictions(data)
+    _validate_masks(data)
     _refuse_repeated(data.episode_ids[data.episode_starts])
     longest = int(np.diff(data.episode_starts, append=len(data)).max())
     if (horizon := _integer(data.metadata.get("horizon", longest), "horizon in the metadata", 1)) < longest:
@@ -569,6 +611,29 @@ def _validate_names(data: OfflineDataset) -> None:
         if names is not None and not (isinstance(names, list) and all(isinstance(text, str) for text in names)
                                       and len(names) == size == len(set(names))):
             raise DatasetError(f"{name} in the metadata must be {size} different texts.")
+
+
+def _validate_masks(data: OfflineDataset) -> None:
+    """Raises DatasetError if masks are not one table over the states, or leave out an action that was logged."""
+    for name in (name for name in MASKS if getattr(data, name) is not None):
+        if not data.discrete:
+            raise DatasetError(f"{name} needs observations that are state numbers: no array says which actions exist "
+                               "in vectors that were never logged.")
+        states, read = data.observations, np.ones(len(data), np.bool_)
+        if name == "next_action_masks":
+            states, read = data.next_observations, ~data.terminations
+        masks = getattr(data, name)
+        if (empty := read & ~masks.any(1)).any():
+            raise DatasetError(f"{name} of transition {np.argmax(empty)} leave no action in state "
+                               f"{states[np.argmax(empty)]}.")
+        if (differ := read & (masks != data.admissible[states]).any(1)).any():
+            raise DatasetError(f"the masks contradict each other: {name} of transition {np.argmax(differ)} are not "
+                               f"those that another transition{' or the model' * (data.model is not None)} gives for "
+                               f"state {states[np.argmax(differ)]}.")
+    if data.admissible is not None and (wrong := ~data.admissible[data.observations, data.actions]).any():
+        n = np.argmax(wrong)
+        raise DatasetError(f"transition {n} takes action {data.actions[n]} in state {data.observations[n]}, which its "
+                           "mask or the model says does not exist there.")
 
 
 def _validate_range(data: OfflineDataset, name: str, number: str) -> None:

@@ -53,7 +53,9 @@ class Diagnostics:
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [data sets, R, A]
         self.start_weights = tensor(starts / starts.sum(1, keepdims=True))  # [data sets, R]
         self.mdp, self.horizon, self.gamma = world.mdp, world.horizon, gamma
-        self.allowed = None if transitions.allowed is None else transitions.allowed.bool()  # [data sets, S, A]
+        masks = None if datasets[0].admissible is None else np.stack([dataset.admissible for dataset in datasets])
+        self.allowed = {"cql": None if transitions.allowed is None else transitions.allowed.bool(),
+                        "bc": None if masks is None else torch.from_numpy(masks).to(device)}  # [data sets, S, A]
         if world.mdp is not None:
             self.states = torch.from_numpy(world.inputs).to(device)  # [S] or [S, n]
 
@@ -73,7 +75,8 @@ class Diagnostics:
         """The measurements that the device makes, and what the exact ones need of it: the greedy actions ``[M, S]``,
         or None without a model. Waits for the device; arguments as of ``measure``."""
         raw = population_outputs(network, parameters, self.inputs)  # [M, R, A]
-        allowed = None if self.allowed is None or algorithm == "bc" else self.allowed[data_index]  # [M, S, A]
+        allowed = self.allowed[algorithm]
+        allowed = None if allowed is None else allowed[data_index]  # [M, S, A]
         outputs = raw if allowed is None else raw.masked_fill(~allowed[:, self.inputs], -torch.inf)
         weights = self.weights[data_index]  # [M, R, A]
         state_weights, logged = weights.sum(-1), weights > 0  # [M, R], [M, R, A]

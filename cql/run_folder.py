@@ -1,6 +1,7 @@
 """The run folder: everything needed to read, judge, repeat or resume a run.
 
-    config.json  datasets/<data_seed>.npz  checkpoint.pt  metrics.csv  policies/*.pt  tensorboard/<member>/
+    config.json  datasets/<data_seed>.npz  model.npz (--model)  checkpoint.pt  metrics.csv  policies/*.pt
+    tensorboard/<member>/
     snapshots/*.npy (--snapshots)  evaluation.json  results.csv  figures/*.png  manifest.json
 
 While several processes train it, ``shards/<slice>/`` holds a checkpoint.pt and a metrics.csv of each slice; at the end
@@ -24,6 +25,8 @@ from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.files import atomic_write, new_folder, sha256, utc_now
 from cql.members import Member
+from cql.model_file import NAME as MODEL
+from cql.model_file import KnownModel
 
 MANIFEST = "manifest.json"
 DERIVED = (  # made from the rest of a run, and can be made again
@@ -112,9 +115,16 @@ class RunFolder:
 
     def datasets(self, config: Config) -> list[OfflineDataset]:
         """One per data seed, in order. Raises RunError if one is missing or damaged."""
+        return [self.dataset(config, seed) for seed in config.data_seeds]
+
+    def dataset(self, config: Config, data_seed: int) -> OfflineDataset:
+        """The data set of a seed, with the run's model file. Raises RunError if one of them is missing or damaged."""
         try:
-            return [OfflineDataset.load(self.dataset_path(seed)) for seed in config.data_seeds]
-        except DatasetError as error:
+            dataset = OfflineDataset.load(self.dataset_path(data_seed))
+            if config.model is None:
+                return dataset
+            return KnownModel.load(self.path / MODEL, config.max_episode_steps).known_for(dataset)
+        except (ConfigError, DatasetError) as error:
             raise RunError(str(error)) from None
 
     def policy_path(self, name: str) -> Path:
@@ -209,7 +219,8 @@ class RunFolder:
             RunError: one of them is missing.
         """
         given = (f"{name}.pt" for name in GIVEN_POLICIES if getattr(config, name) not in (None, BEHAVIOR))
-        names = ["config.json", *given, *(f"datasets/{seed}.npz" for seed in config.data_seeds),
+        names = ["config.json", *given, *[MODEL] * (config.model is not None),
+                 *(f"datasets/{seed}.npz" for seed in config.data_seeds),
                  *(f"policies/{name}.pt" for name in policies)]
         try:
             return {name: sha256(self.path / name) for name in names}
@@ -234,7 +245,7 @@ class RunFolder:
 
 def _made_here(path: Path) -> bool:
     """Whether it is a run folder, or what a process that was killed has left of one."""
-    made = {*FOLDERS, *(f"{name}.pt" for name in GIVEN_POLICIES)}
+    made = {*FOLDERS, MODEL, *(f"{name}.pt" for name in GIVEN_POLICIES)}
     return path.is_dir() and ((path / "config.json").exists() or all(
         inside.name in made or inside.suffix == ".partial" for inside in path.iterdir()))
 
@@ -246,6 +257,8 @@ def _inputs(config: Config, datasets: list[OfflineDataset]) -> Iterator[tuple[st
     for name in GIVEN_POLICIES:
         if getattr(config, name) not in (None, BEHAVIOR):
             yield f"{name}.pt", Path(getattr(config, name)).read_bytes()
+    if config.model is not None:
+        yield MODEL, Path(config.model).read_bytes()
     yield "config.json", config.to_json().encode()
 
 

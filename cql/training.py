@@ -55,9 +55,9 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
         diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
         by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions)}
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
-            for number in range(position.number, shard.end):
+            for index in range(position.number, shard.end):
                 part = state = terms = policy = None  # frees the last slice before the next one is made
-                part = Slice(config, shard.groups[number - shard.first], datasets, by_algorithm, position.of(number))
+                part = Slice(config, shard.groups[index - shard.first], datasets, by_algorithm, position.of(index))
                 if part.step == 0:
                     log.start(part.members, config)
                 with part.progress_bar(shown=ranks.first) as bar:
@@ -70,17 +70,16 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                             watch(part.members, step, part.network, state.parameters)
                         stopped = ranks.stopped
                         if step < part.steps and (stopped or step % config.checkpoint_every == 0):
-                            checkpoint.save(run, config, shard, log,
-                                            Position(number, step, state, part.sums.contents()))
+                            checkpoint.save(run, config, shard, log, Position(index, step, state, part.sums.contents()))
                         if step < part.steps and stopped:
                             raise Interrupted(f"stopped after update {step:,} of {part.steps:,} "
-                                              f"({part.name}, slice {number}).")
+                                              f"({part.name}, slice {index}).")
                 for policy, member in zip(part.policies(), part.members):
                     if policy.finite:
                         policy.save(run.policy_path(member.name))
-                checkpoint.save(run, config, shard, log, Position(number + 1))
+                checkpoint.save(run, config, shard, log, Position(index + 1))
                 if ranks.stopped:
-                    raise Interrupted(f"stopped after the last update of {part.name}, slice {number}.")
+                    raise Interrupted(f"stopped after the last update of {part.name}, slice {index}.")
         ranks.wait_for_all()
     if ranks.first:
         checkpoint.join(run, shards)
@@ -98,10 +97,10 @@ def on_signals(stop: Callable) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def trainer_for(config: Config, name: str):
-    """``updates`` of the engine, or of ``cql.algorithm`` where the config asks for it or the engine does not serve
-    ``name``, the algorithm ``cql`` or ``bc``."""
-    return engine.updates if config.trainer == "fast" and engine.serves(name, config.objective) else algorithm.updates
+def trainer_for(config: Config, name: str, masked: bool = False):
+    """``updates`` of the engine; of ``cql.algorithm`` where asked for, with masks, or if it does not serve ``name``."""
+    fast = config.trainer == "fast" and not masked and engine.serves(name, config.objective)
+    return engine.updates if fast else algorithm.updates
 
 
 class Slice:
@@ -138,7 +137,7 @@ class Slice:
         learned, threshold = c.penalty_threshold is not None, c.penalty_threshold or 0.0
         settings = algorithm.Settings(c.batch_size, c.lr, self.steps, c.target_interval, learned, threshold,
                                       (c.log_every, c.checkpoint_every), threads)
-        return trainer_for(c, self.algorithm)(
+        return trainer_for(c, self.algorithm, self.transitions.penalty_weights is not None)(
             self.network, self.transitions, self.state, self.data_index, self.seeds, self.algorithm, c.objective,
             settings, self.step, self.steps)
 
@@ -166,7 +165,7 @@ class Slice:
         return [value_bound(*pair, self.config.objective) for pair in zip(self.rewards, self.alpha())]
 
     def policies(self) -> list[Policy]:
-        allowed = self.transitions.allowed if self.algorithm == "cql" else None
+        allowed = self.transitions.allowed
         masks = [None] * len(self.members) if allowed is None else allowed[self.data_index].bool().cpu()
         return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], member.algorithm,
                        member.alpha, member.seed, member.data_seed, masks[m]) for m, member in enumerate(self.members)]

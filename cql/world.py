@@ -37,7 +37,7 @@ class World:
     """The environment that a data set names, as far as it is known.
 
     Attributes:
-        environment: None where the data name none.
+        environment: None where the data name none; it draws episodes from the model where a file of one was given.
         mdp: its true model; None where it has no transition table.
     """
 
@@ -47,6 +47,8 @@ class World:
     @classmethod
     def of(cls, dataset: OfflineDataset) -> "World":
         """The world of a data set. Raises ConfigError if its environment cannot be made or does not fit the data."""
+        if dataset.model is not None:
+            return cls(dataset.model.environment, dataset.model.mdp)
         return cls.around(environment_of(dataset))
 
     @classmethod

@@ -165,7 +165,7 @@ BAD_COMMANDS = [
     (["--penalty-threshold", "2", "--alpha", "0", "1"], "give --alpha of at least 1e-18 to start from"),
     (["--hidden", "10000000", "10000000"], "this population needs"), (["--map", "random:60000"], "at most 1000 cells"),
     (["--steps", "99999999999"], "out of any range"), (["--alpha", "1e30"], "must lie in [0, 1e+18]"),
-    (["--env", "this:Foo-v0", "--dataset", "PLAIN"], "names a module"),
+    (["--env", "nosuch:Foo-v0", "--dataset", "PLAIN"], "--env nosuch:Foo-v0: the module cannot be imported (No module"),
     (["--env", "FrozenLake-v1", "--slip", "0.1", "--dataset", "PLAIN"], "--slip is a setting of"),
     (["--env", "CliffWalking-v1", "--dataset", "PLAIN"], "has no step limit"),
 ]

@@ -265,7 +265,7 @@ def test_full_batch_log_equals_the_loss_over_the_whole_data(tmp_path, who):
 
 def after_each_yield(monkeypatch, action):
     """Calls ``action(algorithm, step, state)`` whenever a trainer has done some updates."""
-    def trainer_for(config, name, original=training.trainer_for):
+    def trainer_for(config, name, masked=False, original=training.trainer_for):
         def updates(*arguments):
             for step, state, terms in original(config, name)(*arguments):
                 action(name, step, state)

@@ -312,7 +312,7 @@ def audit(run: RunFolder) -> dict:
             entries[member] = {**vars(member), **summary}
             if member.algorithm == "cql":
                 entries[member]["states"] = _plain_lists(states) if member in detailed else None
-    return {"environment": datasets[config.data_seed].metadata.get("environment"), "gamma": config.gamma,
+    return {"environment": datasets[config.data_seed].environment, "gamma": config.gamma,
             "td_loss": config.td_loss, "penalty_threshold": config.penalty_threshold, "double_q": config.double_q,
             "bc": config.bc_name, "hidden": list(config.hidden), "steps": config.steps, "horizon": world.horizon,
             "draws": data_sets, "cells": world.cell_names, "action_names": world.action_arrows,

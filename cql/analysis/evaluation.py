@@ -56,7 +56,7 @@ def evaluate(run: RunFolder, episodes: int = DEFAULT_EPISODES, seed: int = DEFAU
     entries = [{**vars(member), "final_alpha": alpha, "diverged": diverged.get(member.name), "convergence": known,
                 **entry}
                for member, alpha, known, entry in zip(members, final, converged, entries)]
-    return {"environment": datasets[config.data_seed].metadata.get("environment"),
+    return {"environment": datasets[config.data_seed].environment,
             "misfit": world.misfit_of_given(datasets[config.data_seed], config),
             "bc": config.bc_name, "rollout_episodes": episodes, "rollout_seed": seed,
             "references": _references(world, config), "members": entries}

@@ -40,7 +40,7 @@ def exact_curve(world: World, dataset: OfflineDataset, alphas, config: Config, b
     # on a large map every solution takes seconds and thousands of actions flip: there the interval of points is enough
     tolerance = curve.FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
     changes = curve.flip_points(points, solve, tolerance) if flips else []
-    return {"environment": dataset.metadata.get("environment"), "data_seed": dataset.metadata.get("seed"),
+    return {"environment": dataset.environment, "data_seed": dataset.metadata.get("seed"),
             "gamma": gamma, "td_loss": objective.td_loss, "horizon": horizon, "transitions": int(counts.sum()),
             "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(points.residual.max()),
             "bc": config.bc_name, "references": references, "curve": points.rows(),

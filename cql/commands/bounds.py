@@ -6,7 +6,7 @@ import numpy as np
 
 from cql import config as settings
 from cql.analysis.evaluation import load_policy
-from cql.collect import datasets_for
+from cql.collect import datasets_for, with_module
 from cql.commands.theorems import add_arguments, config_of, print_misfit
 from cql.errors import ConfigError, DatasetError, RunError, reports_errors
 from cql.exact.bounds import ALPHAS, Estimate, estimates, trained_estimates
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run of train.py with --alpha 0 and several seeds: its "
                         "data, and rows for its networks and the minimum over its seeds")
     add_arguments(parser, ALPHAS)
-    arguments = parser.parse_args(argv)
+    arguments = with_module(parser.parse_args(argv))
     given, config, policies = settings.given(arguments), config_of(arguments, ALPHAS), None
     if arguments.run is None:
         source, datasets = config, datasets_for(config, given)

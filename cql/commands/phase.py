@@ -8,7 +8,7 @@ from cql import config as settings
 from cql.analysis.exact_curve import exact_curve, table
 from cql.analysis.figures import curve as phase_plot
 from cql.analysis.figures.style import png
-from cql.collect import datasets_for
+from cql.collect import datasets_for, with_module
 from cql.commands.theorems import print_misfit
 from cql.errors import ConfigError, RunError, reports_errors
 from cql.exact import curve
@@ -34,7 +34,7 @@ def parse(argv):
     parser.add_argument("--td-loss", choices=("mse", "half_mse"), default=argparse.SUPPRESS,
                         help="the loss whose units alpha has (default mse)")
     settings.add_arguments(parser, groups=("environment and data",))
-    return parser.parse_args(argv)
+    return with_module(parser.parse_args(argv))
 
 
 def _setting(arguments):

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from cql import config as settings
-from cql.collect import datasets_for
+from cql.collect import datasets_for, with_module
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, reports_errors
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cql theorems", description=(
         "Theorems 3.1 to 3.4 of the CQL paper on a map and a data set, both sides computed."))
     add_arguments(parser, (6.0,))
-    arguments = parser.parse_args(argv)
+    arguments = with_module(parser.parse_args(argv))
     config = config_of(arguments, (6.0,))
     datasets = datasets_for(config, settings.given(arguments))
     world = World.of(datasets[0]).known()

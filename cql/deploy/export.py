@@ -131,8 +131,9 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
         if len(differ):
             raise RunError(f"the exported policy acts otherwise on {len(differ)} of {len(batch)} observations, first "
                            f"on {batch[differ[0]].tolist()}: the file is not kept.")
-        differences.append(np.abs(outputs - expected).max(initial=0.0))
-        largest.append(np.abs(expected).max(initial=0.0))
+        equal = outputs == expected  # minus infinity, of actions that the policy may not take, has no difference
+        differences.append(np.abs(np.where(equal, 0.0, outputs) - np.where(equal, 0.0, expected)).max(initial=0.0))
+        largest.append(np.abs(expected).max(initial=0.0, where=np.isfinite(expected)))
     relative = float(np.max(differences) / (np.max(largest) or 1.0))
     if not relative <= TOLERANCE:  # NaN is not
         raise RunError(f"the exported policy's outputs are {relative:.1e} off, more than {TOLERANCE:g}: "
@@ -170,7 +171,7 @@ def export(path: str | Path, out: str | Path, member: str | None = None,
         RunError: no such policy, an extra that is not installed, or a file that does not act as the policy does.
         OSError: the folder cannot be made or written.
     """
-    model = Model.open(path, member)
+    model = Model.open(path, member, masked=True)
     own = Path(path) / POLICY if (Path(path) / CARD).is_file() else RunFolder(path).policy_path(model.member.name)
     about, observations, made = metadata(model, sha256(own)), observations_of(model), []
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PyTorch's, of its own code

@@ -17,11 +17,14 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.members import Member, all_members
+from cql.model_file import NAME as MODEL
+from cql.model_file import KnownModel
 from cql.policy import Policy
 from cql.run_folder import RunFolder
 from cql.world import World, states_of
 
 POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"  # the files of a registry's entry
+FILES = (CONFIG, DATA, POLICY)  # what every entry's ID is made of; with --model also of MODEL, the model file
 STEPS = {(-1, 0): "up", (1, 0): "down", (0, -1): "left", (0, 1): "right"}  # (row, column) of a move
 
 
@@ -46,16 +49,17 @@ class Model:
     cloned: Policy | None = None
 
     @classmethod
-    def open(cls, path: str | Path, member: str | None = None) -> "Model":
+    def open(cls, path: str | Path, member: str | None = None, masked: bool = False) -> "Model":
         """``of_entry`` where the folder has a card, else ``of_run``."""
-        return cls.of_entry(path) if (Path(path) / CARD).is_file() else cls.of_run(path, member)
+        return cls.of_entry(path) if (Path(path) / CARD).is_file() else cls.of_run(path, member, masked)
 
     @classmethod
-    def of_run(cls, path: str | Path, member: str | None = None) -> "Model":
+    def of_run(cls, path: str | Path, member: str | None = None, masked: bool = False) -> "Model":
         """A member of a finished run.
 
         Args:
             member: its name, ``cql-a6-s42-d42``; without it the run's only CQL member.
+            masked: also a policy that may not take every action in every state.
 
         Raises:
             RunError: no run, a changed one, no such member, or several to choose from.
@@ -64,11 +68,11 @@ class Model:
         run.check_manifest(derived=False)
         config = run.config()
         chosen = _chosen(all_members(config), member, path)
-        dataset = _loaded(run.dataset_path(chosen.data_seed))
+        dataset = run.dataset(config, chosen.data_seed)
         cloned = Member("bc", None, chosen.seed, chosen.data_seed)
         known = run.policy_path(cloned.name).is_file()
         return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name),
-                       load_policy(run, cloned, dataset) if known else None)
+                       load_policy(run, cloned, dataset) if known else None, masked)
 
     @classmethod
     def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
@@ -84,23 +88,25 @@ class Model:
         card = RunFolder(folder).read_json(CARD) if card is None else card
         try:
             digests, final_alpha = card["files"], card["evaluation"]["final_alpha"]
-            files = {name: RecordedFile(folder / name, digests[name]) for name in (CONFIG, DATA, POLICY)}
+            files = {name: RecordedFile(folder / name, digests[name]) for name in digests if name in (*FILES, MODEL)}
+            contents = [files[name] for name in FILES]
         except (KeyError, TypeError):
             raise RunError(f"{folder / CARD} is no card of a registry's entry.") from None
         try:
-            config = Config.from_json(files[CONFIG].getvalue().decode())
+            config = Config.from_json(contents[0].getvalue().decode())
         except (ConfigError, UnicodeDecodeError) as error:
             raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
-        policy, dataset = Policy.load(files[POLICY]), _loaded(files[DATA])
+        policy, dataset = Policy.load(contents[2]), _loaded(contents[1], files.get(MODEL), config)
         refuse_misfit(policy, dataset, folder / POLICY)
         return cls._of(policy, dataset, config, final_alpha)
 
     @classmethod
     def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None,
-            cloned: Policy | None = None) -> "Model":
+            cloned: Policy | None = None, masked: bool = False) -> "Model":
         member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
-        if policy.allowed is not None:
-            raise RunError(f"{member.name} was trained with --supported, and no such policy is deployed or explained.")
+        if policy.allowed is not None and not masked:
+            why = "--supported" if config.supported else "masks of the actions that exist"
+            raise RunError(f"{member.name} was trained with {why}, and no such policy is served or explained.")
         try:
             world = World.of(dataset)
         except ConfigError as error:
@@ -161,8 +167,9 @@ def _chosen(members: list[Member], name: str | None, path) -> Member:
     return cql[0]
 
 
-def _loaded(path: Path | RecordedFile) -> OfflineDataset:
+def _loaded(path: RecordedFile, model: RecordedFile | None, config: Config) -> OfflineDataset:
     try:
-        return OfflineDataset.load(path)
-    except DatasetError as error:
+        dataset = OfflineDataset.load(path)
+        return dataset if model is None else KnownModel.load(model, config.max_episode_steps).known_for(dataset)
+    except (ConfigError, DatasetError) as error:
         raise RunError(str(error)) from None

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from cql.analysis.audit import ExactTables, audit_policy
 from cql.cloned import cloned_episodes
-from cql.deploy.model import CONFIG, DATA, POLICY, Model
+from cql.deploy.model import CONFIG, DATA, MODEL, POLICY, Model
 from cql.errors import ConfigError, DatasetError, RunError
 from cql.run_folder import MANIFEST, RunFolder, commit, versions
 
-FILES = (CONFIG, DATA, POLICY)  # what an entry's ID is made of
 CARD_KEYS = {"id", "member", "registered", "files", "data_digest", "config", "evaluation", "audit", "no_audit",
              "versions", "commit"}
 
@@ -30,7 +29,7 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
     run.check_manifest()
     model = Model.of_run(path, member)
     sources = {CONFIG: "config.json", DATA: f"datasets/{model.member.data_seed}.npz",
-               POLICY: f"policies/{model.member.name}.pt"}
+               POLICY: f"policies/{model.member.name}.pt", **({} if model.config.model is None else {MODEL: MODEL})}
     contents = {name: (run.path / source).read_bytes() for name, source in sources.items()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = run.read_json(MANIFEST) if (run.path / MANIFEST).is_file() else {}

@@ -19,8 +19,8 @@ from sqlite3 import Connection
 from cql.deploy import events, gate
 from cql.deploy.events import DATABASE, PROMOTE, REFUSE, REGISTER, ROLLBACK, History
 from cql.deploy.gate import Limits
-from cql.deploy.model import CARD, Model, RecordedFile
-from cql.deploy.model_card import CARD_KEYS, FILES, entry_of, id_of
+from cql.deploy.model import CARD, FILES, MODEL, Model, RecordedFile
+from cql.deploy.model_card import CARD_KEYS, entry_of, id_of
 from cql.errors import RunError
 from cql.files import atomic_write, sync_folder, utc_now
 
@@ -215,9 +215,9 @@ class Registry:
 def _refuse_other_files(folder: Path, digests: dict[str, str]) -> None:
     """Raises RunError if a folder holds other files than those with these digests and a card."""
     for path in folder.glob("*"):
-        if path.name not in (CARD, *FILES):
+        if path.name not in {CARD, *FILES, *digests}:
             raise RunError(f"{path} is no file of an entry.")
-    for name in FILES:
+    for name in {*FILES, *digests} & {*FILES, MODEL}:
         RecordedFile(folder / name, digests.get(name))
 
 

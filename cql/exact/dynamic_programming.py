@@ -270,12 +270,17 @@ def _until_entered(mdp, mask):
 
 
 def checked_policies(mdp, policy):
-    """([N, S, A] float64 with rows summing to 1, whether N was missing), checked against the MDP."""
+    """([N, S, A] float64 with rows summing to 1, whether N was missing), checked against the MDP.
+
+    In a terminal state, where no action matters, a row of zeros or NaN counts as uniform.
+    """
     policies = np.asarray(policy, dtype=np.float64)
     single = policies.ndim == 2
     policies = policies[None] if single else policies
     if policies.ndim != 3 or policies.shape[1:] != mdp.modelled.shape:
         raise ValueError(f"A policy must be [N, S, A] or [S, A] = {mdp.modelled.shape}, got {np.shape(policy)}.")
+    undefined = mdp.terminal & ~(policies > 0).any(-1) & ~(policies < 0).any(-1)                      # [N, S]
+    policies = np.where(undefined[..., None], 1 / policies.shape[-1], policies)
     total = policies.sum(-1, keepdims=True)
     valid = (policies >= 0).all(-1) & (np.abs(total[..., 0] - 1) <= 1e-5)                             # [N, S]
     if not valid.all():

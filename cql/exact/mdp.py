@@ -126,6 +126,55 @@ class TabularMDP:
         return cls(probability, next_state, reward, terminated, hazard, goal, loops.all((1, 2)), start)
 
     @classmethod
+    def from_outcomes(cls, probability, next_state, reward, terminated, start, terminal, hazard=None, goal=None,
+                      admissible=None) -> "TabularMDP":
+        """From outcomes [S, A, K]; an episode ends with a terminated outcome, and on entering a state of `terminal`.
+
+        A pair that is not `admissible` [S, A] has the outcomes of the state's first admissible action, so that a
+        maximum over all actions is one over the admissible ones. Terminal states keep nothing of their rows, which may
+        be 0 throughout. ValueError, with the place named, if the arrays are no such thing.
+        """
+        probability, reward = np.asarray(probability, np.float64), np.asarray(reward, np.float64)
+        if probability.ndim != 3 or not probability.size:
+            raise ValueError(f"probabilities must be [S, A, K], got {probability.shape}.")
+        num_states, num_actions, _ = shape = probability.shape
+        for name, array in {"next_state": next_state, "reward": reward, "terminated": terminated}.items():
+            if np.shape(array) != shape:
+                raise ValueError(f"{name} must be {shape} as the probabilities are, got {np.shape(array)}.")
+        terminal = state_mask(terminal, num_states, "terminal")
+        admissible = np.ones(shape[:2], dtype=bool) if admissible is None else np.array(admissible)
+        if admissible.shape != shape[:2] or admissible.dtype != np.bool_:
+            raise ValueError(f"admissible must be bool {shape[:2]}, got {admissible.dtype} {admissible.shape}.")
+        if (none := ~admissible.any(1) & ~terminal).any():
+            raise ValueError(f"state {np.argmax(none)} has no admissible action.")
+        if terminal.all():
+            raise ValueError("every state is terminal.")
+        possible = probability != 0
+        ends = terminal[np.nan_to_num(np.where(possible, next_state, 0)).clip(0, num_states - 1).astype(np.intp)]
+        for wrong, complaint in [
+                (~np.isfinite(probability) | (probability < 0), "has a negative or non-finite probability"),
+                (possible & ~((next_state == np.floor(next_state)) & (next_state >= 0) & (next_state < num_states)),
+                 f"leads to a state outside 0..{num_states - 1}"),
+                (possible & ~np.isfinite(reward), "has a reward that is not finite"),
+                (possible & terminal[:, None, None] & ~ends, "leaves a terminal state"),
+                (possible & terminal[:, None, None] & (reward != 0), "has a reward in a terminal state")]:
+            if (wrong := wrong.any(-1)).any():
+                s, a = np.argwhere(wrong)[0]
+                raise ValueError(f"action {a} in state {s} {complaint}.")
+        total = probability.sum(-1)
+        if (bad := (np.abs(total - 1) > 1e-6) & admissible & ~terminal[:, None]).any():
+            s, a = np.argwhere(bad)[0]
+            raise ValueError(f"probabilities must sum to 1: those of state {s}, action {a} sum to {total[s, a]:.6g}.")
+        s, a, _ = at = np.nonzero(possible & admissible[..., None] & ~terminal[:, None, None])
+        arrays = _outcome_arrays(
+            num_states, num_actions, s * num_actions + a, np.asarray(next_state)[at].astype(np.intp), reward[at],
+            np.asarray(terminated)[at].astype(bool) | ends[at], probability[at])
+        arrays[0][terminal, :, 0] = 1                                        # the padding is a loop without reward
+        same_as = np.where(admissible, np.arange(num_actions), admissible.argmax(1)[:, None])              # [S, A]
+        probability, next_state, reward, terminated = (x[np.arange(num_states)[:, None], same_as] for x in arrays)
+        return cls(probability, next_state, reward, terminated, hazard, goal, terminal, start)
+
+    @classmethod
     def from_env(cls, env) -> "TabularMDP":
         """From an environment with a table `P` (this project's, FrozenLake, CliffWalking, Taxi).
 

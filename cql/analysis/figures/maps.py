@@ -170,7 +170,7 @@ def ood_values(run_data: RunData) -> Figure | None:
     gap = ood_gap(q, counts)
     visited = counts.any(-1)
     logged = (counts > 0) & run_data.decided[:, None]
-    ood = (counts == 0) & (visited & run_data.decided)[:, None]
+    ood = (counts == 0) & (visited & run_data.decided)[:, None] & np.isfinite(q)  # those that exist
     true = None if run_data.world.mdp is None else run_data.true_values(q.argmax(-1)[None])[1][0]
     figure, axes = _beside_map(grid)
     shown = [q[logged | ood]] + ([] if true is None else [np.quantile(true[logged | ood], [0.02, 1])])

@@ -57,7 +57,8 @@ def way(run_data: RunData, exact: dict[int, ExactSolutions]) -> Way | None:
     if loaded is None or run_data.inputs is None:
         return None
     updates, q = loaded
-    counts = pair_counts(run_data.datasets[member.data_seed], run_data.inputs)
+    dataset = run_data.datasets[member.data_seed]
+    counts, exist = pair_counts(dataset, run_data.inputs), dataset.admissible
     distance = mean = None
     if (solution := exact.get(member.data_seed)) is not None:
         right = solution.q[solution.at(member.alpha)]
@@ -69,6 +70,7 @@ def way(run_data: RunData, exact: dict[int, ExactSolutions]) -> Way | None:
     by_step = dict(zip(steps, returns))
     known = all(int(update) in by_step for update in updates)
     allowed = (counts > 0) | ~counts.any(-1, keepdims=True) | (not run_data.config.supported)
+    allowed = allowed if exist is None else allowed & exist
     return Way(member, updates, np.where(allowed, q, -np.inf), counts, distance, mean,
                np.array([by_step[int(update)] for update in updates]) if known else None)
 
