@@ -1,4 +1,4 @@
-"""Makes icu_model.npz and icu_data.npz from ICU-Sepsis (Choudhary et al. 2024), and prints what three policies are worth.
+"""Makes icu_model.npz and icu_data.npz from ICU-Sepsis (Choudhary et al. 2024); prints what three policies are worth.
 
 ``pip install --no-deps icu-sepsis==2.0.1`` brings the tables, which are read here without running the package.
 """
