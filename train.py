@@ -15,6 +15,7 @@ from cql.device import config_for, resolve_device
 from cql.errors import ConfigError, GlassboxError
 from cql.ranks import Interrupted, Ranks, joined
 from cql.run_folder import RunFolder
+from cql.scales import resolved
 from cql.training import train, trainer_for
 from cql.world import World
 
@@ -44,6 +45,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config = settings.from_arguments(arguments)
     device = resolve_device(config.device, ranks.local_rank)  # refused before anything is written
     datasets = datasets_for(config, given)
+    config = resolved(config, datasets[0], given)
     world = World.of(datasets[0])  # an environment that cannot be made is refused before anything is written
     action_weights(config, datasets)  # so is a given policy of other states or actions
     config.refuse_larger_batch(min(map(len, datasets)))
@@ -51,7 +53,7 @@ def open_run(arguments: argparse.Namespace, ranks: Ranks):
     config, smaller = config_for(device, config, datasets[0])
     for note in filter(None, (smaller, world.misfit_of_given(datasets[0], config), settings.long_bc(config, given),
                               cloned_in_words(config, datasets, world), masks_in_words(datasets[0]),
-                              *findings(datasets[0]))):
+                              *findings(datasets[0]), *config.chosen)):
         print(f"note: {note}")
     run = RunFolder.create(arguments.out, config, datasets, again=ranks.launched)
     run.check_manifest(derived=False)

@@ -15,6 +15,7 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError
 from cql.sampling import Transitions
+from cql.scales import Scales
 from cql.world import World
 
 
@@ -53,7 +54,8 @@ def _safe(dataset: OfflineDataset, world: World) -> np.ndarray:
     return np.bincount(episode, weights=hazard[steps.observations] | hazard[steps.next_observations]) == 0
 
 
-def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: World, every: Transitions) -> Transitions:
+def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: World, every: Transitions,
+                       scales: Scales) -> Transitions:
     """What BC is trained on, of every data set, with the actions that exist; from ``every``, the transitions of all
     episodes, where it clones all."""
     masks = existing_actions(datasets)
@@ -64,7 +66,7 @@ def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: Wo
         tables = [None if table is None else torch.from_numpy(table).to(device) for table in masks]
         transitions.penalty_weights, transitions.target_weights, transitions.allowed = tables
         return transitions
-    cloned = [cloned_episodes(config, dataset, world) for dataset in datasets]
+    cloned = [scales.scaled(cloned_episodes(config, dataset, world)) for dataset in datasets]
     return Transitions(cloned, every.actions.device, config.full_batch, masks)
 
 

@@ -332,8 +332,6 @@ def summary(dataset: OfflineDataset) -> str:
         lines.append(f"episodes begun at breaks {begun:,}: they start in the middle of a logged one")
     if both := metadata.get("terminated_and_truncated"):
         lines.append(f"terminated and truncated at once {both:,}: taken as terminated")
-    if merged := metadata.get("merged_observations"):
-        lines.append(f"distinct observations lost in float32 {merged:,}: each is taken as another that is equal there")
     lines += [f"{what}s that the environment numbers from {metadata[name]} are stored from 0"
               for what, name in (("state", "first_state"), ("action", "first_action")) if metadata.get(name)]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ ENVIRONMENT = "SafetyCriticalGridWorld-v0"
 MOST_MEMBERS = 10_000_000
 TRAINERS = ("fast", "plain")
 LARGEST_INTEGER = 2**31 - 1
+LARGEST_SCALE = 1e12  # of rewards: they are squared in float32
 GIVEN_POLICIES, BEHAVIOR = ("target_policy", "mu"), "behavior"  # settings that name a file, or the data's own policy
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}
 DATA, ALGORITHM, OPTIMISATION, RUN = ("environment and data", "algorithm", "optimisation", "run")
@@ -27,7 +28,11 @@ def _option(default, text, group, parse=None, low=None, high=None, **extra) -> A
 
 
 def batch_size(text: str) -> Any:
-    return text if text == "full" else int(text)
+    return text if text in ("full", "auto") else int(text)
+
+
+def reward_scale(text: str) -> Any:
+    return text if text == "auto" else float(text)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ class Config:
                                 "transition probabilities and rewards", DATA, parse=str, metavar="FILE")
     split_episodes: bool = _option(False, "begin a new episode of --dataset wherever an observation is not the next "
                                    "observation of the transition before it", DATA)
+    observation_scale: str = _option("none", "standard: the network reads every column of the observations less its "
+                                     "mean, over its standard deviation (the default for vectors that are not the "
+                                     "GridWorld's)", DATA, choices=("none", "standard"))
+    reward_scale: Any = _option(1.0, "train on the rewards divided by C, and report in their own units; auto: by the "
+                                "returns in the data (the default for vectors that are not the GridWorld's)", DATA,
+                                parse=reward_scale, metavar="C|auto")
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; a member is trained for each",
                                        ALGORITHM, parse=float, nargs="+", metavar="A")
@@ -91,8 +102,9 @@ class Config:
     num_seeds: int = _option(1, "number of training seeds", OPTIMISATION, low=1)
     bc_steps: int = _option(25_000, "updates of Behaviour Cloning; 0 leaves it out", OPTIMISATION, low=0)
     steps: int = _option(80_000, "updates of CQL; 0 leaves it out", OPTIMISATION, low=0)
-    batch_size: Any = _option("full", "transitions per update, or full: the exact gradient of the whole data set",
-                                    OPTIMISATION, parse=batch_size, metavar="N|full")
+    batch_size: Any = _option("full", "transitions per update; full: the exact gradient of the whole data set; auto: "
+                              "full up to 4,096 distinct transitions, else 256 (the default for vectors that are not "
+                              "the GridWorld's)", OPTIMISATION, parse=batch_size, metavar="N|full|auto")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", OPTIMISATION)
     target_interval: int = _option(100, "updates between copies to the target network", OPTIMISATION, low=1)
     slice_size: int | None = _option(
@@ -106,9 +118,10 @@ class Config:
     snapshots: bool = _option(False, "keep the outputs in every state at every log entry, for the report's slider over "
                               "updates (off above 64 members)", RUN)
     checkpoint_every: int = _option(10_000, "updates between checkpoints", RUN, low=1)
+    chosen: tuple[str, ...] = _option((), "which settings went by the data, and why: no flag", None)
 
     def __post_init__(self):
-        for name in ("alpha", "hidden"):
+        for name in ("alpha", "hidden", "chosen"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
         if self.hidden == (0,):
@@ -198,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | Non
     sections = {}
     for f in dataclasses.fields(Config):
         group = f.metadata["group"]
-        if groups is not None and group not in groups:
+        if group is None or groups is not None and group not in groups:
             continue
         if group not in sections:
             sections[group] = parser.add_argument_group(group)
@@ -239,7 +252,7 @@ def command_line(config: Config) -> list[str]:
     words = []
     for f in dataclasses.fields(Config):
         value = getattr(config, f.name)
-        if value != f.default:
+        if value != f.default and f.metadata["group"] is not None:
             values = (value or (0,)) if isinstance(value, tuple) else () if value is True else (value,)
             words += [_flag(f.name), *(str(x).removesuffix(".0") for x in values)]
     return words
@@ -250,9 +263,11 @@ def _has_type_of(value, default, name: str) -> bool:
         kind = {"penalty_threshold": 0.0, "max_episode_steps": 0, "slice_size": 0, "bc_top": 0.0}.get(name, "")
         return value is None or _has_type_of(value, kind, "")
     if name == "batch_size":
-        return value == "full" or _has_type_of(value, 0, "")
+        return value in ("full", "auto") or _has_type_of(value, 0, "")
+    if name == "reward_scale":
+        return value == "auto" or _has_type_of(value, 0.0, "")
     if isinstance(default, tuple):
-        kind = 0.0 if name == "alpha" else 0
+        kind = "" if name == "chosen" else 0.0 if name == "alpha" else 0
         return isinstance(value, (list, tuple)) and all(_has_type_of(number, kind, "") for number in value)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
@@ -302,7 +317,10 @@ def _check(c: Config) -> None:
             "go with --bc-steps 0.")
     require(all(width >= 1 for width in c.hidden),
             "--hidden takes widths of at least 1, or a single 0 for the linear network.")
-    require(c.full_batch or c.batch_size >= 1, f"--batch-size must be at least 1 or full, not {c.batch_size}.")
+    require(c.batch_size in ("full", "auto") or c.batch_size >= 1,
+            f"--batch-size must be at least 1, full or auto, not {c.batch_size}.")
+    require(c.reward_scale == "auto" or 1 / LARGEST_SCALE <= c.reward_scale <= LARGEST_SCALE,
+            f"--reward-scale must be auto or lie in [{1 / LARGEST_SCALE:g}, {LARGEST_SCALE:g}], not {c.reward_scale}.")
     require(c.dataset is None or c.num_datasets == 1,
             "--dataset is one data set: it does not go with --num-datasets above 1.")
     require(c.env_args is None or c.env.rpartition(":")[2] != ENVIRONMENT,

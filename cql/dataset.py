@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a small archive can unpack to any size
-ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 for Box observations
+ARRAYS = {  # name -> dtype on disk; None: int32 for Discrete, float32 or float64 for Box observations
     "observations": None,
     "actions": np.int32,
     "rewards": np.float32,
@@ -39,6 +39,7 @@ INTEGERS = np.iinfo(np.int32)
 LARGEST_NUMBER = INTEGERS.max - 1  # of a state or an action: there is one more of them
 LARGEST_REWARD = 1e30  # so that sums over episodes and squares stay within floating point
 MANY_ROWS = 2**17  # from here on equal vectors are found by a hash before they are sorted
+FINENESS = 1e-3  # of a column's standard deviation: rounding that moves no number by more is no loss
 ROUNDING = 1e-6  # by which the sum of probabilities may differ from 1
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
 
@@ -48,7 +49,8 @@ class OfflineDataset:
     """Logged transitions of whole or partial episodes.
 
     Args:
-        observations, next_observations: ``[D]`` int32 state indices (Discrete) or ``[D, n]`` float32 (Box).
+        observations, next_observations: ``[D]`` int32 state indices (Discrete) or ``[D, n]`` float32 (Box); float64
+            where float32 would lose something of the observations.
         actions: ``[D]`` int32, 0 … ``num_actions`` − 1.
         rewards: ``[D]`` float32, of a size of at most ``LARGEST_REWARD``.
         terminations, truncations: ``[D]`` bool, never both.
@@ -61,8 +63,7 @@ class OfflineDataset:
         metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it; where they are
             known ``environment`` (a spec of ``cql.collect``), ``horizon``, the steps after which an episode is cut off,
             and the texts ``action_names`` and ``state_names`` or ``feature_names``. Beside them stand what was set
-            right: ``first_state``, ``first_action``, ``terminated_and_truncated``, ``merged_observations`` and
-            ``begun_at_breaks``.
+            right: ``first_state``, ``first_action``, ``terminated_and_truncated`` and ``begun_at_breaks``.
         model: the true model, where a file of one was given (``cql.model_file``); not saved with the data.
 
     Raises:
@@ -96,8 +97,9 @@ class OfflineDataset:
 
         Integer observations ``[D, 1]`` are state indices. A step with both flags, as Gymnasium's TimeLimit sets them
         where an episode ends on its last step, is a termination; ``terminated_and_truncated`` in the metadata counts
-        these. Episode ids may be any integers and are stored as 0, 1, …; −0.0 is stored as 0.0. Vectors that differ
-        but are equal in float32 are one observation; ``merged_observations`` counts how many were lost.
+        these. Episode ids may be any integers and are stored as 0, 1, …; −0.0 is stored as 0.0. Vectors are stored as
+        float64 where float32 would make two that differ equal, or move a number by more than a ``FINENESS`` of its
+        column's standard deviation.
 
         Args:
             first_state, first_action: what the environment calls its first state and action (the ``start`` of its
@@ -105,9 +107,9 @@ class OfflineDataset:
         """
         first_state = _integer(first_state, "first_state")
         first_action = _integer(first_action, "first_action")
-        given = observations, next_observations
         observations = _observations(observations, "observations", first_state)
         next_observations = _observations(next_observations, "next_observations", first_state)
+        observations, next_observations = _as_float32_where_it_suffices(observations, next_observations)
         actions = _integers(actions, "actions", first_action)
         terminations = _flags(terminations, "terminations")
         truncations = np.zeros_like(terminations) if truncations is None else _flags(truncations, "truncations")
@@ -127,8 +129,6 @@ class OfflineDataset:
             metadata["first_state"] = first_state
         if first_action:
             metadata["first_action"] = first_action
-        if merged := _merged(given, (observations, next_observations)):
-            metadata["merged_observations"] = merged
         masks = {name: None if mask is None else _flags(mask, name)
                  for name, mask in zip(MASKS, (action_masks, next_action_masks))}
         if actions.size:
@@ -179,7 +179,7 @@ class OfflineDataset:
         """The transitions of the episodes with these ids; what was counted of all is not in the metadata."""
         kept = np.isin(self.episode_ids, ids)
         columns = {name: column[kept] for name in ARRAYS if (column := getattr(self, name)) is not None}
-        counted = {"terminated_and_truncated", "merged_observations", "begun_at_breaks"}
+        counted = {"terminated_and_truncated", "begun_at_breaks"}
         return replace(self, **columns, metadata={
             name: value for name, value in self.metadata.items() if name not in counted})
 
@@ -453,7 +453,7 @@ def _observations(array, name: str, first: int) -> np.ndarray:
         raise DatasetError(f"{name} is one number per transition but no integer: give [D] integers or [D, n] vectors.")
     if array.ndim > 2:
         raise DatasetError(f"{name} has {array.ndim} axes: flatten each observation to one vector.")
-    return _numbers(array, name, np.float32)
+    return _numbers(array, name, np.float32 if array.dtype == np.float32 else np.float64)
 
 
 def _integral(array, name: str) -> np.ndarray:
@@ -512,19 +512,28 @@ def _integer(value, name: str, low: int = INTEGERS.min, high: int = INTEGERS.max
     return int(value)
 
 
-def _merged(given: tuple, stored: tuple[np.ndarray, np.ndarray]) -> int:
-    """How many distinct observations were lost when vectors were stored as float32."""
-    if stored[0].ndim != 2 or stored[0].shape != stored[1].shape:  # the latter is refused later
-        return 0
-    before, after = np.concatenate(given), np.concatenate(stored)
-    return 0 if (before == after).all() else len(number_rows(before)[0]) - len(number_rows(after)[0])
+def _as_float32_where_it_suffices(*vectors: np.ndarray) -> list[np.ndarray]:
+    """Observations and next observations, both float64 where float32 would lose something of either."""
+    if all(array.dtype != np.float64 for array in vectors):
+        return list(vectors)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        rounded = [array.astype(np.float32) if array.dtype == np.float64 else array for array in vectors]
+    if vectors[0].shape != vectors[1].shape or not all(np.isfinite(array).all() for array in rounded):
+        return rounded  # refused later
+    before, after = np.concatenate(vectors, dtype=np.float64), np.concatenate(rounded)
+    moved = np.abs(before - after).max(0)
+    if not moved.any():
+        return rounded
+    lost = (moved > FINENESS * before.std(0)).any() or len(number_rows(before)[0]) > len(number_rows(after)[0])
+    return [array.astype(np.float64) for array in vectors] if lost else rounded
 
 
 def _validate(data: OfflineDataset) -> None:
     for name in ("observations", "next_observations"):
         array = getattr(data, name)
-        if (array.ndim, array.dtype) not in ((1, np.int32), (2, np.float32)) or not len(array):
-            raise DatasetError(f"{name} must be [D] int32 or [D, n] float32, not {array.dtype} {array.shape}.")
+        if (array.ndim, array.dtype) not in ((1, np.int32), (2, np.float32), (2, np.float64)) or not len(array):
+            raise DatasetError(f"{name} must be [D] int32 or [D, n] float32 or float64, not {array.dtype} "
+                               f"{array.shape}.")
     for name, dtype in ARRAYS.items():
         array = getattr(data, name)
         if array is None:
@@ -558,7 +567,7 @@ def _validate(data: OfflineDataset) -> None:
     _validate_names(data)
     for name, low, high in (("first_state", INTEGERS.min, INTEGERS.max), ("first_action", INTEGERS.min, INTEGERS.max),
                             ("terminated_and_truncated", 0, int(data.terminations.sum())),
-                            ("merged_observations", 0, INTEGERS.max), ("begun_at_breaks", 0, len(data))):
+                            ("begun_at_breaks", 0, len(data))):
         _integer(data.metadata.get(name, 0), f"{name} in the metadata", low, high)
     probabilities = data.behavior_probabilities
     if probabilities is not None and not ((probabilities > 0) & (probabilities <= 1)).all():

@@ -1,6 +1,7 @@
 """What is measured of a population while it trains; the names are those of ``cql.metrics.METRICS``."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from cql.exact import deterministic_policies, evaluate_policies, policy_evaluati
 from cql.losses import Objective
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
+from cql.scales import Scales
 from cql.world import World
 
 SOUND, RUNAWAY, NOT_FINITE = 0.0, 1.0, 2.0  # values of health/diverged
@@ -26,11 +28,13 @@ class Diagnostics:
         transitions: of all data sets, on the device.
         datasets: the same as arrays.
         world: of the data; without a model of it nothing exact is reported.
+        scales: of the data sets, which are scaled already, and of the world, which is not.
         gamma: of the objective. No discounted value is reported at 1, where it need not exist, and for models of more
             than ``VALUED_STATES`` states, where it would take too long.
     """
 
-    def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], world: World, gamma: float):
+    def __init__(self, transitions: Transitions, datasets: list[OfflineDataset], world: World, gamma: float,
+                 scales: Scales | None = None):
         device, actions = transitions.actions.device, transitions.num_actions
         rows = [table_rows(transitions, dataset.observations) for dataset in datasets]  # each [D]
         first = [row[dataset.episode_starts] for row, dataset in zip(rows, datasets)]  # each [E]
@@ -38,8 +42,9 @@ class Diagnostics:
         self.inputs = transitions.observations[torch.from_numpy(looked_at).to(device)]  # [R] or [R, n]
         row_number = np.full(len(transitions.observations), -1)  # of a table row among those looked at
         row_number[looked_at] = np.arange(len(looked_at))
-        pair_counts, start_counts = [], []
+        pair_counts, start_counts, self.rewards = [], [], []
         for row, start, dataset in zip(rows, first, datasets):
+            self.rewards.append(RewardRange.of(dataset, row))
             seen = row_number[row] >= 0
             pairs = row_number[row][seen] * actions + dataset.actions[seen]
             pair_counts.append(np.bincount(pairs, minlength=len(looked_at) * actions))
@@ -52,12 +57,18 @@ class Diagnostics:
 
         self.weights = tensor(counts / counts.sum((1, 2), keepdims=True))  # [data sets, R, A]
         self.start_weights = tensor(starts / starts.sum(1, keepdims=True))  # [data sets, R]
-        self.mdp, self.horizon, self.gamma = world.mdp, world.horizon, gamma
+        self.mdp, self.horizon, self.gamma, self.scales = world.mdp, world.horizon, gamma, scales or Scales()
+        self.listed = transitions.discrete or world.mdp is not None  # whether states are: then every one is judged
         masks = None if datasets[0].admissible is None else np.stack([dataset.admissible for dataset in datasets])
         self.allowed = {"cql": None if transitions.allowed is None else transitions.allowed.bool(),
                         "bc": None if masks is None else torch.from_numpy(masks).to(device)}  # [data sets, S, A]
         if world.mdp is not None:
-            self.states = torch.from_numpy(world.inputs).to(device)  # [S] or [S, n]
+            self.states = torch.from_numpy(self.scales.inputs(world.inputs)).to(device)  # [S] or [S, n]
+
+    def bounds(self, data_index: Tensor, alphas: list[float], objective: Objective) -> Tensor:
+        """``value_bounds`` of each member at its alpha, ``[M, 2]``."""
+        pairs = [value_bounds(self.rewards[n], alpha, objective) for n, alpha in zip(data_index.tolist(), alphas)]
+        return torch.tensor(pairs, dtype=torch.float32, device=data_index.device)
 
     def measure(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
                 bounds: Tensor) -> dict[str, list[float]]:
@@ -65,7 +76,7 @@ class Diagnostics:
 
         Args:
             parameters: each ``[M, ...]``. data_index: ``[M]``, the number of each member's data set.
-            bounds: ``value_bound`` of each member ``[M]``.
+            bounds: ``value_bounds`` of each member ``[M, 2]``.
         """
         return self.with_exact(*self.read(network, parameters, data_index, algorithm, bounds))
 
@@ -90,7 +101,10 @@ class Diagnostics:
             values["q/start"] = (self.start_weights[data_index] * best).sum(-1)
         health = torch.where(raw.isfinite().all(-1).all(-1), SOUND, NOT_FINITE)  # [M]
         if algorithm == "cql":
-            health = torch.where((health == SOUND) & (values["q/max"] > bounds), RUNAWAY, health)
+            low, high = bounds.unbind(-1)
+            means = torch.stack([values["q/max_mean"], values["q/start"]])
+            largest = values["q/max"] if self.listed else means.amax(0)
+            health = torch.where((health == SOUND) & ((largest > high) | (means.amin(0) < low)), RUNAWAY, health)
         values["health/diverged"] = health
         ood_mass = torch.where(logged, 0.0, outputs.softmax(-1)).sum(-1)
         values["policy/ood_mass"] = (state_weights * ood_mass).sum(-1)
@@ -124,30 +138,49 @@ class Diagnostics:
         return {name: column.tolist() for name, column in values.items() if column is not None}
 
 
-def largest_rewards(dataset: OfflineDataset) -> tuple[float, float]:
-    """Of the outcomes that terminate and of those that do not; minus infinity where there are none."""
-    ended, going_on = (dataset.rewards[among].max(initial=-np.inf)
-                       for among in (dataset.terminations, ~dataset.terminations))
-    return float(ended), float(going_on)
+class RewardRange(NamedTuple):
+    """What bounds the values of a data set. Least and largest are infinite where there are no such outcomes."""
+
+    ended: tuple[float, float]  # least and largest reward of the outcomes that terminate
+    going_on: tuple[float, float]  # and of those that do not
+    uneven: float  # the largest log count(a | s) / count(b | s) of two logged actions
+
+    @classmethod
+    def of(cls, dataset: OfflineDataset, rows: np.ndarray) -> "RewardRange":
+        """Of a data set whose observations are the table's ``rows [D]``."""
+        ended, going_on = ((float(part.min(initial=np.inf)), float(part.max(initial=-np.inf))) for part in (
+            dataset.rewards[dataset.terminations], dataset.rewards[~dataset.terminations]))
+        states, row = np.unique(rows, return_inverse=True)
+        counts = np.bincount(row * dataset.num_actions + dataset.actions, minlength=len(states) * dataset.num_actions)
+        counts = counts.reshape(len(states), dataset.num_actions)
+        return cls(ended, going_on, float(np.log(counts.max(-1) / np.where(counts, counts, len(rows)).min(-1)).max()))
 
 
-def value_bound(rewards: tuple[float, float], alpha: float, objective: Objective) -> float:
-    """An upper bound of the exact CQL(H) values at logged states; a learned value above it has run away.
+def value_bounds(rewards: RewardRange, alpha: float, objective: Objective) -> tuple[float, float]:
+    """A lower and an upper bound of max_a Q(s, a) at logged states in every exact CQL(H) solution.
 
-    Stationarity gives Q <= y + alpha_half on every logged pair (docs/math.md), and y is r where the outcome terminates
-    or leads to a state without data (value 0), else r + gamma max Q: so the largest value is at most the largest of the
-    terms below. Never below 0, about where networks start; with a margin of 5 % and 1 for minibatch noise. Infinite for
-    any other objective and for the Huber loss.
-
-    Args:
-        rewards: ``largest_rewards`` of the data.
+    A learned value beyond them has run away. With a squared loss, stationarity gives Q <= y + alpha_half on every
+    logged pair; with the Huber loss max_a Q <= max y + max(1, ``uneven``), at any alpha; with both, some logged action
+    has Q >= min y (docs/scales.md). As y is r where the outcome terminates or leads to a state without data (value 0),
+    else r + gamma max Q, the values lie between the least and the largest of the terms below, and 0, about where
+    networks start; with a margin of 5 % and 1 for minibatch noise. Double Q does not raise y. Infinite for any other
+    objective.
     """
-    if objective.td_loss == "huber" or not objective.solved_as_cql_h:
-        return np.inf
-    gamma, alpha_half = objective.gamma, alpha / 2 if objective.td_loss == "mse" else alpha
-    ends, step = (reward + alpha_half for reward in rewards)
-    for_ever = -np.inf if step <= 0 else step / (1 - gamma) if gamma < 1 else np.inf
-    return 1.05 * max(ends, step, for_ever, 0.0) + 1
+    if not objective.solved_as_cql_h:
+        return -np.inf, np.inf
+    gamma, raised = objective.gamma, alpha / 2 if objective.td_loss == "mse" else alpha
+    if objective.td_loss == "huber":
+        raised = max(1.0, rewards.uneven)
+    ends, step = rewards.ended[1] + raised, rewards.going_on[1] + raised
+    lowest, down = rewards.ended[0], rewards.going_on[0]
+    high = max(ends, step, _for_ever(step, gamma), 0.0)
+    low = min(lowest, down, -_for_ever(-down, gamma), 0.0)
+    return 1.05 * low - 1, 1.05 * high + 1
+
+
+def _for_ever(reward: float, gamma: float) -> float:
+    """The value of a reward at every step; minus infinity where it is not positive."""
+    return -np.inf if reward <= 0 else reward / (1 - gamma) if gamma < 1 else np.inf
 
 
 def table_rows(transitions: Transitions, observations: np.ndarray) -> np.ndarray:

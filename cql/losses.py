@@ -37,6 +37,7 @@ class Objective(NamedTuple):
     supported: bool = False  # whether the penalty, the target's max and the policy leave out OOD actions
     double_q: bool = False  # whether the online network chooses the next action
     gamma: float = 0.99  # discount factor
+    reward_scale: float = 1.0  # C, by which rewards are divided before they come here (cql/scales.py)
 
     @property
     def is_cql_h(self) -> bool:

@@ -48,7 +48,7 @@ METRICS = {  # name -> (algorithms, meaning); means over the interval for losses
     "exact/goal_probability": ("cql bc", "exact probability that the greedy policy's episode ends in the goal"),
     "exact/discounted_value": ("cql bc", "exact discounted value of the greedy policy at the start: what q/start "
                                "estimates"),
-    "health/diverged": ("cql bc", "1: q/max above any exact solution's; 2: outputs not finite; 0: neither"),
+    "health/diverged": ("cql bc", "1: values outside the range of exact solutions; 2: outputs not finite; 0: neither"),
     "optimiser/alpha": ("cql", "weight of the penalty after this update: --alpha, or learned from it"),
     "optimiser/learning_rate": ("cql bc", "Adam's learning rate at this update"),
 }

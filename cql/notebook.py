@@ -20,7 +20,6 @@ from cql.collect import DEFAULT_MAX_EPISODE_STEPS
 from cql.config import DATA, ENVIRONMENT, LARGEST_INTEGER, Config
 from cql.dataset import OfflineDataset
 from cql.device import config_for, resolve_device
-from cql.diagnostics import population_outputs
 from cql.errors import ConfigError, RunError
 from cql.exact import Solution
 from cql.files import atomic_write
@@ -29,7 +28,8 @@ from cql.metrics import read_metrics
 from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.run_folder import RunFolder
-from cql.snapshots import state_inputs
+from cql.scales import Scales, resolved
+from cql.snapshots import state_inputs, state_outputs
 from cql.training import Interrupted, train
 from cql.world import World, exact_solution
 
@@ -101,7 +101,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
         KeyboardInterrupt: training was interrupted.
     """
     world = World.of(dataset)
-    config = _config(dataset, world, alpha, seeds, steps, algorithm, settings)
+    config = resolved(_config(dataset, world, alpha, seeds, steps, algorithm, settings), dataset, settings)
     _warn_of_misfit(world, dataset)
     action_weights(config, [dataset])
     cloned_in_words(config, [dataset], world)
@@ -111,7 +111,7 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
     trained, inputs, recorded = members(config, algorithm), state_inputs(dataset, world), {}
 
     def record(part: list[Member], step: int, network: PopulationMLP, parameters: list[Tensor]) -> None:
-        outputs = population_outputs(network, parameters, inputs.to(parameters[0].device)).cpu().numpy()
+        outputs = state_outputs(part, network, parameters, inputs, Scales.of(config, dataset))
         recorded.update({(step, member): outputs[m] for m, member in enumerate(part)})
 
     if snapshots and inputs is None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from cql.errors import RunError
 from cql.files import archive_bytes, atomic_write, load_archive
 from cql.network import PopulationMLP
+from cql.scales import Scales
 
-FORMAT = 3
+FORMAT, SCALED = 3, 4  # without and with scales of observations and rewards
 AT_ONCE = 2**16  # states that the network reads at once
 MAX_PARAMETERS, MAX_TABLE = 2**31, 2**28  # numbers
 
@@ -22,11 +23,12 @@ class Policy:
         algorithm: ``cql`` or ``bc``; alpha, seed, data_seed: which member it is (alpha None for BC).
         network: shapes; parameters: in the order of its ``shapes``, with a member axis of length 1.
         allowed: ``[S, A]`` bool, the actions that it may take, others having the output minus infinity; None: all.
+        scales: of observations and rewards: what is asked and answered is in the units of the data.
     """
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], algorithm: str, alpha: float | None, seed: int,
-                 data_seed: int, allowed: Tensor | None = None):
-        self.network, self.parameters, self.allowed = network, parameters, allowed
+                 data_seed: int, allowed: Tensor | None = None, scales: Scales | None = None):
+        self.network, self.parameters, self.allowed, self.scales = network, parameters, allowed, scales or Scales()
         self.algorithm, self.alpha, self.seed, self.data_seed = algorithm, alpha, seed, data_seed
 
     @classmethod
@@ -46,14 +48,15 @@ class Policy:
         parameters = {name: tensor[0].detach().cpu().clone()
                       for name, tensor in zip(self.network.shapes, self.parameters)}
         atomic_write(path, archive_bytes({
-            "format": FORMAT, "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed,
-            "data_seed": self.data_seed, "observation_space": space, "num_actions": self.network.outputs,
-            "hidden": list(self.network.hidden), "parameters": parameters,
-            **({} if self.allowed is None else {"allowed": self.allowed})}))
+            "format": SCALED if self.scales.used else FORMAT, "algorithm": self.algorithm, "alpha": self.alpha,
+            "seed": self.seed, "data_seed": self.data_seed, "observation_space": space,
+            "num_actions": self.network.outputs, "hidden": list(self.network.hidden), "parameters": parameters,
+            **({} if self.allowed is None else {"allowed": self.allowed}),
+            **({"scales": _scales_on_disk(self.scales)} if self.scales.used else {})}))
 
     @classmethod
     def _from_contents(cls, contents: dict) -> "Policy":
-        if contents["format"] != FORMAT:
+        if contents["format"] not in (FORMAT, SCALED):
             raise ValueError(f"format {contents['format']!r} is not known")
         if contents["algorithm"] not in ("cql", "bc"):
             raise ValueError(f"algorithm {contents['algorithm']!r} is not known")
@@ -81,8 +84,9 @@ class Policy:
         if allowed is not None and (not discrete or allowed.shape != (inputs, contents["num_actions"])
                                     or allowed.dtype != torch.bool or not bool(allowed.any(-1).all())):
             raise ValueError("allowed is not [states, actions] bool with an action in every state")
+        scales = _scales_of(contents["scales"], inputs, discrete) if contents["format"] == SCALED else None
         return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds,
-                   allowed)
+                   allowed, scales)
 
     @property
     def finite(self) -> bool:
@@ -106,8 +110,8 @@ class Policy:
 
     def probabilities(self, observation) -> np.ndarray:
         """softmax of the outputs, ``[A]`` or ``[B, A]``: for BC its estimate of the behaviour, for CQL the p of the
-        penalty; the policy itself acts greedily."""
-        return torch.from_numpy(self.outputs(observation)).softmax(-1).numpy()
+        penalty, which compares Q in the scale of the training; the policy itself acts greedily."""
+        return torch.from_numpy(self.outputs(observation)).div(self.output_unit).softmax(-1).numpy()
 
     def outputs(self, observation) -> np.ndarray:
         """Q-values of CQL, logits of BC: ``[A]`` or ``[B, A]`` float32.
@@ -121,7 +125,13 @@ class Policy:
         """
         observations, single = self._batched(np.asarray(observation))
         outputs = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
+        outputs = outputs if self.output_unit == 1 else outputs * self.output_unit
         return (outputs[0] if single else outputs).numpy()
+
+    @property
+    def output_unit(self) -> float:
+        """Of the network's outputs, in the units of the data; logits have none."""
+        return self.scales.reward if self.algorithm == "cql" else 1.0
 
     @cached_property
     @torch.no_grad()
@@ -150,8 +160,27 @@ class Policy:
             raise ValueError(f"an observation is a vector of length {self.network.inputs}, a batch of them [B, n].")
         if array.dtype.kind not in "iuf":
             raise ValueError("an observation must be numbers.")
-        with np.errstate(over="ignore"):
-            vectors = np.atleast_2d(array).astype(np.float32)
+        vectors = self.scales.inputs(np.atleast_2d(array))
         if not np.isfinite(vectors).all():
             raise ValueError("an observation holds NaN or infinite numbers.")
         return torch.from_numpy(vectors), array.ndim == 1
+
+
+def _scales_on_disk(scales: Scales) -> dict:
+    return {"reward": scales.reward, **({} if scales.mean is None else {
+        "mean": torch.from_numpy(scales.mean), "scale": torch.from_numpy(scales.scale)})}
+
+
+def _scales_of(contents: dict, inputs: int, discrete: bool) -> Scales:
+    """The scales in a policy's file. Raises ValueError if they are none."""
+    mean, scale, reward = contents.get("mean"), contents.get("scale"), contents["reward"]
+    if type(reward) is not float or not 0 < reward < np.inf or (mean is None) != (scale is None):
+        raise ValueError("its scales are none")
+    if mean is None:
+        return Scales(reward=reward)
+    for column in (mean, scale):
+        if discrete or column.shape != (inputs,) or column.dtype != torch.float64 or not torch.isfinite(column).all():
+            raise ValueError(f"mean and scale are not [{inputs}] finite float64")
+    if not bool((scale > 0).all()):
+        raise ValueError("a scale is not positive")
+    return Scales(mean.numpy(), scale.numpy(), reward)

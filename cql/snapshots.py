@@ -20,6 +20,7 @@ from cql.files import atomic_write
 from cql.members import Member, all_members, slices
 from cql.network import PopulationMLP
 from cql.run_folder import RunFolder
+from cql.scales import Scales
 from cql.world import World
 
 MOST_MEMBERS = 64  # with more, snapshots are off
@@ -33,6 +34,7 @@ def recorder(run: RunFolder, config: Config) -> Callable:
     if not config.snapshots:
         return lambda *_: None
     dataset, number = run.datasets(config)[0], len(all_members(config))
+    scales = Scales.of(config, dataset)
     inputs = state_inputs(dataset, World.of(dataset))
     if inputs is None or number > MOST_MEMBERS:
         why = "the states cannot be listed" if inputs is None else f"{number:,} members are more than {MOST_MEMBERS}"
@@ -40,10 +42,8 @@ def recorder(run: RunFolder, config: Config) -> Callable:
         return lambda *_: None
 
     def record(part: list[Member], step: int, network: PopulationMLP, parameters: list[Tensor]) -> None:
-        with torch.no_grad():
-            outputs = population_outputs(network, parameters, inputs.to(parameters[0].device))  # [M, S, A]
         contents = io.BytesIO()
-        np.save(contents, outputs.float().cpu().numpy(), allow_pickle=False)
+        np.save(contents, state_outputs(part, network, parameters, inputs, scales), allow_pickle=False)
         (run.path / "snapshots").mkdir(exist_ok=True)
         atomic_write(_path(run, step, part), contents.getvalue())
 
@@ -72,6 +72,15 @@ def state_inputs(dataset: OfflineDataset, world: World) -> Tensor | None:
     if world.inputs is not None:
         return torch.from_numpy(world.inputs)
     return torch.arange(dataset.num_states) if dataset.discrete else None
+
+
+@torch.no_grad()
+def state_outputs(part: list[Member], network: PopulationMLP, parameters: list[Tensor], inputs: Tensor,
+                  scales: Scales) -> np.ndarray:
+    """The outputs of every member of a slice at these inputs, in the units of the data, ``[M, S, A]`` float32."""
+    read = torch.from_numpy(scales.inputs(inputs.numpy())).to(parameters[0].device)
+    outputs = population_outputs(network, parameters, read).float().cpu().numpy()
+    return outputs * np.float32(scales.reward) if part[0].algorithm == "cql" else outputs
 
 
 def _path(run: RunFolder, step: int, part: list[Member]) -> Path:

@@ -20,7 +20,7 @@ from cql.cloned import cloned_transitions
 from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.device import network_for, resolve_device, torch_settings
-from cql.diagnostics import NOT_FINITE, SOUND, Diagnostics, largest_rewards, value_bound
+from cql.diagnostics import NOT_FINITE, SOUND, Diagnostics
 from cql.errors import RunError
 from cql.members import Member, slices, updates_of
 from cql.metrics import LossSums, MetricsLog
@@ -28,6 +28,7 @@ from cql.policy import Policy
 from cql.ranks import Interrupted, Ranks
 from cql.run_folder import RunFolder, Shard
 from cql.sampling import Transitions
+from cql.scales import Scales
 from cql.world import World
 
 
@@ -51,9 +52,11 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     device = resolve_device(config.device, ranks.local_rank)
     shards = run.shards(slices(config), apart=ranks.launched)
     with on_signals(ranks.stop), torch_settings(device) as threads:
-        transitions = Transitions(datasets, device, config.full_batch, action_weights(config, datasets, run.path))
-        diagnostics = Diagnostics(transitions, datasets, world, config.gamma)
-        by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions)}
+        scales = Scales.of(config, datasets[0])
+        scaled = [scales.scaled(dataset) for dataset in datasets]
+        transitions = Transitions(scaled, device, config.full_batch, action_weights(config, datasets, run.path))
+        diagnostics = Diagnostics(transitions, scaled, world, config.gamma, scales)
+        by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions, scales)}
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
             for index in range(position.number, shard.end):
                 part = state = terms = policy = None  # frees the last slice before the next one is made
@@ -74,7 +77,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
                         if step < part.steps and stopped:
                             raise Interrupted(f"stopped after update {step:,} of {part.steps:,} "
                                               f"({part.name}, slice {index}).")
-                for policy, member in zip(part.policies(), part.members):
+                for policy, member in zip(part.policies(scales), part.members):
                     if policy.finite:
                         policy.save(run.policy_path(member.name))
                 checkpoint.save(run, config, shard, log, Position(index + 1))
@@ -120,10 +123,7 @@ class Slice:
         device = self.transitions.actions.device
         self.network, self.steps = network_for(config, datasets[0]), updates_of(config, members)
         self.algorithm, self.name = members[0].algorithm, members[0].algorithm.upper()
-        numbers = [member.data_seed - config.data_seed for member in members]
-        largest = {number: largest_rewards(datasets[number]) for number in set(numbers)}
-        self.rewards = [largest[number] for number in numbers]
-        self.data_index = torch.tensor(numbers, device=device)
+        self.data_index = torch.tensor([member.data_seed - config.data_seed for member in members], device=device)
         self.seeds = torch.tensor(seeds := [member.seed for member in members], device=device)
         self.state = algorithm.initial_state(self.network, seeds, [member.alpha or 0.0 for member in members], device)
         self.sums, self.step, self.diverged = LossSums(self.algorithm, len(members), device), 0, set[str]()
@@ -143,44 +143,41 @@ class Slice:
 
     def log_entry(self, diagnostics: Diagnostics, log: MetricsLog, bar: tqdm) -> Callable[[], None]:
         """Reads off the device what is logged now, for which it waits; the result computes the rest and writes it."""
-        step, bounds, means = self.step, self.bounds(), self.sums.take_means()
-        read = diagnostics.read(self.network, self.state.parameters, self.data_index, self.algorithm,
-                                torch.tensor(bounds, device=self.data_index.device))
+        step, means = self.step, self.sums.take_means()
+        bounds = diagnostics.bounds(self.data_index, self.alpha(), self.config.objective)
+        read = diagnostics.read(self.network, self.state.parameters, self.data_index, self.algorithm, bounds)
         optimiser = {"optimiser/alpha": self.alpha()} if self.algorithm == "cql" else {}
         rate = self.config.lr * algorithm.cosine_decay(step - 1, self.steps)
         optimiser["optimiser/learning_rate"] = [rate] * len(self.members)
 
         def write() -> None:
-            values = means | diagnostics.with_exact(*read) | optimiser
+            values = diagnostics.scales.in_data_units(means | diagnostics.with_exact(*read)) | optimiser
             log.write(step, self.members, values, first=step <= self.config.log_every)
-            self.warn_of_divergence(step, values, bounds, bar)
+            self.warn_of_divergence(step, values, diagnostics.scales.reward * bounds, bar)
         return write
 
     def alpha(self) -> list[float]:
         """Every member's alpha now (0 for BC), as the shortest decimal with the same float32."""
         return [float(str(alpha)) for alpha in self.state.alpha.cpu().numpy()]
 
-    def bounds(self) -> list[float]:
-        """``value_bound`` of each member at its alpha now, ``[M]``."""
-        return [value_bound(*pair, self.config.objective) for pair in zip(self.rewards, self.alpha())]
-
-    def policies(self) -> list[Policy]:
+    def policies(self, scales: Scales) -> list[Policy]:
         allowed = self.transitions.allowed
         masks = [None] * len(self.members) if allowed is None else allowed[self.data_index].bool().cpu()
-        return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], member.algorithm,
-                       member.alpha, member.seed, member.data_seed, masks[m]) for m, member in enumerate(self.members)]
+        return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], **vars(member),
+                       allowed=masks[m], scales=scales) for m, member in enumerate(self.members)]
 
     def progress_bar(self, shown: bool) -> tqdm:
         return tqdm(total=self.steps, initial=self.step, desc=f"{self.name} × {len(self.members)}", unit=" updates",
                     disable=not shown, mininterval=0.5 if sys.stderr.isatty() else 10)
 
-    def warn_of_divergence(self, step: int, values: dict[str, list[float]], bounds: list[float], bar: tqdm) -> None:
+    def warn_of_divergence(self, step: int, values: dict[str, list[float]], bounds: Tensor, bar: tqdm) -> None:
         """Names every member that diverged, once, and shows the means of the log entry."""
         for m, (member, health) in enumerate(zip(self.members, values["health/diverged"])):
             if health != SOUND and member.name not in self.diverged:
                 self.diverged.add(member.name)
                 reason = "its outputs are not finite" if health == NOT_FINITE else (
-                    f"max Q {values['q/max'][m]:.4g} is above {bounds[m]:.4g}, which no exact solution reaches")
+                    "max Q is {:.4g} at most and {:.4g} on average; exact solutions lie in [{:.4g}, {:.4g}]".format(
+                        values["q/max"][m], values["q/max_mean"][m], *bounds[m].tolist()))
                 bar.write(f"{member.name} diverged by update {step:,}: {reason}", file=sys.stderr)
         bar.set_postfix({name.partition("/")[2]: f"{sum(column) / len(column):.4g}" for name, column in values.items()
                          if name.startswith("losses/") or name == "exact/return"}, refresh=False)

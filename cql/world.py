@@ -3,7 +3,7 @@
 Axes: S state, A action, K outcome of one (state, action), D transition of a data set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -345,7 +345,8 @@ def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, strict
     """The exact solution of a run's own objective on the logged actions.
 
     Args:
-        mdp, counts, alphas, strict, initial_value: as for ``cql_fixed_point``.
+        mdp, counts, alphas, strict, initial_value: as for ``cql_fixed_point``. With a reward scale C, rewards are
+            divided by it and Q is multiplied by it; the certificate's residuals stay those of the divided problem.
 
     Raises:
         RunError: no exact solution of this objective is known, none need exist (gamma 1), or none was certified.
@@ -355,6 +356,11 @@ def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, strict
     if not objective.solved_as_cql_h and (objective.follows_policy or objective.td_loss == "huber"):
         raise RunError(f"there is no exact solution to compare with a max for {_further(objective)}.")
     try:
+        if (scale := objective.reward_scale) != 1:
+            start = None if initial_value is None else initial_value / scale
+            solution = exact_solution(objective._replace(reward_scale=1.0), replace(mdp, reward=mdp.reward / scale),
+                                      counts, alphas, strict, start)
+            return replace(solution, q=scale * solution.q)
         if objective.solved_as_cql_h:
             return cql_fixed_point(mdp, counts, alphas, objective.gamma, objective.td_loss, strict,
                                    initial_value)
@@ -386,4 +392,4 @@ def _further(objective: Objective) -> str:
     """The fields of an objective that make it another than CQL(H), in words."""
     known = Objective()._asdict()
     return ", ".join(f"{name} {value!r}" for name, value in objective._asdict().items()
-                     if name not in ("double_q", "gamma") and value != known[name])
+                     if name not in ("double_q", "gamma", "reward_scale") and value != known[name])

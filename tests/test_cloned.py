@@ -22,6 +22,7 @@ from cql.exact.curve import cloned_policy
 from cql.members import Member
 from cql.policy import Policy
 from cql.sampling import Transitions
+from cql.scales import Scales
 from cql.world import World, pair_counts
 
 pytestmark = pytest.mark.slow
@@ -84,9 +85,9 @@ def test_everything_is_cloned_by_default_and_no_count_of_the_whole_is_left_in_a_
 def test_only_bc_has_its_own_transitions(batch_size):
     config, dataset = Config(bc_top=0.4, batch_size=batch_size), by_hand()
     every = Transitions([dataset], torch.device("cpu"), config.full_batch)
-    cloned = cloned_transitions(config, [dataset], NOWHERE, every)
+    cloned = cloned_transitions(config, [dataset], NOWHERE, every, Scales())
     assert cloned.lengths.tolist() == [2] and sorted(cloned.actions.tolist()) == [0, 1]
-    assert cloned_transitions(Config(), [dataset], NOWHERE, every) is every
+    assert cloned_transitions(Config(), [dataset], NOWHERE, every, Scales()) is every
 
 
 @pytest.mark.parametrize("trainer", ["fast", "plain"])

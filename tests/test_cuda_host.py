@@ -173,7 +173,7 @@ def test_measurements_are_read_at_the_end_alone(datasets, observation, name, mon
     parameters = [torch.empty(3, *shape, device="meta") for shape in network.shapes.values()]
     with OnDevice():
         columns, _ = diagnostics.read(network, parameters, torch.tensor([0, 1, 1], device="meta"), name,
-                                      torch.zeros(3, device="meta"))
+                                      torch.zeros(3, 2, device="meta"))
     assert read == [(3,)] * len(columns) + [(3, 20)] and len(columns) >= 3
 
 

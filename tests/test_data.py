@@ -205,7 +205,7 @@ def test_the_card_of_a_table(tmp_path, capsys):
             "--steps 20000 --lr 0.0003\n") in text
 
 
-def test_the_card_counts_what_float32_loses_in_each_feature(tmp_path, capsys):
+def test_the_card_counts_what_float32_would_lose_in_each_feature(tmp_path, capsys):
     seconds = 1.7e9 + np.arange(4)[:, None]
     np.savez(tmp_path / "plain.npz", **arrays(observations=np.hstack([seconds, [[0.0], [1], [1], [0]]]),
                                               next_observations=np.hstack([seconds, [[0.0], [1], [1], [0]]]),
@@ -213,7 +213,7 @@ def test_the_card_counts_what_float32_loses_in_each_feature(tmp_path, capsys):
              "truncations": np.zeros(4), "episode_ids": np.arange(4)})
     assert data.main(["check", str(tmp_path / "plain.npz")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["0", "1.7e+09", "1.7e+09", "1.7e+09", "4", "3", "values", "lost", "in", "float32"] in lines
+    assert ["0", "1.7e+09", "1.7e+09", "1.7e+09", "4", "kept", "in", "float64", "for", "3", "values"] in lines
     assert ["1", "0", "0.5", "1", "2", "binary"] in lines
 
 

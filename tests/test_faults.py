@@ -23,7 +23,7 @@ from cql.analysis.figures import plots
 from cql.collect import make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.diagnostics import largest_rewards, value_bound
+from cql.diagnostics import RewardRange, value_bounds
 from cql.errors import ConfigError, DatasetError
 from cql.exact import cql_fixed_point, empirical_mdp
 from cql.losses import Objective
@@ -194,20 +194,23 @@ def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch):
 
 
 def test_the_bound_on_values_holds_for_exact_solutions_and_by_hand():
+    def highest(data, alpha, **changes):
+        return value_bounds(RewardRange.of(data, data.observations), alpha, Objective(**changes))[1]
+
     # rewards -1 on the way, 50 at the end; alpha 6 is 3 before a half square
     data = OfflineDataset.from_arrays(**arrays())
-    assert value_bound(largest_rewards(data), 6.0, Objective()) == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
-    assert value_bound(largest_rewards(data), 0.0, Objective()) == pytest.approx(50 * 1.05 + 1)
-    assert value_bound(largest_rewards(data), 6.0, Objective(td_loss="huber")) == np.inf
+    assert highest(data, 6.0) == pytest.approx(max(53, 2 / 0.01) * 1.05 + 1)
+    assert highest(data, 0.0) == pytest.approx(50 * 1.05 + 1)
+    assert highest(data, 6.0, penalty="mu") == np.inf
     # to a state without data: its Q is the reward
     only_steps = OfflineDataset.from_arrays([0], [0], [-1.2], [1], [False])
-    assert value_bound(largest_rewards(only_steps), 0.0, Objective()) == 1.0
+    assert highest(only_steps, 0.0) == 1.0
     drawn = collected(100)
     model, counts = empirical_mdp(drawn, 225, 4)
     alphas = [0.0, 0.5, 6.0, 50.0, 500.0]
     best = cql_fixed_point(model, counts, alphas, 0.99).q.max((1, 2))
     for alpha, value in zip(alphas, best):
-        assert value <= value_bound(largest_rewards(drawn), alpha, Objective())
+        assert value <= highest(drawn, alpha)
 
 
 def test_a_run_whose_members_all_diverge_is_finished_and_says_so(tmp_path, capsys):

@@ -15,7 +15,7 @@ LEVELS = [  # from the top; a module imports only from its own level and from th
     {"cql.engine"},
     {"cql.algorithm", "cql.run_folder", "cql.checkpoint", "cql.metrics", "cql.diagnostics", "cql.collect", "cql.world",
      "cql.cloned", "cql.snapshots"},
-    {"cql.action_weights", "cql.policy", "cql.sampling", "cql.members", "cql.config", "cql.data_table"},
+    {"cql.action_weights", "cql.policy", "cql.sampling", "cql.members", "cql.config", "cql.data_table", "cql.scales"},
     {"cql.dataset", "cql.model_file"},
     {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors", "cql.background",
      "envs"},

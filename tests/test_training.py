@@ -368,7 +368,7 @@ def test_ood_mass_and_mismatch_by_hand(tmp_path):
     network = PopulationMLP(2, 3, (), True)
     q = torch.tensor([[[3.0, 3.0, 3.0], [7.0, 7.0, 7.0]]])
     found = Diagnostics(transitions, [data], World.around(None),
-                        0.99).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([5.0]))
+                        0.99).measure(network, [q], torch.tensor([0]), "cql", torch.tensor([[-1.0, 5.0]]))
     assert found["policy/ood_mass"] == pytest.approx([(3 * 1 / 3 + 2 / 3) / 4])
     assert found["policy/action_mismatch_rate"] == pytest.approx([0.5])
     assert found["q/data_mean"] == pytest.approx([4.0]) and found["q/max"] == pytest.approx([7.0])
@@ -389,7 +389,7 @@ def test_the_true_value_of_the_greedy_policy_by_hand(monkeypatch, gamma, valued_
     transitions = Transitions([data], torch.device("cpu"), False)
     q = torch.tensor([[[7.0, 3.0], [0.0, 0.0]], [[3.0, 7.0], [0.0, 0.0]]])  # the first stays, the second leaves
     found = Diagnostics(transitions, [data], world, gamma).measure(
-        PopulationMLP(2, 2, (), True), [q], torch.tensor([0, 0]), "cql", torch.tensor([50.0, 50.0]))
+        PopulationMLP(2, 2, (), True), [q], torch.tensor([0, 0]), "cql", torch.tensor([[-50.0, 50.0]] * 2))
     assert found["exact/return"] == [-5.0, 10.0] and found["q/start"] == [7.0, 7.0]
     assert found.get("exact/discounted_value") == (expected and pytest.approx(expected))
 

@@ -142,7 +142,7 @@ def audit_cql(tables: ExactTables, q, alpha: float) -> tuple[dict, dict]:
     mean, largest = float(weights[logged] @ distance), float(distance.max())
     agree = _is_greedy(on_support, actions)[seen]
     clear = _leads_by(on_support, CLEAR * q_range)[seen]
-    p, ood = softmax(q), ~logged & seen[:, None]
+    p, ood = softmax(q / tables.objective.reward_scale), ~logged & seen[:, None]
     ood_mass = np.where(ood, p, 0.0).sum(-1)
     below = (p[chosen] < tables.beta[chosen]) & seen
     error, ood_errors = (value - true_value)[seen], (q - q_true)[ood]
@@ -226,6 +226,7 @@ def hazard_certificate(tables: ExactTables, alpha: float, actions, exact_actions
             entry["safe_share"] = float(tables.beta[s, best] / (tables.beta[s, best] + tables.beta[s, taken]))
             if tables.objective.solved_as_cql_h and tables.objective.td_loss != "huber":  # else the formula is another
                 alpha_half = float(exact.half_square_alpha(alpha, tables.objective.td_loss))
+                alpha_half *= tables.objective.reward_scale  # in the units of the data
                 entry["needed_share"] = float(needed_share(target[s, best] - target[s, taken], alpha_half))
         entries.append(entry)
     return {"states_with_logged_hazard_action": int(danger.any(-1).sum()), "states_by_oracle": int(by_exact.sum()),

@@ -15,18 +15,18 @@ from cql.dataset import OfflineDataset
 from cql.device import resolve_device, torch_settings
 from cql.members import slices, updates_of
 from cql.sampling import Transitions
+from cql.scales import FULL_BATCH, Scales
 from cql.text import aligned, counted, interval
 from cql.training import Slice
 
 LEVEL = 0.95  # of the interval of the logged return
 FEWEST = 6  # episodes for an interval: below, the quantile is not known well
 SHOWN = 50  # lines of a table
-FULL_BATCH = 4096  # distinct transitions up to which the full batch is recommended
 TIMED, TIMED_ROWS = 25, 100_000  # updates that are timed, after as many others, and the transitions it is done on
 
 
 def card(dataset: OfflineDataset, config: Config, given: np.ndarray) -> str:
-    """The card, in lines for the terminal. ``given``: the observations before they were stored as float32."""
+    """The card, in lines for the terminal. ``given``: the observations as the file has them."""
     first, chosen = dataset.metadata.get("first_action", 0), recommended(dataset, config)
     names = dataset.metadata.get("action_names") or [str(first + a) for a in range(dataset.num_actions)]
     actions = [(name, f"{count:,}", f"{count / len(dataset):.4f}")
@@ -75,7 +75,7 @@ def training_seconds(dataset: OfflineDataset, config: Config) -> float:
     if not config.full_batch:
         dataset = dataset.of_episodes(np.unique(dataset.episode_ids[:TIMED_ROWS]))
     device, seconds = resolve_device(config.device), 0.0
-    transitions = Transitions([dataset], device, config.full_batch)
+    transitions = Transitions([Scales().scaled(dataset)], device, config.full_batch)
     with torch_settings(device) as threads:
         for group in slices(config):
             part = Slice(replace(config, log_every=TIMED), group, [dataset], {group[0].algorithm: transitions}, None)
@@ -85,13 +85,14 @@ def training_seconds(dataset: OfflineDataset, config: Config) -> float:
 
 
 def _features(dataset: OfflineDataset, given: np.ndarray) -> list[tuple]:
+    remark = "{} lost in float32" if dataset.observations.dtype == np.float32 else "kept in float64 for {}"
     rows, names = [], dataset.metadata.get("feature_names", range(given.shape[1]))
     for name, column in zip(names, given.T):
         different, stored = len(np.unique(column)), column.astype(np.float32)
         lost = 0 if (stored == column).all() else different - len(np.unique(stored))
         kind = {1: "constant", 2: "binary"}.get(different, "")
         rows.append((str(name), *(f"{x:.6g}" for x in (column.min(), column.mean(), column.max())), f"{different:,}",
-                     f"{counted(lost, 'value')} lost in float32" if lost else kind))
+                     remark.format(counted(lost, "value")) if lost else kind))
     return rows
 
 

@@ -22,6 +22,7 @@ from cql.diagnostics import population_outputs
 from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.sampling import Transitions, uniform_bits
+from cql.scales import discounted_returns
 
 RESAMPLES, UPDATES, BATCH, COPIED_EVERY, HIDDEN, RATE = 20, 3000, 128, 10, (32, 32), 1e-3
 TOLERANCE = 0.01  # of the width of the allowed values
@@ -109,11 +110,3 @@ def allowed_values(rewards: np.ndarray, gamma: float, horizon: int | None) -> tu
     many = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
     least, most = float(rewards.min()), float(rewards.max())
     return min(least, least * many), max(most, most * many)
-
-
-def discounted_returns(dataset: OfflineDataset, gamma: float) -> np.ndarray:
-    """Discounted return of every episode, ``[E]``."""
-    starts = dataset.episode_starts
-    lengths = np.diff(starts, append=len(dataset))
-    step = np.arange(len(dataset)) - starts.repeat(lengths)
-    return np.add.reduceat(dataset.rewards.astype(np.float64) * gamma ** step.astype(np.float64), starts)

@@ -43,6 +43,7 @@ class Explainer:
             self.targets = mean_targets(model)  # [U, A]
             if model.config.td_loss != "huber" and model.final_alpha is not None:
                 self.alpha_half = float(half_square_alpha(model.final_alpha, model.config.td_loss))
+                self.alpha_half *= model.config.reward_scale  # in the units of the data
         self.steps = None if mdp is None else int(model.world.horizon)
         if mdp is not None:
             greedy = deterministic_policies(model.policy.act(model.world.inputs)[None], mdp.num_actions)[0]

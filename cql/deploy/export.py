@@ -1,9 +1,10 @@
 """A policy as a file that needs nothing of this package: a torch.export program (``.pt2``) or ONNX (extra ``export``).
 
-Both take a batch of any size B, ``[B]`` int64 state indices or ``[B, n]`` float32, and return the outputs ``[B, A]``
-float32 (Q-values of CQL, logits of BC) and the greedy actions ``[B]`` int64, ties to the lowest. An index that is no
-state is an error in both; NaN in a vector is not, so docs/examples check for it. A file is loaded from its bytes before
-it is written and must act as the policy on every state (without a model, on every observation of the data).
+Both take a batch of any size B, ``[B]`` int64 state indices or ``[B, n]`` float32 (float64 where they are standardised:
+"dtype" in the metadata), and return the outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy
+actions ``[B]`` int64, ties to the lowest. An index that is no state is an error in both; NaN in a vector is not, so
+docs/examples check for it. A file is loaded from its bytes before it is written and must act as the policy on every
+state (without a model, on every observation of the data).
 
 ``torch.export.load`` can unpickle the contents of a ``.pt2``, so it must never read a file of unknown origin. Files
 written here hold no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes
@@ -50,21 +51,29 @@ class Greedy(torch.nn.Module):
                    [tensor.detach().clone() for tensor in policy.parameters])
         for n, tensor in enumerate(tensors):
             self.register_buffer(f"tensor{n}", tensor)
+        self.standardised, self.unit = policy.scales.mean is not None, policy.output_unit
+        if self.standardised:
+            self.register_buffer("mean", torch.from_numpy(policy.scales.mean))
+            self.register_buffer("scale", torch.from_numpy(policy.scales.scale))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         if self.network.discrete:  # ONNX counts negative indices from the end: −1 would be the last state
             states = torch.where(observations < 0, self.network.inputs, observations)
             outputs = torch.nn.functional.embedding(states, self.get_buffer("tensor0"))
         else:
-            parameters = [tensor.double() for tensor in self.buffers()]
+            parameters = [self.get_buffer(f"tensor{n}").double() for n in range(len(self.network.shapes))]
+            if self.standardised:
+                observations = ((observations - self.get_buffer("mean")) / self.get_buffer("scale")).float()
             outputs = self.network.q_values(parameters, observations[None].double())[0].float()
+            outputs = outputs if self.unit == 1 else outputs * self.unit
         return outputs, outputs.argmax(-1)
 
 
 def program(policy: Policy) -> ExportedProgram:
     """The policy in core ATen operators, its batch of any size."""
     module = Greedy(policy)
-    example = torch.zeros(3, dtype=torch.int64) if policy.network.discrete else torch.zeros(3, policy.network.inputs)
+    vectors = torch.zeros(3, policy.network.inputs, dtype=torch.float64 if policy.scales.mean is not None else None)
+    example = torch.zeros(3, dtype=torch.int64) if policy.network.discrete else vectors
     exported = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=0)},)).run_decompositions()
     exported.example_inputs = None  # they are the only pickle that the file would hold
     for node in list(exported.graph.nodes):
@@ -142,11 +151,12 @@ def largest_difference(run: Run, policy: Policy, observations: np.ndarray) -> fl
 
 
 def observations_of(model: Model) -> np.ndarray:
-    """Every state, else the data's observations, ``[N]`` int64 or ``[N, n]`` float32: an export is checked on these."""
+    """What an export is checked on, as it reads it: every state, else the data's observations."""
     if model.policy.network.discrete:
         return np.arange(model.policy.network.inputs)
     known = model.world.inputs
-    return np.asarray(model.support.observations if known is None else known, dtype=np.float32)
+    return np.asarray(model.support.observations if known is None else known,
+                      dtype=np.float32 if model.policy.scales.mean is None else np.float64)
 
 
 def metadata(model: Model, digest: str) -> str:
@@ -154,7 +164,8 @@ def metadata(model: Model, digest: str) -> str:
     network, member = model.policy.network, model.member
     return json.dumps({
         "member": member.name, "algorithm": member.algorithm, "alpha": member.alpha, "final_alpha": model.final_alpha,
-        "observations": {"kind": "index" if network.discrete else "vector", "size": network.inputs},
+        "observations": {"kind": "index" if network.discrete else "vector", "size": network.inputs,
+                         **({} if model.policy.scales.mean is None else {"dtype": "float64"})},
         "outputs": "q_values" if member.algorithm == "cql" else "logits", "actions": model.actions,
         "policy_sha256": digest,
     }, allow_nan=False)

@@ -77,7 +77,7 @@ class ServedModel:
         Raises:
             ObservationError: the network's outputs are not finite there.
         """
-        found = self._states or self._outputs(np.asarray(observations, dtype=np.float32))
+        found = self._states or self._outputs(np.asarray(observations, self.model.dataset.observations.dtype))
         decided, support = [], self.model.support
         for n, row in enumerate(observations if self.discrete else range(len(observations))):
             action = int(found.actions[row])

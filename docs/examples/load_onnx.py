@@ -19,7 +19,8 @@ def main(path: str, *words: str) -> None:
         observations = np.array([int(word) for word in words], dtype=np.int64)
         fits = ((0 <= observations) & (observations < size)).all()  # not every runtime refuses one
     else:
-        observations = np.array([[float(x) for x in word.split(",")] for word in words], dtype=np.float32)
+        dtype = about["observations"].get("dtype", "float32")
+        observations = np.array([[float(x) for x in word.split(",")] for word in words], dtype=dtype)
         fits = observations.shape[1:] == (size,) and np.isfinite(observations).all()  # the policy would act on NaN
     if not fits:
         known = f"a state from 0 to {size - 1}" if kind == "index" else f"{size} finite numbers"

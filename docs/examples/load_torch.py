@@ -21,7 +21,8 @@ def main(path: str, *words: str) -> None:
         observations = torch.tensor([int(word) for word in words], dtype=torch.int64)
         fits = bool(((0 <= observations) & (observations < size)).all())
     else:
-        observations = torch.tensor([[float(x) for x in word.split(",")] for word in words], dtype=torch.float32)
+        dtype = getattr(torch, about["observations"].get("dtype", "float32"))
+        observations = torch.tensor([[float(x) for x in word.split(",")] for word in words], dtype=dtype)
         fits = observations.shape[1:] == (size,) and bool(observations.isfinite().all())  # the policy would act on NaN
     if not fits:
         known = f"a state from 0 to {size - 1}" if kind == "index" else f"{size} finite numbers"

@@ -69,7 +69,7 @@ def solve(objective: Objective, mdp: TabularMDP, empirical: TabularMDP, counts, 
     seen = counts.any(-1) & ~mdp.terminal
     metrics = {**solved.metrics, "value_estimate": solved.value_estimate,
                "value_error": solved.value_estimate - solved.metrics["discounted_value"],
-               "penalty": mean_penalty(solved.q, counts, seen),
+               "penalty": mean_penalty(solved.q / objective.reward_scale, counts, seen),
                "unsupported_action_rate": ood_share(mdp, policies, counts, horizon)}
     return ExactSolutions(alphas, counts, solved.q, policies, np.where(seen, solved.value, np.nan), true, metrics)
 
