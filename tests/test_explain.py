@@ -226,7 +226,7 @@ def test_the_command(deployable, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--state", "12"], "observations must lie in 0 … 11"),
+    (["--state", "12"], "an observation of this model is an integer from 0 to 11"),
     (["--cell", "3", "0"], "the grid has rows 0 to 2 and columns 0 to 3"),
     (["--state", "0", "--action", "4"], "there is no action '4': give a number from 0 to 3, or up, down, left, right"),
     (["--state", "0", "--action", "dwn"], "there is no action 'dwn'"),
@@ -242,7 +242,7 @@ def test_bad_input_gets_one_sentence(deployable, capsys, arguments, message):
 
 
 @pytest.mark.parametrize("observation, action",
-                         [(True, 0), (1.0, 0), ([1], 0), ("1", 0), (10**30, 0), (0, 4), (0, -1), (0, True)])
+                         [(True, 0), (1.5, 0), ([1], 0), ("1", 0), (10**30, 0), (0, 4), (0, -1), (0, True)])
 def test_what_is_no_observation_or_action(model, observation, action):
     with pytest.raises(RunError):
         explain(model, observation, action)
@@ -314,7 +314,8 @@ def test_the_language_model_gets_the_numbers_and_its_words_are_marked(deployable
     assert path == "/v1/chat/completions" and body["model"] == "tiny"
     assert headers.get_all("Authorization") == ["Bearer secret-key"] and "another-secret" not in str(headers)
     assert json.loads(body["messages"][1]["content"]) == explain(model, 1, 1)
-    monkeypatch.delenv(KEY)
+    for name in (KEY, "OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name)
     status, out, _ = asking(capsys, deployable, server, "--json")
     assert json.loads(out)["language_model"] == {"name": "tiny", "text": "Do [31mnot.\nReally."}
     assert "Authorization" not in server.seen[1][1] and "secret" not in out + str(server.seen[1][1])
@@ -326,6 +327,7 @@ def test_the_language_model_gets_the_numbers_and_its_words_are_marked(deployable
     (replying(200, b"\xff{garbage", JSON), "no chat completion (UnicodeDecodeError)"),
     (replying(200, b'{"choices": []}', JSON), "no chat completion (IndexError)"),
     (replying(200, b"[" * 100_000, JSON), "no chat completion (RecursionError)"),
+    (completion(2**20 * "x"), "no chat completion (ValueError)"),  # longer than an answer may be
     (completion(" "), "answer is empty"), (completion(3), "no chat completion (AttributeError)"),
     (lambda handler: time.sleep(2), "did not answer within 0.3 seconds"),
 ])

@@ -8,19 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
+from cql.analysis.statistics import binomial_cdf, clopper_pearson, cluster_rate, hoeffding
 from cql.collect import make_environment
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.deploy.gate import (
-    TEST_SEED,
-    Limits,
-    binomial_cdf,
-    clopper_pearson,
-    cluster_rate,
-    hoeffding,
-    judge,
-    table,
-)
+from cql.deploy.gate import TEST_SEED, Limits, judge, table
 from cql.deploy.model import Model
 from cql.errors import RunError
 from cql.members import Member
@@ -168,7 +160,7 @@ def test_an_environment_that_names_no_hazard_leaves_it_unknown():
     assert found["reasons"] == [
         "the hazard probability is not known here and could be 1: above the most allowed, 0.99, by 0.01."]
     assert returns["passed"] and 1 < returns["value"] <= 40  # one point a step
-    assert unsupported["value"] == 1  # numbers that the data never hold again
+    assert unsupported["value"] == 0  # BC's own actions are those that BC of the data finds likely
     assert judge(cart_pole(), Limits(1, 1, 1, episodes=30))["passed"]
 
 

@@ -140,7 +140,7 @@ def test_data_without_an_environment_have_no_audit_and_no_promotion(tmp_path, ca
     assert reg.card(id)["audit"] is None and "name no environment" in reg.card(id)["no_audit"]
     with pytest.raises(Refused, match="name no environment"):
         reg.promote(id, "ann", "try", ANY)
-    assert reg.promoted() is None and [r["action"] for r in reg.log()] == ["register", "refuse"]
+    assert reg.promoted() is None and [r["action"] for r in reg.history().records] == ["register", "refuse"]
     capsys.readouterr()
     assert command(reg, "list") == 0 and "None is in service" in capsys.readouterr().out
 
@@ -226,7 +226,7 @@ def test_what_is_held_against_its_digest_is_what_is_loaded(copied, monkeypatch):
 
 def test_a_promotion_is_judged_and_recorded(filled):
     path, ids = filled
-    log = Registry(path).log()
+    log = Registry(path).history().records
     assert [r["action"] for r in log] == ["register"] * 3 + ["promote"] * 3 + ["rollback"]
     assert [r["promoted"] for r in log] == [None] * 3 + ids + [ids[1]]
     assert [r["n"] for r in log] == list(range(1, 8)) and [r["by"] for r in log] == ["ann"] * 3 + ["bob"] * 3 + ["cy"]
@@ -237,12 +237,12 @@ def test_a_promotion_is_judged_and_recorded(filled):
 
 def test_a_refusal_is_logged_and_says_by_how_much(copied, capsys):
     reg, ids = copied
-    value = {m["name"]: m["value"] for m in reg.log()[5]["gate"]["measures"]}
+    value = {m["name"]: m["value"] for m in reg.history().records[5]["gate"]["measures"]}
     assert command(reg, "promote", ids[2], "--why", "hope", "--max-unsupported", 1,
                    "--max-hazard", value["hazard_probability"] / 4, "--min-return", value["return"] + 2) == 1
     error = capsys.readouterr().err
     assert f"by {value['hazard_probability'] * 3 / 4:.4g}." in error and "by 2." in error and error.count("\n- ") == 2
-    record = reg.log()[-1]
+    record = reg.history().records[-1]
     assert [record[key] for key in ("action", "id", "promoted")] == ["refuse", ids[2], ids[1]]
     assert not record["gate"]["passed"]
     assert reg.promoted() == ids[1] and reg.verify() == []
@@ -269,10 +269,10 @@ def test_rolling_back_walks_further_back(copied):
     reg.promote(b, "ann", "confirmed", ANY)  # the model in service again: nothing to go back to in itself
     reg.promote(c, "ann", "better now", ANY)
     assert [reg.rollback("ann", "worse")["promoted"] for _ in range(2)] == [b, a]
-    before = reg.log()
+    before = reg.history().records
     with pytest.raises(RunError, match="no model in service that was promoted after another"):
         reg.rollback("ann", "and again")
-    assert reg.log() == before and reg.promoted() == a and reg.verify() == []
+    assert reg.history().records == before and reg.promoted() == a and reg.verify() == []
 
 
 def test_no_rollback_to_a_changed_entry_or_from_nothing(copied, tmp_path, deployable):
@@ -310,7 +310,7 @@ def test_processes_that_promote_at_once(copied):
         process.join()
     assert [process.exitcode for process in working] == [0] * processes
     assert set(answers) <= {None, *ids} and answers[-1] == reg.promoted()
-    log = reg.log()
+    log = reg.history().records
     print(f"\n{len(log) - 3} promotions, {len(answers)} answers meanwhile, verify: {reg.verify()}")
     assert reg.verify() == [] and len(log) == 3 + processes * each
     for number in range(processes):  # every promotion is there once, in the order of its process
@@ -332,7 +332,7 @@ def test_a_killed_writer_leaves_the_state_before_or_after(copied, times):
     """Killed at random moments of promoting: every promotion that returned is there, and at most one more."""
     (reg, ids), chosen, further = copied, random.Random(1), 0
     for _ in range(min(times or 5, 50)):
-        before = reg.log()
+        before = reg.history().records
         receive, send = FORKS.Pipe(duplex=False)
         process = FORKS.Process(target=promote_for_ever, args=(reg.path, ids, send))
         process.start()
@@ -345,7 +345,7 @@ def test_a_killed_writer_leaves_the_state_before_or_after(copied, times):
         with contextlib.suppress(EOFError):
             while receive.recv_bytes():
                 returned += 1
-        log = reg.log()
+        log = reg.history().records
         new = log[len(before):]
         assert log[:len(before)] == before and [record["why"] for record in new] == [
             f"promotion {k}" for k in range(len(new))]
@@ -368,15 +368,15 @@ def test_whoever_writes_waits_for_the_others(copied, deployable, write):
     if "register" in write.__code__.co_names:
         cut(reg, 2)
         shutil.rmtree(reg.path / "entries" / ids[2])
-    before = reg.log()
+    before = reg.history().records
     with transaction(reg.path / "registry.db", write=True) as database:
         writer = threading.Thread(target=write, args=(Registry(reg.path), ids, deployable))
         writer.start()
         writer.join(0.4)
-        assert writer.is_alive() and reg.log() == before and reg.promoted() == before[-1]["promoted"]
+        assert writer.is_alive() and reg.history().records == before and reg.promoted() == before[-1]["promoted"]
         other = by_hand(database, reg, ids[0])  # what the writer goes on from
     writer.join()
-    log = reg.log()
+    log = reg.history().records
     assert len(log) == len(before) + 2 and log[-2] == other and reg.verify() == []
 
 
@@ -408,9 +408,9 @@ def test_all_is_sound_and_the_head_is_said(filled, capsys):
     path, ids = filled
     reg = Registry(path)
     assert reg.verify() == [] and command(path, "verify") == 0
-    head = reg.log()[-1]["sha256"]
-    assert reg.head() == head and f"sound, 3 entries, 7 records\nhead {head}" in capsys.readouterr().out
-    for record in reg.log():  # every earlier head is still there
+    head = reg.history().records[-1]["sha256"]
+    assert reg.history().head == head and f"sound, 3 entries, 7 records\nhead {head}" in capsys.readouterr().out
+    for record in reg.history().records:  # every earlier head is still there
         assert reg.verify(record["sha256"]) == []
 
 
@@ -439,7 +439,7 @@ def test_a_changed_entry_is_found_and_not_promoted(copied, name, spoil, words, c
     assert out.startswith(f"{folder}/") and words in out and out.endswith(f"\n{reg.path}: 1 problem(s)\n")
     with pytest.raises(RunError, match=words):
         reg.promote(ids[1], "ann", "x", ANY)
-    assert reg.promoted() == ids[1] and len(reg.log()) == 7
+    assert reg.promoted() == ids[1] and len(reg.history().records) == 7
 
 
 def test_folders_that_are_missing_or_more_are_found(copied):
@@ -483,7 +483,7 @@ def test_a_changed_record_is_found_and_nothing_is_built_on_it(copied, statement,
 
 def test_what_a_chain_cannot_show_its_head_does(copied, capsys):
     reg, ids = copied
-    head = reg.head()
+    head = reg.history().head
     shutil.copytree(reg.path, reg.path.with_name("other"))
     cut(reg, 6)
     assert reg.verify() == [] and reg.promoted() == ids[2]  # the rollback was removed without a trace
@@ -510,7 +510,7 @@ def test_a_sound_chain_that_says_what_cannot_be(copied):
 
 def answers(reg):
     """All that can be read from a registry."""
-    return reg.log(), reg.entries(), reg.promoted(), reg.head()
+    return reg.history().records, reg.entries(), reg.promoted(), reg.history().head
 
 
 def changed_by_sql(database, chosen) -> str:
@@ -650,13 +650,13 @@ def promote_on_a_full_disk(path, id, most):
 @pytest.mark.parametrize("most", [0, 1000, 4000])
 def test_a_full_disk_adds_nothing(copied, most):
     reg, ids = copied
-    before = reg.log()
+    before = reg.history().records
     with contextlib.closing(sqlite3.connect(reg.path / "registry.db")) as database:
         database.execute("SELECT * FROM events").fetchone()  # a reader, so that the log is not folded into the file
         process = FORKS.Process(target=promote_on_a_full_disk, args=(reg.path, ids[2], most))
         process.start()
         process.join()
-    assert process.exitcode == 0 and reg.log() == before and reg.promoted() == ids[1] and reg.verify() == []
+    assert process.exitcode == 0 and reg.history().records == before and reg.promoted() == ids[1] and reg.verify() == []
     assert reg.promote(ids[2], "ann", "x", ANY)["n"] == len(before) + 1
 
 
@@ -700,10 +700,10 @@ def test_a_card_of_another_kind(copied, text, capsys):
     ("promote", "abcd", "--why", "x", "--min-return", "inf"), ("register", "/nowhere"), ("verify", "--head", "12")])
 def test_wrong_use_is_one_sentence(copied, arguments, capsys):
     reg, _ = copied
-    before = reg.log()
+    before = reg.history().records
     assert command(reg, *arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and reg.log() == before
+    assert error.startswith("error: ") and error.count("\n") == 1 and reg.history().records == before
 
 
 @pytest.mark.parametrize("names, words", [

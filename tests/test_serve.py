@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,9 @@ from cql.deploy.app import create_app
 from cql.deploy.decision_log import DecisionLog
 from cql.deploy.explanation import Explainer
 from cql.deploy.gate import Limits
-from cql.deploy.model import Model
+from cql.deploy.model import LARGEST, Model
 from cql.deploy.page import PAGE
-from cql.deploy.served_model import LARGEST, ObservationError, ServedModel
+from cql.deploy.served_model import ServedModel
 from cql.deploy.store import Registry
 from cql.errors import RunError
 from cql.files import sha256
@@ -204,8 +204,8 @@ JSON = "application/json"
 @pytest.mark.parametrize("path, body, kind, status, words", [
     ("act", b"", JSON, 422, "body: Field required"),
     ("act", b"{", JSON, 422, "body.1: JSON decode error"),
-    ("act", b'{"observation": NaN}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": -Infinity}', JSON, 422, "an integer from 0 to 11"),
+    ("act", b'{"observation": NaN}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": -Infinity}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
     ("act", b'{"observation": ' + b"[" * 100_000, JSON, 400, "error parsing the body"),
     ("act", b'{"observation": ' + b"9" * 5000 + b"}", JSON, 400, "error parsing the body"),
     ("act", b'{"observation": "\xff"}', JSON, 400, "error parsing the body"),
@@ -216,23 +216,23 @@ JSON = "application/json"
     ("act", b"{}", JSON, 422, 'either "observation" or'),
     ("act", b'{"observation": 1, "observations": [1]}', JSON, 422, 'either "observation" or'),
     ("act", b'{"observation": 1, "extra": 1}', JSON, 422, "body.extra: Extra inputs are not permitted."),
-    ("act", b'{"observation": 12}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": -1}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": 1.5}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": 1e999}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": true}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": "1"}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": null}', JSON, 422, "an integer from 0 to 11"),
-    ("act", b'{"observation": [1]}', JSON, 422, "an integer from 0 to 11"),
+    ("act", b'{"observation": 12}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": -1}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": 1.5}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": 1e999}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": true}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": "1"}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": null}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
+    ("act", b'{"observation": [1]}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
     ("act", b'{"observations": 1}', JSON, 422, "body.observations: Input should be a valid list."),
     ("act", b'{"observations": null}', JSON, 422, "body.observations: Input should be a valid list."),
     ("act", b'{"observations": []}', JSON, 422, "at least 1 item"),
     ("act", b'{"observations": [' + b"0," * MAX_BATCH + b"0]}", JSON, 422, "at most 1024 items"),
-    ("act", b'{"observations": [0, 12]}', JSON, 422, "an integer from 0 to 11"),
+    ("act", b'{"observations": [0, 12]}', JSON, 422, "an observation of this model is an integer from 0 to 11"),
     ("act", b" " * MAX_BODY + b"{}", JSON, 413, "the body is longer than 262144 bytes."),
     ("explain", b'{"action": 1}', JSON, 422, "body.observation: Field required."),
-    ("explain", b'{"observation": 1, "action": 4}', JSON, 422, "an action is an integer from 0 to 3"),
-    ("explain", b'{"observation": 1, "action": false}', JSON, 422, "an action is an integer from 0 to 3"),
+    ("explain", b'{"observation": 1, "action": 4}', JSON, 422, "an action of this model is an integer from 0 to 3"),
+    ("explain", b'{"observation": 1, "action": false}', JSON, 422, "an action of this model is an integer from 0 to 3"),
 ])
 def test_a_bad_request_is_told_why(client, path, body, kind, status, words):
     answer = client.post(f"/v1/{path}", content=body, headers={"Content-Type": kind})
@@ -439,9 +439,9 @@ def vector_model(weight=((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))) -> Model:
 
 def test_vectors_by_hand():
     decisions = ServedModel("id", "digest", vector_model())
-    found = decisions.decide([decisions.observation(x) for x in ([1, -0.0], [0.0, 2.0], [-1.0, -3])])
+    found = decisions.decide([decisions.model.observation(x) for x in ([1, -0.0], [0.0, 2.0], [-1.0, -3])])
     assert [(d.action, d.name, d.count, d.supported) for d in found] == [
-        (0, "action 0", 2, True), (1, "action 1", 0, False), (2, "action 2", 0, False)]
+        (0, "action 0", 2, None), (1, "action 1", 0, None), (2, "action 2", 0, None)]  # no BC says what is supported
     assert [d.q for d in found] == [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [-1.0, -3.0, 0.0]]
     assert found[1].probabilities[1] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
     assert decisions.map.board is None and decisions.schema["minItems"] == 2
@@ -451,13 +451,13 @@ def test_vectors_by_hand():
                          [1, [1], [1, 2, 3], [1, "2"], [1, None], [1, True], [1, float("inf")], [1, float("nan")],
                                    [1, 10**400], [[1, 2]], {"0": 1}, None, "12"])
 def test_what_is_no_vector_is_refused(value):
-    with pytest.raises(ObservationError):
-        ServedModel("id", "digest", vector_model()).observation(value)
+    with pytest.raises(RunError):
+        vector_model().observation(value)
 
 
 def test_outputs_that_are_not_finite_are_no_decision():
     decisions = ServedModel("id", "digest", vector_model(weight=((1e30, 0.0), (0.0, 1.0), (0.0, 0.0))))
-    with pytest.raises(ObservationError, match="not finite"):
+    with pytest.raises(RunError, match="not finite"):
         decisions.decide([[LARGEST, 0.0]])
 
 
@@ -546,6 +546,24 @@ def test_an_interrupt_ends_it_as_a_termination_does(copied, tmp_path):
     with service(registry.path, "--decisions", str(tmp_path / "decisions")) as (port, process):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_a_running_service_holds_its_decision_log_and_flushes_it(copied, tmp_path):
+    registry, ids = copied
+    promote(registry, ids[SIX])
+    folder = tmp_path / "decisions"
+    with service(registry.path, "--decisions", str(folder)) as (port, _):
+        with pytest.raises(RunError, match="another process is writing it"):
+            DecisionLog(folder)
+        shutil.rmtree(folder)
+        waited_for(lambda: decision_status(port) == 503)  # the next flush finds that the file is gone
+
+
+def decision_status(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/v1/act", b'{"observation": 1}', {"Content-Type": JSON})
+    with closing(connection):
+        return connection.getresponse().status
 
 
 def test_every_decision_that_was_answered_is_recorded_after_a_kill(copied, tmp_path):

@@ -139,6 +139,61 @@ def wilson(share: float, n: int, level: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def clopper_pearson(met: int, n: int, level: float) -> tuple[float, float]:
+    """Limits for the probability behind ``met`` of n independent episodes, which hold with at least ``level``.
+
+    Clopper & Pearson, Biometrika 26, 1934.
+    """
+    tail = (1 - level) / 2
+    low = 0.0 if met == 0 else _root(lambda p: 1 - binomial_cdf(met - 1, n, p) - tail)
+    high = 1.0 if met == n else _root(lambda p: tail - binomial_cdf(met, n, p))
+    return low, high
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """P(X <= k), X binomial(n, p), 0 < p < 1: a sum of the terms, each by its logarithm."""
+    terms = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+             + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k + 1))
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
+
+
+def hoeffding(mean: float, n: int, level: float) -> tuple[float, float]:
+    """Limits for the expectation m behind the mean of n independent values in [0, 1]: all with
+    n KL(mean || m) <= ln(2 / (1 - level)) (Hoeffding, JASA 58, 1963, theorem 1)."""
+    most = math.log(2 / (1 - level)) / n
+
+    def excess(m: float) -> float:
+        return _divergence(mean, m) - most
+
+    low = 0.0 if mean == 0 else _root(lambda x: -excess(mean * x)) * mean
+    high = 1.0 if mean == 1 else mean + (1 - mean) * _root(lambda x: excess(mean + (1 - mean) * x))
+    return low, high
+
+
+def cluster_rate(part, whole, most: int, level: float) -> tuple[float, float]:
+    """Limits for E[part] / E[whole] of independent episodes, ``[episodes]`` each, 0 <= part <= whole <= most.
+
+    They are quotients of Hoeffding's for the two means, so that they hold for any distribution, and are wide.
+    """
+    n, each = len(part), (1 + level) / 2  # either mean at half the error
+    part_low, part_high = hoeffding(float(np.mean(part)) / most, n, each)
+    whole_low, whole_high = hoeffding(float(np.mean(whole)) / most, n, each)
+    return part_low / whole_high, min(1.0, part_high / whole_low)
+
+
+def _divergence(a: float, b: float) -> float:
+    """KL between coins of probabilities a and b."""
+    return sum(0.0 if x == 0 else math.inf if y <= 0 else x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)))
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a function on (0, 1) that goes from below 0 to above it crosses, by halving."""
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
     """One set of resamples for all groups and metrics of a run.

@@ -61,7 +61,7 @@ def chosen_observation(model: Model, arguments: argparse.Namespace):
         raise RunError("the observations of this model are vectors: give one with --observation.")
     if not 0 <= state < len(model.world.inputs):
         raise RunError(f"states go from 0 to {len(model.world.inputs) - 1}.")
-    return model.world.inputs[state]
+    return model.world.inputs[state].tolist()
 
 
 def chosen_action(model: Model, text: str | None) -> int | None:

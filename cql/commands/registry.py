@@ -74,7 +74,7 @@ def _run(registry: Registry, arguments: argparse.Namespace) -> int:
         print(_listed(registry.entries(), registry.promoted()))
     elif command == "show":
         card = registry.card(arguments.id)
-        print(json.dumps(card, indent=2) if arguments.json else _shown(card, registry.log()))
+        print(json.dumps(card, indent=2) if arguments.json else _shown(card, registry.history().records))
     elif command == "promote":
         limits = Limits(**{each.name: getattr(arguments, each.name) for each in fields(Limits)})
         record = registry.promote(arguments.id, _name(arguments.by), arguments.why, limits)
@@ -89,9 +89,9 @@ def _run(registry: Registry, arguments: argparse.Namespace) -> int:
         if problems:
             print(f"{registry.path}: {len(problems)} problem(s)")
             return 1
-        records = registry.log()
-        print(f"{registry.path}: sound, {len(registry.entries())} entries, {len(records)} records")
-        print(f"head {registry.head()}")
+        history = registry.history()
+        print(f"{registry.path}: sound, {len(history.cards)} entries, {len(history.records)} records")
+        print(f"head {history.head}")
     return 0
 
 

@@ -1,8 +1,7 @@
 """The service over what a registry has promoted: python -m cql serve REGISTRY
 
-Needs the extra ``serve``. One process: decisions of a finite state space are looked up, and one event loop has room for
-more of them than the network does. It speaks plain HTTP: where a token crosses a network, put a proxy with TLS before
-it.
+Needs the extra ``serve``. One process answers all requests: a decision in a finite state space is a look-up, so that
+HTTP itself costs the most. It is plain HTTP: where a token crosses a network, put a proxy with TLS before it.
 """
 
 import argparse
@@ -65,10 +64,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"serving {arguments.registry} at http://{f'[{host}]' if ':' in host else host}:{port}, "
           f"decisions recorded in {folder}", flush=True)
     app = create_app(registry, token, log, ["*"] if token else _hosts(arguments.host))
-    server = uvicorn.Server(uvicorn.Config(  # h11 bounds a request's headers, httptools does not
-        app, http="h11", loop="asyncio", ws="none", access_log=False, log_level="warning", proxy_headers=False,
-        server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=20, timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=2**14))
+    # h11 bounds a request's headers, httptools does not; a log_config would close all handlers, ``log`` among them
+    server = uvicorn.Server(uvicorn.Config(
+        app, http="h11", loop="asyncio", ws="none", access_log=False, log_config=None, log_level="warning",
+        proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=20,
+        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=2**14))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])

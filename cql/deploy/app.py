@@ -7,9 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,7 +23,7 @@ from cql.deploy.middleware import RequestMiddleware
 from cql.deploy.model import POLICY
 from cql.deploy.page import PAGE, PAGE_HEADERS
 from cql.deploy.promoted import Promoted
-from cql.deploy.served_model import ObservationError, ServedModel
+from cql.deploy.served_model import ServedModel
 from cql.deploy.service_metrics import ServiceMetrics
 from cql.deploy.store import Registry
 from cql.errors import RunError
@@ -63,25 +63,20 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     app.add_middleware(RequestMiddleware, metrics=metrics)  # the one added last is the first to see a request
     app.add_exception_handler(RequestValidationError, _malformed)
-    for refusal in (ObservationError, RunError):
-        app.add_exception_handler(refusal, lambda _, error: JSONResponse({"detail": str(error)}, 422))
-
-    def guarded(*refusals: int, answer: dict | None = None) -> dict[str, Any]:
-        """The settings of a route that needs the token, if there is one, and is refused with these statuses."""
-        if token is None:
-            return {"responses": (answer or {}) | api.refusals(*refusals)}
-        return {"responses": (answer or {}) | api.refusals(401, *refusals), "dependencies": [Depends(_bearer(token))]}
+    secured = APIRouter(responses={} if token is None else api.refusals(401),
+                        dependencies=[] if token is None else [Depends(_bearer(token))])
+    app.add_exception_handler(RunError, lambda _, error: JSONResponse({"detail": str(error)}, 422))
 
     def in_service() -> ServedModel:
         if service.current is None:
             raise HTTPException(503, "no model is in service.")
         return service.current
 
-    @app.post("/v1/act", **guarded(400, 413, 422, 503))
+    @secured.post("/v1/act", responses=api.refusals(400, 413, 422, 503))
     async def act(asked: api.ActRequest, request: Request) -> api.ActAnswer:
         """What the policy does at an observation, or at each of several."""
         decisions = in_service()
-        observations = [decisions.observation(value) for value in asked.observations or [asked.observation]]
+        observations = [decisions.model.observation(value) for value in asked.observations or [asked.observation]]
         decided = decisions.decide(observations)
         if log is not None:
             try:
@@ -92,17 +87,15 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
         metrics.decided(decided)
         return api.ActAnswer(model=decisions.id, decisions=decided)
 
-    @app.post("/v1/explain", **guarded(400, 413, 422, 503))
+    @secured.post("/v1/explain", responses=api.refusals(400, 413, 422, 503))
     def explain(asked: api.ExplainRequest) -> api.ExplainAnswer:
         """Why an action is chosen, or another is not. An explanation is no decision: it is not recorded."""
         decisions = in_service()
-        action = None if asked.action is None else decisions.action(asked.action)
-        observation = decisions.observation(asked.observation)
         with one_at_a_time:
-            explained = decisions.explain(observation, action)
+            explained = decisions.explainer.explain(asked.observation, asked.action)
         return api.ExplainAnswer(model=decisions.id, **explained)
 
-    @app.get("/v1/models", **guarded(503))
+    @secured.get("/v1/models", responses=api.refusals(503))
     def models() -> api.ModelsAnswer:
         """The entries of the registry, and which of them answers."""
         try:
@@ -114,12 +107,12 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
             models=[api.ModelAnswer(id=card["id"], member=card["member"], registered=card["registered"],
                                     sha256=card["files"][POLICY]) for card in cards])
 
-    @app.get("/v1/map", **guarded(503))
+    @secured.get("/v1/map", responses=api.refusals(503))
     async def map() -> api.MapAnswer:
         """The environment of the model in service as a map, with its policy and its data, where it has one."""
         return in_service().map
 
-    @app.get("/v1/map.png", response_class=Response, **guarded(422, 503, answer=PICTURE))
+    @secured.get("/v1/map.png", response_class=Response, responses=PICTURE | api.refusals(422, 503))
     def map_png(observation: Annotated[list[float], Query(min_length=1)], action: int | None = None) -> Response:
         """A picture of the map: an observation's position (a vector repeats the name), what the policy does there."""
         decisions = in_service()
@@ -127,15 +120,15 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
             picture = map_picture(decisions.model, observation, action)
         return Response(picture, media_type="image/png", headers={"X-Model": decisions.id})
 
-    @app.get("/metrics", response_class=PlainTextResponse, **guarded())
+    @secured.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """For Prometheus."""
         return PlainTextResponse(metrics.text())
 
-    @app.get("/openapi.json", include_in_schema=False, **guarded())
+    @secured.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict:
-        model = service.current
-        return app.openapi() if model is None else api.with_limits(app.openapi(), model.schema, model.num_actions)
+        document, served = app.openapi(), service.current
+        return document if served is None else api.with_limits(document, served.schema, len(served.model.actions))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:
@@ -153,6 +146,7 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
     async def page() -> Response:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
+    app.include_router(secured)
     return app
 
 

@@ -42,8 +42,9 @@ def make(path: Path) -> None:
 def transaction(path: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection to one state of the database; with ``write`` alone among writers, and it adds all or nothing.
 
-    It is closed at the end, because a process that forks must hold no open one. Where this process may not write and no
-    other does, SQLite is told so: it could not make the file that its readers share. Errors of SQLite are RunErrors.
+    It is closed at the end, because a process that forks must hold no open one. SQLite's readers make a file that they
+    share. A process that may not write the folder cannot make it; while nobody else writes, it therefore opens the
+    database as one that never changes. Errors of SQLite are RunErrors.
     """
     alone = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
     uri = f"{path.absolute().as_uri()}?mode=rw{'&immutable=1' * alone}"

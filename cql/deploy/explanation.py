@@ -4,11 +4,9 @@ On logged pairs the Q-values of the chosen action c and of the action a asked ab
 
     Q(c) - Q(a) = [y(c) - y(a)] td + [k(c) - k(a)] penalty + [e(c) - e(a)] residual.
 
-Here y is the mean TD target of the pair's transitions, k = alpha_half (1 - p / beta) the effect of the conservative
-penalty on Q where training has converged (docs/math.md, section 2), and e = Q - y - k what the network has not fitted;
-p is the network's softmax over all actions, beta the data's frequencies in that state. Targets are computed from the
-final network itself, without double Q: at the end of training the target network is close to it, and the difference is
-in the residual.
+Here y is the mean TD target of the pair's transitions by the final network itself (without double Q),
+k = alpha_half (1 - p / beta) the effect of the penalty where training has converged (docs/math.md, section 2), and
+e = Q - y - k what the network has not fitted; p is the network's softmax, beta the data's frequencies in that state.
 
 Axes: S state, A action, D transition, U distinct logged observation.
 """
@@ -73,9 +71,9 @@ class Explainer:
             RunError: the model has no such observation or action.
         """
         model, mdp, grid = self.model, self.model.world.mdp, self.model.world.grid
-        observation = checked_observation(model, observation)
+        observation = np.asarray(model.observation(observation), model.dataset.observations.dtype)
         chosen = model.policy.act(observation)
-        action = chosen if action is None else checked_action(model, action)
+        action = chosen if action is None else model.action(action)
         p = model.policy.probabilities(observation).astype(np.float64)
         q = model.policy.q_values(observation).astype(np.float64) if self.cql else None
         if not np.isfinite(p if q is None else q).all():
@@ -133,27 +131,6 @@ def mean_targets(model: Model) -> np.ndarray:
     pairs = support.rows * data.num_actions + data.actions
     sums = np.bincount(pairs, weights=targets, minlength=support.counts.size).reshape(support.counts.shape)
     return np.divide(sums, support.counts, out=np.full(sums.shape, np.nan), where=support.counts > 0)
-
-
-def checked_observation(model: Model, observation) -> np.ndarray:
-    """The observation as the data have it, a scalar or ``[n]``. Raises RunError if it is not one of this model's."""
-    try:
-        array = np.asarray(observation)
-        if array.ndim != (0 if model.dataset.discrete else 1):
-            raise ValueError("one observation is asked for.")
-        model.policy.act(array)  # refuses another kind, what is out of range and what is not finite
-    except (ValueError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if "inhomogeneous" not in str(error) else "it is ragged."
-        raise RunError(f"this is no observation of {model.member.name}: {reason}") from None
-    return array.astype(model.dataset.observations.dtype) + 0  # -0.0 is 0.0
-
-
-def checked_action(model: Model, action) -> int:
-    """The action's number. Raises RunError if it is not one of this model's."""
-    last = model.dataset.num_actions - 1
-    if isinstance(action, bool) or not isinstance(action, (int, np.integer)) or not 0 <= action <= last:
-        raise RunError(f"an action is a number from 0 to {last}, not {action!r}.")
-    return int(action)
 
 
 def _verdict(found: dict) -> str:

@@ -2,13 +2,7 @@
 
 Both take a batch of any size B, ``[B]`` int64 state indices or ``[B, n]`` float32 (float64 where they are standardised:
 "dtype" in the metadata), and return the outputs ``[B, A]`` float32 (Q-values of CQL, logits of BC) and the greedy
-actions ``[B]`` int64, ties to the lowest. An index that is no state is an error in both; NaN in a vector is not, so
-docs/examples check for it. A file is loaded from its bytes before it is written and must act as the policy on every
-state (without a model, on every observation of the data).
-
-``torch.export.load`` can unpickle the contents of a ``.pt2``, so it must never read a file of unknown origin. Files
-written here hold no pickle, only raw tensors and JSON; an ONNX file cannot hold one. Equal policies give equal bytes
-with the same versions of the packages: the names of the source folder and the process are left out.
+actions ``[B]`` int64, ties to the lowest. docs/deploy.md says what is checked and what a reader must not trust.
 """
 
 import io

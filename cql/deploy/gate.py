@@ -1,35 +1,26 @@
 """The gate before a promotion: what a policy is worth on a fixed test set, held against stated limits.
 
-The environment is the one that the entry's data name. Where it has a transition table, every measure is the exact
-expectation over one episode, by the functions of the evaluation. Elsewhere it comes from episodes of a fixed test set,
-number i from environment seed ``TEST_SEED + i``, each measure with limits of its own at ``Limits.confidence``
-(two-sided, not jointly); the worse of the two must meet the stated limit:
+The environment is the one that the entry's data name. With a transition table every measure is the exact expectation
+over one episode. Without one it comes from episodes of a fixed test set, number i from environment seed
+``TEST_SEED + i``, and the worse end of its interval (`cql.analysis.statistics`, each at ``Limits.confidence``,
+two-sided, not jointly) must meet the stated limit:
 
-- hazard probability: Clopper & Pearson (Biometrika 26, 1934), exact for independent episodes. An episode met a hazard
-  if the environment said so, by ``info["hazard"]`` of every step. One that says nothing leaves it unknown, between 0
-  and 1: only the limit 1 lets that pass.
-- return: Student's t over episodes. It assumes that the mean of so many episodes is about normal, and knows nothing of
-  a catastrophe that no episode of the test set met: limit its probability as a hazard.
-- unsupported-action rate, unsupported steps over all steps, of a whole test set: steps of an episode depend on each
-  other, so the episode is the unit. Its two means, unsupported steps and steps per episode, both lie between 0 and the
-  step limit; each is kept within the limits of Hoeffding (JASA 58, 1963, theorem 1) at half the error, whose quotients
-  bound the rate. That holds for any distribution of episodes, and is wide. Where observations are vectors without state
-  numbers, an action is supported that BC of the data finds likely (``ClonedSupport``). An entry has no BC beside it:
-  the rate is then unknown, between 0 and 1, and only the limit 1 lets that pass.
+- hazard probability: Clopper-Pearson over episodes that met a hazard, by ``info["hazard"]`` of every step.
+- return: Student's t. It takes the mean of so many episodes for normal, and knows nothing of a catastrophe that no
+  episode of the test set met: limit its probability as a hazard.
+- unsupported-action rate, unsupported steps over all steps: ``cluster_rate``, since steps of an episode depend on each
+  other.
 
-The limits hold for one policy judged once: of many judged on the same test set until one passes, that one was chosen
-for it.
+A measure that cannot be known lies between 0 and 1, so that only the limit 1 lets it pass: the hazard probability of an
+environment that reports none, and the rate of an entry whose observations are vectors without state numbers, because
+no BC of its data stands beside it.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from numbers import Real
-
-import numpy as np
 
 from cql.analysis.evaluation import Rollouts, exact_evaluation
-from cql.analysis.statistics import student_quantile
+from cql.analysis.statistics import clopper_pearson, cluster_rate, student_quantile
 from cql.deploy.model import Model
 from cql.errors import RunError
 from cql.text import aligned, number
@@ -64,14 +55,14 @@ class Limits:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            if type(value) not in (int, float) or not math.isfinite(value):
                 raise RunError(f"{name} must be a finite number, not {value!r}.")
         for name in ("max_hazard", "max_unsupported"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RunError(f"{name} must lie between 0 and 1, not {getattr(self, name):g}.")
         if not 0.5 <= self.confidence <= 0.9999:
             raise RunError(f"confidence must lie between 0.5 and 0.9999, not {self.confidence:g}.")
-        if self.episodes != int(self.episodes) or not FEWEST <= self.episodes <= MOST:
+        if type(self.episodes) is not int or not FEWEST <= self.episodes <= MOST:
             raise RunError(f"episodes must be a number from {FEWEST} to {MOST:,}, not {self.episodes:g}.")
 
 
@@ -84,10 +75,8 @@ def judge(model: Model, limits: Limits) -> dict:
     rewards that are no finite numbers, or too large to be added up.
     """
     exact = model.world.mdp is not None
-    found = {"exact": exact, "episodes": None if exact else int(limits.episodes), "seed": None if exact else TEST_SEED,
-             "confidence": None if exact else float(limits.confidence),
-             "limits": {name: float(value) for name, value in asdict(limits).items()} | {
-                 "episodes": int(limits.episodes)}}
+    found = {"exact": exact, "episodes": None if exact else limits.episodes, "seed": None if exact else TEST_SEED,
+             "confidence": None if exact else limits.confidence, "limits": asdict(limits)}
     if model.world.environment is None:
         return {**found, "measures": [], "passed": False,
                 "reasons": ["the data name no environment, so nothing can be said of how the policy would act in one."]}
@@ -127,8 +116,8 @@ def _exact(model: Model) -> tuple[Limited, ...]:
 
 def _sampled(model: Model, limits: Limits) -> tuple[Limited, ...]:
     """(value, low, high) of the three from the episodes of the test set."""
-    rolled = Rollouts(World(model.world.environment, None), int(limits.episodes), TEST_SEED).of(model.policy)
-    n, level = len(rolled.returns), float(limits.confidence)
+    rolled = Rollouts(World(model.world.environment, None), limits.episodes, TEST_SEED).of(model.policy)
+    n, level = len(rolled.returns), limits.confidence
     mean = float(rolled.returns.mean())
     half = student_quantile((1 + level) / 2, n - 1) * float(rolled.returns.std(ddof=1)) / math.sqrt(n)
     if not math.isfinite(mean + half):
@@ -144,55 +133,6 @@ def _sampled(model: Model, limits: Limits) -> tuple[Limited, ...]:
     rate = float(unsupported.sum() / rolled.lengths.sum())
     return (hazard, (mean, mean - half, mean + half),
             (rate, *cluster_rate(unsupported, rolled.lengths, longest, level)))
-
-
-def clopper_pearson(met: int, n: int, level: float) -> tuple[float, float]:
-    """Limits for the probability behind ``met`` of n independent episodes, which hold with at least ``level``."""
-    tail = (1 - level) / 2
-    low = 0.0 if met == 0 else _root(lambda p: 1 - binomial_cdf(met - 1, n, p) - tail)
-    high = 1.0 if met == n else _root(lambda p: tail - binomial_cdf(met, n, p))
-    return low, high
-
-
-def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X <= k), X binomial(n, p), 0 < p < 1: a sum of the terms, each by its logarithm."""
-    terms = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-             + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k + 1))
-    return min(1.0, math.fsum(math.exp(term) for term in terms))
-
-
-def hoeffding(mean: float, n: int, level: float) -> tuple[float, float]:
-    """Limits for the expectation m behind the mean of n independent values in [0, 1]: all with
-    n KL(mean || m) <= ln(2 / (1 - level))."""
-    most = math.log(2 / (1 - level)) / n
-
-    def excess(m: float) -> float:
-        return _divergence(mean, m) - most
-
-    low = 0.0 if mean == 0 else _root(lambda x: -excess(mean * x)) * mean
-    high = 1.0 if mean == 1 else mean + (1 - mean) * _root(lambda x: excess(mean + (1 - mean) * x))
-    return low, high
-
-
-def cluster_rate(part, whole, most: int, level: float) -> tuple[float, float]:
-    """Limits for E[part] / E[whole] of independent episodes, ``[episodes]`` each, 0 <= part <= whole <= most."""
-    n, each = len(part), (1 + level) / 2  # either mean at half the error
-    part_low, part_high = hoeffding(float(np.mean(part)) / most, n, each)
-    whole_low, whole_high = hoeffding(float(np.mean(whole)) / most, n, each)
-    return part_low / whole_high, min(1.0, part_high / whole_low)
-
-
-def _divergence(a: float, b: float) -> float:
-    """KL between coins of probabilities a and b."""
-    return sum(0.0 if x == 0 else math.inf if y <= 0 else x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)))
-
-
-def _root(rising: Callable[[float], float]) -> float:
-    """Where a function on (0, 1) that goes from below 0 to above it crosses, by halving."""
-    low, high = 0.0, 1.0
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
-    return (low + high) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------- the verdict

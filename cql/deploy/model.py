@@ -25,6 +25,8 @@ from cql.world import World, states_of
 
 POLICY, DATA, CONFIG, CARD = "policy.pt", "data.npz", "config.json", "card.json"  # the files of a registry's entry
 FILES = (CONFIG, DATA, POLICY)  # what every entry's ID is made of; with --model also of MODEL, the model file
+LARGEST = 1e18  # number of an observation: far from where float32 ends, so that the network's sums stay below it
+LARGEST_MAP = 10_000  # cells that are still drawn
 STEPS = {(-1, 0): "up", (1, 0): "down", (0, -1): "left", (0, 1): "right"}  # (row, column) of a move
 
 
@@ -126,6 +128,26 @@ class Model:
         named = dict(enumerate(words)) if len(set(words)) == len(words) else {}
         return [named.get(a) or f"action {a}" for a in range(self.dataset.num_actions)]
 
+    @property
+    def has_map(self) -> bool:
+        """Whether its states are the cells of a grid that can be drawn."""
+        return self.world.grid is not None and len(self.world.grid.terminal) <= LARGEST_MAP
+
+    def observation(self, value) -> int | list[float]:
+        """An observation as JSON has it, an index or a list. Raises RunError if it is none of this model's."""
+        size = self.policy.network.inputs
+        if self.policy.network.discrete:
+            return _index(value, size, "an observation")
+        if type(value) is not list or len(value) != size:
+            raise RunError(f"an observation is a list of {size} numbers.")
+        if not all(type(x) in (int, float) and -LARGEST <= x <= LARGEST for x in value):
+            raise RunError(f"the numbers of an observation must lie within {LARGEST:g} of 0.")
+        return [float(x) + 0.0 for x in value]  # -0.0 is 0.0
+
+    def action(self, value) -> int:
+        """An action as JSON has it. Raises RunError if it is none of this model's."""
+        return _index(value, self.dataset.num_actions, "an action")
+
     def counts(self, observation) -> np.ndarray:
         """``[A]``: how often the data took each action there; zeros where they never were."""
         return self.support.counts_of(observation)
@@ -153,6 +175,15 @@ class RecordedFile(io.BytesIO):
 
     def __str__(self) -> str:  # in messages
         return str(self.path)
+
+
+def _index(value, size: int, what: str) -> int:
+    """JSON has one kind of number: 3.0 is the integer 3."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not 0 <= value < size:
+        raise RunError(f"{what} of this model is an integer from 0 to {size - 1}.")
+    return value
 
 
 def _chosen(members: list[Member], name: str | None, path) -> Member:

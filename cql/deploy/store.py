@@ -84,13 +84,6 @@ class Registry:
             row = database.execute("SELECT promoted FROM events ORDER BY n DESC LIMIT 1").fetchone()
         return row and row[0]
 
-    def log(self) -> list[dict]:
-        return self.history().records
-
-    def head(self) -> str:
-        """The digest of the last record, to be kept elsewhere; zeros where there is none."""
-        return self.history().head
-
     def verify(self, head: str | None = None) -> list[str]:
         """What is wrong with the database, the records and each entry, a sentence each; empty if all is sound.
 
@@ -139,7 +132,7 @@ class Registry:
             if id in history.cards:
                 self._refuse_changes(id, history)
                 if self.card(id, history)["files"] != card["files"]:
-                    raise RunError(f"another model has the ID {id} already: two that meet were made to.")
+                    raise RunError(f"another model has the ID {id} already.")
                 return id, False
             self._put(self.path / ENTRIES / id, contents | {CARD: text}, card["files"])
             history.append(database, action=REGISTER, id=id, by=by, card=hashlib.sha256(text).hexdigest())
@@ -198,7 +191,7 @@ class Registry:
         _refuse_other_files(self.folder(id, history), self.card(id, history)["files"])
 
     def _put(self, folder: Path, contents: dict[str, bytes], digests: dict[str, str]) -> None:
-        """Renames an entry into its place. One there, of a writer killed before its record, only gets the new card."""
+        """Renames an entry into its place. One left there by a writer killed before its record gets the new card."""
         if os.path.lexists(folder):
             _refuse_other_files(folder, digests)
             return atomic_write(folder / CARD, contents[CARD])

@@ -1,8 +1,5 @@
 """A Telegram bot over the service: a position comes in; the action, its support, the explanation and the map go out.
 
-    TELEGRAM_BOT_TOKEN=… python -m cql bot http://127.0.0.1:8000 --chats 12345
-
-Needs the extra ``telegram``. A service that asks for a token gets the one in the environment variable GLASSBOX_TOKEN.
 The bot knows only what the service answers, and asks it again for every message. The bot's token is part of every
 address of the Bot API, so it is removed from everything that is logged.
 """
