@@ -189,6 +189,11 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
+        """The config of a run; a setting that is younger than the run has its default, which is what was done before.
+
+        Raises:
+            ConfigError: it holds a setting that this version does not know, or a value of the wrong kind.
+        """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -196,9 +201,8 @@ class Config:
         if not isinstance(values, dict):
             raise ConfigError("the config is no JSON object.")
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
-        if unknown or missing:
-            raise ConfigError(f"the config is of another version: unknown entries {unknown}, and it lacks {missing}.")
+        if unknown := sorted(values.keys() - fields.keys()):
+            raise ConfigError(f"the config is of another version: unknown entries {unknown}.")
         for name, value in values.items():
             if not _has_type_of(value, fields[name].default, name):
                 raise ConfigError(f"the config's {name} is {value!r}, which is of the wrong kind.")
