@@ -64,11 +64,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"serving {arguments.registry} at http://{f'[{host}]' if ':' in host else host}:{port}, "
           f"decisions recorded in {folder}", flush=True)
     app = create_app(registry, token, log, ["*"] if token else _hosts(arguments.host))
-    # h11 bounds a request's headers, httptools does not; a log_config would close all handlers, ``log`` among them
+    # a log_config would close all handlers, ``log`` among them
     server = uvicorn.Server(uvicorn.Config(
-        app, http="h11", loop="asyncio", ws="none", access_log=False, log_config=None, log_level="warning",
+        app, http="httptools", loop="asyncio", ws="none", access_log=False, log_config=None, log_level="warning",
         proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=20,
-        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=2**14))
+        timeout_graceful_shutdown=10))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
