@@ -70,6 +70,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=20,
         timeout_graceful_shutdown=10))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server raises the signal again once it has stopped
+    sys.setswitchinterval(5e-4)  # seconds after which a thread that loads a model lets the others go on
     gc.freeze()  # what is imported is never garbage: looking through all of it would hold an answer up for 0.1 s
     server.run(sockets=[listener])
     return 0
