@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def make_environment(spec: dict) -> gymnasium.Env:
         raise ConfigError(f"the environment {name} names a module: only those registered with Gymnasium are made.")
     if "render_mode" in arguments or (name == envs.ENV_ID and not arguments.keys() <= GRID_ARGUMENTS):
         raise ConfigError(f"arguments that are not allowed for the environment {name}: {', '.join(arguments)}.")
+    if any(isinstance(value, float) and not isfinite(value) for value in arguments.values()):
+        raise ConfigError(f"the environment {name} has an argument that is not finite.")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)
                               or not 1 <= steps <= MOST_EPISODE_STEPS):
         raise ConfigError(f"max_episode_steps must be an integer from 1 to {MOST_EPISODE_STEPS:,}, not {steps!r}.")
@@ -94,7 +97,7 @@ def make_environment(spec: dict) -> gymnasium.Env:
         environment = gymnasium.make(name, disable_env_checker=True, **limit, **arguments)
     except Exception as error:  # of arguments from a file an environment may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        unknown = name not in gymnasium.registry
+        unknown = isinstance(error, (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound))
         raise ConfigError(f"the environment {name} cannot be made: {reason}" + unknown * (
             f" If a module registers it, name that on the command line (--env MODULE:{name}): no file can.")) from None
     if not environment.spec.max_episode_steps:

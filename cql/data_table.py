@@ -17,6 +17,7 @@ except ModuleNotFoundError:  # the extra ``data`` is not installed: said when a 
     pyarrow = None
 
 MOST_ACTIONS = 1000  # a column with more different values is no choice among a few actions
+LARGEST_LABEL = 2**53  # beyond it, different whole numbers become one in float64
 EVENLY = 1e-6  # by how much of itself a distance between two steps may differ from the others
 
 
@@ -64,8 +65,8 @@ def dataset_of_table(path, episode: str, step: str, action: str, reward: str, fe
             raise DatasetError(f"row {order[early].min() + 1} is not its episode's last, but {terminal} says so.")
         if not (kept := goes_on | ended).any():
             raise DatasetError(f"{terminal} says of no episode that it ended, and all have a single row.")
-    following = np.arange(len(order)) + goes_on  # of a termination itself: what follows it is never read
-    cut = goes_on & ~np.append(kept[1:], True)
+    following = np.arange(len(order)) + goes_on  # the row itself where the episode ended: nothing reads it there
+    cut = goes_on & ~np.append(kept[1:], True)  # the next row only gives the observation that follows
 
     actions, names = _labels(table, action, order[kept])
     if len(names) == 1:
@@ -125,7 +126,12 @@ def _column(table, name: str, rows=None):
 
 def _labels(table, name: str, rows=None) -> tuple[np.ndarray, list[str]]:
     """The number of each row's label among the different ones in order, and these as text."""
-    column = _column(table, name, rows).dictionary_encode()
+    column = _column(table, name, rows)
+    if types.is_binary(column.type) or types.is_large_binary(column.type):
+        raise DatasetError(f"{name} holds text that is not UTF-8: save the table in UTF-8.")
+    if types.is_floating(column.type) and np.abs(column.to_numpy(zero_copy_only=False)).max(initial=0) > LARGEST_LABEL:
+        raise DatasetError(f"{name} holds numbers too large to be told apart: put a letter before each, as in p17.")
+    column = column.dictionary_encode()
     order = column.dictionary.to_numpy(zero_copy_only=False).argsort()
     number = np.empty(len(order), np.int64)
     number[order] = np.arange(len(order))
@@ -149,15 +155,18 @@ def _numbers(table, name: str, rows=None) -> np.ndarray:
         values = column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     else:
         raise DatasetError(f"{name} holds {column.type}, not numbers.")
-    if not np.isfinite(values).all():
-        raise DatasetError(f"{name} is not finite in row {row_of[~np.isfinite(values)].min() + 1}.")
+    for wrong, what in ((~np.isfinite(values), "not finite"),
+                        (np.abs(values) > np.finfo(np.float32).max, "larger than float32 can hold")):
+        if wrong.any():
+            raise DatasetError(f"{name} is {what} in row {row_of[wrong].min() + 1}.")
     return values
 
 
 def _refuse_gaps(name: str, steps, order, goes_on, irregular: bool) -> None:
     """Raises DatasetError for two rows of an episode at one step or, unless irregular, a step longer than others."""
     distance = np.diff(steps, append=steps[-1])  # to the next row
-    gap = not irregular and distance > distance[goes_on].min(initial=distance.max()) * (1 + EVENLY)
+    least = distance[goes_on].min(initial=distance.max())
+    gap = (not irregular) & (distance > least * (1 + EVENLY))
     apart = (f"of an episode are farther apart in {name} than others: a decision is missing between them; if decisions "
              "are not evenly spaced in time, give --irregular.")
     for wrong, what in (distance == 0, f"have the same episode and the same {name}."), (gap, apart):

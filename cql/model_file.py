@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from cql.dataset import MAX_BYTES, OfflineDataset
+from cql.dataset import LARGEST_REWARD, MAX_BYTES, OfflineDataset
 from cql.errors import ConfigError, DatasetError
 from cql.exact import TabularMDP, start_distribution
 
@@ -66,6 +66,8 @@ class KnownModel:
                                            terminal=arrays["terminal"], **{name: arrays.get(name) for name in OPTIONAL})
         except (ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"{path} is no model: {error}") from None
+        if np.abs(mdp.reward).max() > LARGEST_REWARD:
+            raise ConfigError(f"{path}: rewards must lie between {-LARGEST_REWARD:g} and {LARGEST_REWARD:g}.")
         admissible = arrays.get("admissible")
         if admissible is not None:
             admissible = admissible | mdp.terminal[:, None]

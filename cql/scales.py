@@ -85,10 +85,15 @@ def column_scales(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def automatic_reward_scale(dataset: OfflineDataset, gamma: float) -> float:
     """C by the data: the largest discounted return of an episode, in size, over ``LARGEST_RETURN``, to three digits.
 
-    Episodes end at their breaks. 1 where all returns are 0.
+    1 where all returns are 0.
     """
-    largest = np.abs(discounted_returns(dataset.split_at_breaks(), gamma)).max() / LARGEST_RETURN
-    return min(max(float(f"{largest:.3g}"), 1 / LARGEST_SCALE), LARGEST_SCALE) if largest else 1.0
+    scale = largest_return(dataset, gamma) / LARGEST_RETURN
+    return min(max(float(f"{scale:.3g}"), 1 / LARGEST_SCALE), LARGEST_SCALE) if scale else 1.0
+
+
+def largest_return(dataset: OfflineDataset, gamma: float) -> float:
+    """The largest discounted return of an episode, in size; episodes end at their breaks."""
+    return float(np.abs(discounted_returns(dataset.split_at_breaks(), gamma)).max())
 
 
 def discounted_returns(dataset: OfflineDataset, gamma: float) -> np.ndarray:
@@ -125,9 +130,10 @@ def resolved(config: Config, dataset: OfflineDataset, given: dict) -> Config:
                       "binary ones has its mean taken off and is divided by its standard deviation.")
     if "reward_scale" in open_settings:
         values["reward_scale"] = scale = 1.0 if grid else automatic_reward_scale(dataset, config.gamma)
+        largest = largest_return(dataset, config.gamma)
         chosen.append(f"--reward-scale {scale:g}: " + (
             "rewards of the GridWorld stay as they are." if grid else
-            f"the largest discounted return of an episode is then {LARGEST_RETURN:g} in size."))
+            f"the largest discounted return of an episode is then {largest / scale:.2g} in size."))
     if "batch_size" in open_settings:
         rows = len(dataset.compress())
         values["batch_size"] = "full" if rows <= FULL_BATCH else MINIBATCH

@@ -105,6 +105,8 @@ def test_steps_may_be_times(tmp_path):
     (dict(r=[1, 2, "3 points", 4, 5]), "r is no number in row 3: '3 points'."),
     (dict(r=[1, "", 3, 4, 5]), "r is missing in row 2"),
     (dict(r=[1, 1e31, 3, 4, 5]), "rewards must lie between"),
+    (dict(hr=[80, 70, 1e39, 79, 81]), "hr is larger than float32 can hold in row 3."),
+    (dict(patient=[10**20, 1, 1, 10**20, 10**20 + 1]), "patient holds numbers too large to be told apart"),
     (dict(r=[0, 0, 0, 0, 0]), "every r is 0: no policy is better than another."),
     (dict(dose=["low"] * 5), "dose is low in every row: there is no choice to learn."),
     (dict(patient=["b", "a", "", "b", "b"]), "patient is missing in row 3"),
@@ -134,6 +136,7 @@ def refused(capsys, sentence, folder, files):
     (dict(features=("age", "dose")), "dose is known only once the action is chosen: a policy cannot see it."),
     (dict(terminal="t"), "t must be true or false .0 or 1., not 2 as in row 5."),
     (dict(terminal="early"), "row 4 is not its episode's last, but early says so."),
+    (dict(to="nowhere/out.npz"), "--to nowhere/out.npz: there is no folder nowhere."),
     (dict(horizon="2"), "an episode has 3 steps, the horizon in the metadata is 2."),
 ])
 def test_wrong_columns_are_one_sentence_and_write_nothing(changes, sentence, tmp_path, capsys):
@@ -148,6 +151,7 @@ def test_wrong_columns_are_one_sentence_and_write_nothing(changes, sentence, tmp
     ("table.csv", b"patient,t,dose,r,age,hr,hr\nb,1,low,1,2,3,4\n", "has more than one column hr"),
     ("table.csv", b"patient;t;dose;r;age;hr\nb;1;low;1;2;3\n", "has no column patient: its columns are patient;t;dose"),
     ("table.parquet", b"PAR1 and nothing else", "cannot be read as a table"),
+    ("table.csv", b"patient,t,dose,r,age,hr\nb,1,\xfcber,1,2,3\nb,2,b,1,2,3\n", "dose holds text that is not UTF-8"),
     ("table.xlsx", b"", "is neither .csv nor .parquet."),
 ])
 def test_a_file_that_is_no_table_is_one_sentence(name, contents, sentence, tmp_path, capsys):

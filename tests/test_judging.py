@@ -103,6 +103,13 @@ def test_estimates_without_belief_have_no_cell_and_no_verdict():
     assert Worths("networks", values, np.zeros(21), cut).cell([0], to_logged=True) is None
 
 
+def test_a_table_without_intervals_and_shares_does_not_speak_of_them():
+    judged = {"rows": [{"value": None, "alpha": None, "why": ["1 episode, fewer than 12"]}], "estimates": [],
+              "logged_episodes": 1, "source": "networks", "cut": None, "bc": "BC", "misfit": None}
+    assert judging.notes(judged) == ["No estimate for BC: 1 episode, fewer than 12.",
+                                     "These are estimates from the log alone: nothing was tried out."]
+
+
 def test_support_of_vectors_is_a_share_of_the_most_likely_action():
     data, cloned = chain(4), linear_policy([[math.log(0.31), 0, 0], [0, math.log(0.29), 0]], [0.0, 0.0], "bc")
     support = evaluation.supports_of(World.around(None), [data], [data, data], [cloned, linear_policy(

@@ -177,6 +177,7 @@ TERMINAL_REWARD = {"P": changed(("P", 2, 0, 2), 1)["P"], "R": model_arrays()["R"
     (changed(("P", 1, 0), [0, 0, -.1, 1.1]), "action 0 in state 1 has a negative or non-finite probability."),
     (changed(("P", 1, 0, 0), np.nan), "action 0 in state 1 has a negative or non-finite probability."),
     (changed(("R", 1, 0, 3), np.inf), "action 0 in state 1 has a reward that is not finite."),
+    (changed(("R", 1, 0, 3), 1e31), "rewards must lie between -1e+30 and 1e+30."),
     (changed(("P", 2, 1, 0), 1), "action 1 in state 2 leaves a terminal state."),
     (TERMINAL_REWARD, "action 0 in state 2 has a reward in a terminal state."),
     (changed(("start", 1), 0.5), "start must be a distribution over 4 states."),
@@ -471,6 +472,8 @@ def test_a_run_is_evaluated_again_where_the_command_line_names_the_module(module
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--env", "FrozenLake-v1", "--env-args", "{"], "--env-args { is no JSON object"),
+    (["--env", "FrozenLake-v1", "--env-args", '{"is_slippery": NaN}'], "has an argument that is not finite."),
+    (["--env", "Taxi-v3"], "Please use `Taxi-v4` instead.\n"),
     (["--env", "FrozenLake-v1", "--env-args", "[1]"], "--env-args [1] is no JSON object"),
     (["--env", "FrozenLake-v1", "--env-args", '{"wings": 2}'], "the environment FrozenLake-v1 cannot be made"),
     (["--env", "FrozenLake-v1", "--env-args", '{"render_mode": "human"}'], "arguments that are not allowed"),

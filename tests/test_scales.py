@@ -111,6 +111,16 @@ def test_the_automatic_reward_scale_by_hand():
     assert automatic_reward_scale(replace(data, rewards=0 * data.rewards), 0.5) == 1.0
 
 
+def test_the_sentence_on_the_reward_scale_gives_the_return_that_comes_out():
+    """0 stays 0; 8e-20 is divided by the smallest C, 1e-12."""
+    asked = {"reward_scale": "auto"}
+    for reward, words in ((0.0, "scale 1: the largest discounted return of an episode is then 0 in"),
+                          (8e-20, "scale 1e-12: the largest discounted return of an episode is then 8e-08 in"),
+                          (41.26, "scale 4.13: the largest discounted return of an episode is then 10 in")):
+        data = OfflineDataset.from_arrays([0, 1], [0, 1], [reward, 0.0], [1, 1], [False, True])
+        assert words in resolved(Config(**asked), data, asked).chosen[0]
+
+
 TINY = ["--steps", "40", "--bc-steps", "20", "--log-every", "20", "--hidden", "8", "--alpha", "2", "--device", "cpu"]
 
 

@@ -330,15 +330,18 @@ def notes(judged: dict) -> list[str]:
     """What the table's numbers mean and why some are missing, a sentence a line."""
     networks = max((row.get("networks", 0) for row in judged["rows"]), default=0)
     estimates = judged["estimates"] is not None
-    over = [f"{judged['logged_episodes']:,} logged episodes", *["rollouts"] * (judged["source"] == "rollouts"),
+    over = [counted(judged["logged_episodes"], "logged episode"), *["rollouts"] * (judged["source"] == "rollouts"),
             *["training seeds"] * (networks >= FEWEST)]
-    lines = [f"Intervals cover {' and '.join([', '.join(over[:-1]), over[-1]] if len(over) > 1 else over)}"
-             + ("." if networks >= FEWEST else f", not training: {FEWEST} seeds would (--num-seeds).")]
+    lines = []
+    if any(row["value"] and row["value"][1] is not None for row in judged["rows"]):
+        lines.append(f"Intervals cover {' and '.join([', '.join(over[:-1]), over[-1]] if len(over) > 1 else over)}"
+                     + ("." if networks >= FEWEST else f", not training: {FEWEST} seeds would (--num-seeds)."))
     lines += [f"No estimate for {', '.join(names)}: {why}." for why, names in _withheld(judged["rows"]).items()]
     unsupported = {"networks": "share of the logged observations where BC gives the action less than 0.3 of its most "
                                "likely action's probability",
                    "states": "probability that an episode comes to an action never logged there"}.get(judged["source"])
-    lines += [f"Unsupported: {unsupported}."] if unsupported else []
+    shown = any(row.get("unsupported") is not None for row in judged["rows"])
+    lines += [f"Unsupported: {unsupported}."] if unsupported and shown else []
     lines += ["These are estimates from the log alone: nothing was tried out."] if estimates else []
     lines += [judged["cut"]] if judged["cut"] else []
     lines += [f"BC clones {judged['bc'].removeprefix('BC of ')}."] if judged["bc"] != "BC" else []

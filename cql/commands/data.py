@@ -1,6 +1,7 @@
 """``python -m cql data``: a table of logged decisions as a data set, and a card that says what a data set holds."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "import":
         if not arguments.to.endswith(".npz"):
             raise ConfigError(f"--to {arguments.to} must end in .npz.")
+        if not (folder := Path(arguments.to).parent).is_dir():
+            raise ConfigError(f"--to {arguments.to}: there is no folder {folder}.")
         dataset = dataset_of_table(**{
             name: value for name, value in vars(arguments).items() if name not in ("command", "to")})
         dataset.save(arguments.to)
