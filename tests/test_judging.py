@@ -47,6 +47,24 @@ def test_fqe_gives_the_exact_values_of_a_chain_within_two_hundredths():
     assert found.logged[0] == pytest.approx(fqe.discounted_returns(data, 0.9).mean(), abs=0.25)
 
 
+def test_what_was_logged_is_estimated_beyond_the_cut():
+    """Each action at random: V(2) = 0.5 + 0.45 V(2) = 0.909, and so back V(1) = 1.653, V(0) = 2.262."""
+    whole = chain(400)
+    kept = np.concatenate([np.arange(start, min(start + 2, end)) for start, end in zip(
+        whole.episode_starts, [*whole.episode_starts[1:], len(whole)])])
+    arrays = {name: getattr(whole, name)[kept] for name in (
+        "observations", "actions", "rewards", "next_observations", "terminations", "truncations", "episode_ids")}
+    arrays["truncations"] = ~arrays["terminations"] & np.append(np.diff(arrays["episode_ids"]) > 0, True)
+    # two steps of each episode never show the last state's actions: 40 whole episodes do
+    some = {name: np.concatenate([column, getattr(whole, name)[: whole.episode_starts[40]]])
+            for name, column in arrays.items()}
+    some["episode_ids"][len(kept):] += 400
+    found = fqe.fitted_values(OfflineDataset.from_arrays(**some), [linear_policy(np.zeros((2, 3)), [0.0, 1.0])], 0.9,
+                              None, with_logged=True, resamples=2, updates=1500)
+    assert found.values[0] == pytest.approx(np.full(3, 2.71), abs=0.02)
+    assert found.values[1] == pytest.approx(np.full(3, 2.262), abs=0.15) and found.logged[0] < 1.3
+
+
 def test_the_values_that_rewards_allow():
     assert fqe.allowed_values(np.array([-1.0]), 0.5, 2) == (-1.5, -1.0)
     assert fqe.allowed_values(np.array([-1.0, 3.0]), 0.5, None) == (-2.0, 6.0)
@@ -105,7 +123,8 @@ def test_estimates_without_belief_have_no_cell_and_no_verdict():
 
 def test_a_table_without_intervals_and_shares_does_not_speak_of_them():
     judged = {"rows": [{"value": None, "alpha": None, "why": ["1 episode, fewer than 12"]}], "estimates": [],
-              "logged_episodes": 1, "source": "networks", "cut": None, "bc": "BC", "misfit": None}
+              "logged_episodes": 1, "source": "networks", "cut": None, "logged_estimated": False,
+              "bc": "BC", "misfit": None}
     assert judging.notes(judged) == ["No estimate for BC: 1 episode, fewer than 12.",
                                      "These are estimates from the log alone: nothing was tried out."]
 
@@ -127,7 +146,7 @@ def judged_chain(tmp_path_factory):
     import train
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(fqe.fitted_values, "__defaults__", (fqe.RESAMPLES, 300, 0))
+    patch.setattr(fqe.fitted_values, "__defaults__", (False, fqe.RESAMPLES, 300, 0))
     folder = tmp_path_factory.mktemp("judged")
     chain(30).save(folder / "chain.npz")
     try:

@@ -9,6 +9,9 @@ These lie between the least and the largest logged reward, taken for one step or
 (1 - gamma^H) / (1 - gamma). A target counts as clipped if it lies outside by more than TOLERANCE of their width: Q does
 not know how many steps are left, so that at the bound y exceeds it by gamma^H r.
 
+What was logged can be judged as a policy too, beyond the steps where episodes were cut off: pi(s') is then the action
+that was logged there, and transitions after which none was are left out.
+
 Axes: N policy, R resample (0: the episodes as they are), M = N (R + 1) member, B transition, U distinct observation.
 """
 
@@ -34,8 +37,9 @@ class FittedValues:
     """What FQE gives.
 
     Attributes:
-        values: ``[N, R + 1]``, mean V at the starts; earlier: likewise after three quarters of the updates.
-        logged: ``[R + 1]``, mean discounted return of the same episodes.
+        values: ``[N, R + 1]``, mean V at the starts, of what was logged in the last row if that was asked for; earlier:
+            likewise after three quarters of the updates.
+        logged: ``[R + 1]``, mean discounted return of the same episodes as far as they go.
         clipped: ``[N]``, the share of clipped targets at the end, without resampling.
     """
 
@@ -46,9 +50,11 @@ class FittedValues:
 
 
 def fitted_values(dataset: OfflineDataset, policies: list[Policy], gamma: float, horizon: int | None,
-                  resamples: int = RESAMPLES, updates: int = UPDATES, seed: int = 0) -> FittedValues:
+                  with_logged: bool = False, resamples: int = RESAMPLES, updates: int = UPDATES,
+                  seed: int = 0) -> FittedValues:
     """The values of all policies. ``horizon``: steps of an episode, H; None where they are not known."""
-    random, starts, members = np.random.default_rng(seed), dataset.episode_starts, len(policies) * (resamples + 1)
+    random, starts, count = np.random.default_rng(seed), dataset.episode_starts, len(policies) + with_logged
+    members = count * (resamples + 1)
     halves, counts = np.array_split(random.permutation(len(starts)), 2), []
     halves = [np.sort(half) for half in halves]
     for half in halves:  # how often each episode counts: once as they are, then in each resample
@@ -61,11 +67,14 @@ def fitted_values(dataset: OfflineDataset, policies: list[Policy], gamma: float,
     chosen = torch.from_numpy(np.stack([policy.act(data.observations.numpy()) for policy in policies]))  # [N, U]
     lengths = np.diff(fitted.episode_starts, append=len(fitted))
     weights = torch.from_numpy(counts[0].repeat(lengths, 1)).float()  # [R + 1, D]
+    going_on = torch.ones(len(fitted), dtype=torch.bool)  # whether the next transition is of the same episode
+    going_on[fitted.episode_starts - 1] = False  # -1: the last of all
+    followed = torch.stack([torch.ones_like(going_on)] * len(policies) + [going_on | data.terminations[: len(fitted)]])
     low, high = allowed_values(dataset.rewards, gamma, horizon)
     scale = float(np.abs(discounted_returns(dataset, gamma)).max()) or 1.0  # networks learn values of about 1
     spare, low, high = TOLERANCE * (high - low) / scale, low / scale, high / scale
     network = PopulationMLP(table.shape[1], dataset.num_actions, HIDDEN, discrete=False)
-    parameters = [tensor.requires_grad_() for tensor in network.initial(list(range(resamples + 1)) * len(policies))]
+    parameters = [tensor.requires_grad_() for tensor in network.initial(list(range(resamples + 1)) * count)]
     optimiser = torch.optim.Adam(parameters, lr=RATE, fused=True)
     target: list[torch.Tensor] = []
 
@@ -73,16 +82,22 @@ def fitted_values(dataset: OfflineDataset, policies: list[Policy], gamma: float,
         q = population_outputs(network, networks, table[rows])
         return q.gather(-1, actions.repeat_interleave(members // len(actions), 0)[..., None])[..., 0]
 
+    def actions_at(rows, logged):  # [N, B], of every policy
+        return torch.cat([chosen[:, rows], logged[None].long()])[:count]
+
     @torch.no_grad()
     def backup(index):  # y of transitions [B], before clipping: [M, B]
         batch = data.at(index)
-        following = q_of(target, batch.next_observations, chosen[:, batch.next_observations])
+        afterwards = data.actions[(index + 1).clamp_max(len(fitted) - 1)]
+        following = q_of(target, batch.next_observations, actions_at(batch.next_observations, afterwards))
         return batch.rewards / scale + gamma * torch.where(batch.terminations, 0.0, following)
 
     @torch.no_grad()
     def at_starts():  # [N, R + 1]
-        rows = data.rows[len(fitted) + torch.from_numpy(held.episode_starts)].long()
-        v = q_of(parameters, rows, chosen[:, rows]).double().numpy().reshape(len(policies), resamples + 1, -1)
+        first = len(fitted) + torch.from_numpy(held.episode_starts)
+        rows = data.rows[first].long()
+        v = q_of(parameters, rows, actions_at(rows, data.actions[first])).double().numpy()
+        v = v.reshape(count, resamples + 1, -1)
         return scale * (v * counts[1]).sum(-1) / len(halves[1])
 
     for update in range(updates):
@@ -96,12 +111,14 @@ def fitted_values(dataset: OfflineDataset, policies: list[Policy], gamma: float,
         y = backup(index).clamp_(low, high)
         error = q_of(parameters, data.rows[index].long(), data.actions[index].long()[None]) - y
         optimiser.zero_grad()
-        (weights[:, index].repeat(len(policies), 1) * error**2).mean(1).sum().backward()
+        (weights[:, index].repeat(count, 1) * followed[:count, index].repeat_interleave(resamples + 1, 0)
+         * error**2).mean(1).sum().backward()
         optimiser.step()
-    y = backup(torch.arange(0, len(fitted), -(-len(fitted) // JUDGED)))[:: resamples + 1]
-    clipped = ((y < low - spare) | (y > high + spare)).double().mean(1).numpy()
+    some = torch.arange(0, len(fitted), -(-len(fitted) // JUDGED))
+    y, counted = backup(some)[:: resamples + 1], followed[:count, some].double()
+    clipped = (((y < low - spare) | (y > high + spare)) * counted).sum(1) / counted.sum(1).clamp_min(1)
     logged = counts[1] @ discounted_returns(held, gamma) / len(halves[1])
-    return FittedValues(at_starts(), earlier, logged, clipped)
+    return FittedValues(at_starts(), earlier, logged, clipped.numpy())
 
 
 def allowed_values(rewards: np.ndarray, gamma: float, horizon: int | None) -> tuple[float, float]:

@@ -90,7 +90,8 @@ def judge(run: RunFolder, evaluated: dict) -> dict:
     return {"source": source, "gamma": config.gamma if source == "networks" else None, "bc": evaluated["bc"],
             "logged_episodes": len(dataset.episode_starts), "misfit": evaluated["misfit"],
             "rollout_episodes": evaluated["rollout_episodes"] if source == "rollouts" else None,
-            "cut": broken or (found and found.cut), "rows": rows, "estimates": found and found.entries(entries)}
+            "cut": broken or (found and found.cut), "rows": rows,
+            "logged_estimated": bool(found and found.logged_estimated), "estimates": found and found.entries(entries)}
 
 
 def _note(entry: dict) -> str:
@@ -198,7 +199,8 @@ class Estimated:
         unsupported: share of the logged observations where the greedy action is not supported, or the probability that
             an episode comes to an OOD action; None where it is not known.
         withheld: why there is no estimate: one of the sentences of ``_doubts``; "" where there is one.
-        cut: why no difference to what was logged is given, or None.
+        cut: why no difference to what was logged is given, or None. logged_estimated: whether what was logged is an
+            estimate too, beyond the steps where episodes were cut off.
     """
 
     source: str
@@ -207,6 +209,7 @@ class Estimated:
     unsupported: list[float | None]
     withheld: list[str]
     cut: str | None
+    logged_estimated: bool = False
 
     def entries(self, members: list[dict]) -> list[dict]:
         """Of every member: its estimate [mean, low, high], or None and why there is none."""
@@ -231,30 +234,31 @@ def estimated(config: Config, world: World, dataset: OfflineDataset, policies: l
     used = [policies[n] for n in known]
     lengths = np.diff(dataset.episode_starts, append=len(dataset))
     ended = dataset.terminations[dataset.episode_starts + lengths - 1]
+    logged_estimated = False
     if by_state:
-        found = _by_state(world, dataset, used, horizon or int(lengths.max()))
+        logged, rows = _by_state(world, dataset, used, horizon or int(lengths.max()))
         lost = float((~ended & (lengths < (horizon or lengths.max()))).mean())
     else:
-        found = _by_networks(world, dataset, used, config.gamma, horizon)
         lost = float(np.where(ended, 0.0, config.gamma ** lengths.astype(np.float64)).mean())
-    logged, rows = found
+        logged, rows, logged_estimated = _by_networks(world, dataset, used, config.gamma, horizon, lost > MOST_LOST)
     for n, (value, share, doubt) in zip(known, rows):
         values[n], unsupported[n], withheld[n] = value, share, doubt
-    cut = None if lost <= MOST_LOST else (
+    cut = None if lost <= MOST_LOST or logged_estimated else (
         "Logged episodes are cut off before they end: the estimates go on and what was logged does not, so that no "
         "difference between them is given.")
-    return Estimated(source, values, logged, unsupported, withheld, cut)
+    return Estimated(source, values, logged, unsupported, withheld, cut, logged_estimated)
 
 
-def _by_networks(world, dataset, policies, gamma, horizon):
-    found = fqe.fitted_values(dataset, policies, gamma, horizon)
+def _by_networks(world, dataset, policies, gamma, horizon, cut_off):
+    found = fqe.fitted_values(dataset, policies, gamma, horizon, with_logged=cut_off)
     supports = evaluation.supports_of(world, [dataset], [dataset] * len(policies), policies)
     rows = []
     for n, (policy, support) in enumerate(zip(policies, supports)):
         flags = support.unsupported(dataset.observations, evaluation.in_parts(policy.act, dataset.observations))
         rows.append((found.values[n], None if flags is None else float(flags.mean()),
                      doubt(found.values[n], float(found.clipped[n]), float(found.earlier[n, 0]))))
-    return found.logged, rows
+    believed = cut_off and not doubt(found.values[-1], float(found.clipped[-1]), float(found.earlier[-1, 0]))
+    return found.values[-1] if believed else found.logged, rows, believed
 
 
 def doubt(values: np.ndarray, clipped: float, earlier: float) -> str:
@@ -343,6 +347,8 @@ def notes(judged: dict) -> list[str]:
     shown = any(row.get("unsupported") is not None for row in judged["rows"])
     lines += [f"Unsupported: {unsupported}."] if unsupported and shown else []
     lines += ["These are estimates from the log alone: nothing was tried out."] if estimates else []
+    lines += ["Logged episodes are cut off before they end: the row logged is an estimate too, of going on as logged."
+              ] if judged["logged_estimated"] else []
     lines += [judged["cut"]] if judged["cut"] else []
     lines += [f"BC clones {judged['bc'].removeprefix('BC of ')}."] if judged["bc"] != "BC" else []
     return lines + ([f"note: {judged['misfit']}"] if judged["misfit"] else [])
