@@ -49,5 +49,9 @@ else:
     policies = {path.stem: cql.Policy.load(path) for path in sorted(Path(sys.argv[1]).glob("policies/*.pt"))}
     choices = {name: lambda seen, _, policy=policy: policy.act(seen) for name, policy in policies.items()}
     for name, choose in {"clinicians": clinicians, **choices}.items():
-        returns = sum(there * rewards for there, _, _, rewards, _ in treated(choose, seed=1))
-        print(f"{name:20} {returns.mean():6.2f} ± {1.96 * returns.std() / len(returns) ** 0.5:.2f}")
+        line = f"{name:20}"
+        for steps, gamma in ((20, 1.0), (600, 0.99)):  # a record; and on and on, discounted
+            returns = sum(gamma**n * there * rewards for n, (there, _, _, rewards, _) in enumerate(
+                treated(choose, steps, seed=1)))
+            line += f"  {returns.mean():6.2f} ± {1.96 * returns.std() / len(returns) ** 0.5:.2f}"
+        print(line)
