@@ -130,9 +130,9 @@ def cql_gradient(q_values: Tensor, actions: Tensor, targets: Tensor, alpha: Tens
     return gradient / actions.shape[-1] if weights is None else gradient * weights[..., None]
 
 
-def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None, masks: Tensor | None = None) -> Tensor:
-    """Behaviour Cloning: mean cross-entropy of the logged actions, by ``masks [M, B, A]`` among those that exist."""
-    return batch_mean(conservative_penalty(logits, actions, action_weights=masks), weights)
+def bc_loss(logits: Tensor, actions: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Behaviour Cloning: the mean cross-entropy of the logged actions, ``[M, B, A], [M, B] -> [M]``."""
+    return batch_mean(conservative_penalty(logits, actions), weights)
 
 
 def q_taken(q_values: Tensor, actions: Tensor) -> Tensor:

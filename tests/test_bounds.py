@@ -236,7 +236,8 @@ def test_a_run_of_the_huber_loss_is_refused(tmp_path, capsys):
 def test_broken_episodes_are_refused_since_episodes_are_resampled(tmp_path, capsys):
     [whole] = datasets_for(Config(episodes=5), {})
     kept = np.delete(np.arange(len(whole)), 1)
-    np.savez(tmp_path / "broken.npz", **{name: getattr(whole, name)[kept] for name in ARRAYS})
+    np.savez(tmp_path / "broken.npz", **{name: getattr(whole, name)[kept] for name in ARRAYS
+                                      if getattr(whole, name) is not None})
     argv = ["--dataset", str(tmp_path / "broken.npz"), "--map", "islands"]
     assert bounds_command.main(argv) == 2
     assert capsys.readouterr().err.startswith("error: episodes are broken in 1 place, first after transition 0")

@@ -109,6 +109,6 @@ def test_the_runaway_bound_follows_alpha(tmp_path, monkeypatch):
     run = run_of(tmp_path / "r", penalty_threshold=1.2, bc_steps=0)
     alphas = read_metrics(run.path / "metrics.csv")["cql-a6-s42-d42", "optimiser/alpha"][1]
     step = run.datasets(run.config())[0].rewards.max(where=~run.datasets(run.config())[0].terminations, initial=-np.inf)
-    assert [bound for bound, in seen] == pytest.approx([1.05 * (alpha / 2 + step) / 0.01 + 1 for alpha in alphas],
-                                                       rel=1e-5)
+    assert [high for (low, high), in seen] == pytest.approx([1.05 * (alpha / 2 + step) / 0.01 + 1 for alpha in alphas],
+                                                            rel=1e-5)
     assert len(set(alphas)) == len(alphas)

@@ -107,7 +107,7 @@ def test_a_member_without_a_policy_has_no_numbers(data):
 def test_what_is_saved_is_whole_or_not_there(data, tmp_path, monkeypatch):
     fit = cql.fit(data, steps=5, **TINY)
     with monkeypatch.context() as patch:
-        patch.setattr("cql.analysis.evaluation.evaluate", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("cql.analysis.evaluation.evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit.save(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -272,7 +272,7 @@ def test_the_same_command_goes_on_under_torchrun(tmp_path, monkeypatch, capsys, 
     assert capsys.readouterr().err == "error: under torchrun give --out RUN: a restarted job finds its run by it.\n"
     argv += ["--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(command.evaluation, "evaluate", lambda run: signal.raise_signal(signal.SIGINT))
+        patch.setattr(command.judging, "write", lambda run: signal.raise_signal(signal.SIGINT))
         assert command.main(argv) == 130
     assert capsys.readouterr().err.endswith("interrupted.\nGo on with: the same command\n")
     assert command.main(argv) == 0

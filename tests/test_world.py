@@ -109,7 +109,7 @@ def test_train_says_it_before_training(tmp_path, capsys):
     frozen_lake(False).save(tmp_path / "lake.npz")
     assert train.main([*flags[:-1], f"{tmp_path}/a"]) == 0
     note = "note: the data hardly come from this FrozenLake-v1"
-    before, after = capsys.readouterr().out.split("V estimate")
+    before, after = capsys.readouterr().out.split("Is it better than what was logged?")
     assert note in before and note in after  # before the training, and under the table
     run = RunFolder.open(tmp_path / "a")
     assert f"note: {run.read_json('evaluation.json')['misfit']}" in after

@@ -50,6 +50,8 @@ def updates(network: PopulationMLP, transitions: Transitions, state: State, data
             terms = cql_loss(outputs, batch.actions, targets, state.alpha, objective.td_loss, objective.penalty,
                              objective.temperature, action_weights, batch.weights)
         else:
+            if batch.action_weights is not None:  # masks: 0 for an action that does not exist
+                outputs = outputs.masked_fill(batch.action_weights == 0, -torch.inf)
             terms = (bc_loss(outputs, batch.actions, batch.weights),)
         loss = terms[-1].sum()  # the total of every member; summed over members, so the gradient of each is its own
         adam.zero_grad()

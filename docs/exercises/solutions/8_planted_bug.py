@@ -30,14 +30,14 @@ def next_values(network: PopulationMLP, state: State, observations: Tensor, obje
     (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461).
 
     Args:
-        action_weights: ``[M, B, A]``: a given policy, whose mean takes the place of the max; or, for a supported
-            objective, 1 for the logged actions, 0 for others. A state without data is worth 0.
+        action_weights: ``[M, B, A]``: a given policy, whose mean takes the place of the max; or 1 for the actions of
+            the max (supported: the logged ones; by masks: those that exist), 0 for others. A state of none is worth 0.
     """
     target_values = network.q_values(state.target, observations)  # [M, B, A]
     if objective.follows_policy:
         return (action_weights * target_values).sum(-1)
     choosing = network.q_values(state.parameters, observations) if objective.double_q else target_values
-    if not objective.supported:
+    if action_weights is None:
         return q_taken(target_values, choosing.argmax(-1)) if objective.double_q else target_values.amax(-1)
     best = choosing.masked_fill(action_weights == 0, -torch.inf).argmax(-1)
     return torch.where(action_weights.any(-1), q_taken(target_values, best), 0.0)
