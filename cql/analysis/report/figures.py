@@ -51,6 +51,7 @@ class AlphaAxis:
     def __init__(self, alphas):
         positive = [alpha for alpha in alphas if alpha > 0] or [1.0]
         self.low, self.high, self.zero = min(positive), max(positive), min(alphas) == 0
+        self.few = sorted(set(positive)) if len(set(positive)) <= 5 else None  # each of them has a tick
         self.wide = max((self.high / self.low) ** 0.06, 1.3)
 
     def positions(self, alphas) -> np.ndarray:
@@ -63,7 +64,7 @@ class AlphaAxis:
         left = self.low / self.wide ** (3 if self.zero else 1)
         ax.set(xscale="log", xlim=(left, self.high * self.wide), xlabel="α, weight of the penalty")
         decades = np.arange(np.ceil(np.log10(self.low) - 1e-9), np.floor(np.log10(self.high) + 1e-9) + 1)
-        ticks = list(10.0 ** decades[:: max(1, len(decades) // 6 + (len(decades) > 6))]) or [self.low]
+        ticks = self.few or list(10.0 ** decades[:: max(1, len(decades) // 6 + (len(decades) > 6))]) or [self.low]
         labels = [f"{tick:g}" for tick in ticks]
         if self.zero:
             ticks, labels = [float(self.positions([0])[0]), *ticks], ["0", *labels]
