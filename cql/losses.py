@@ -14,8 +14,7 @@ and the backup is a plain max over a target network. The paper's other objective
     mu           sum_a' mu(a'|s) Q(s,a') - Q(s,a)              eq. 2, mu a given policy
 
 and for the last two the target has the mean over a given policy in the place of the max. Axes: ``M`` members, ``B``
-transitions, ``A`` actions. Losses are means over ``B``, never over ``M``; ``weights [M, B]``, which sum to one over
-``B``, replace the mean.
+transitions, ``A`` actions. Losses are means over ``B``; ``weights [M, B]``, which sum to one over ``B``, replace them.
 """
 
 from typing import NamedTuple
