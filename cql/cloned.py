@@ -5,10 +5,8 @@ ones are counted over all of them for BC too.
 """
 
 import math
-from copy import copy
 
 import numpy as np
-import torch
 
 from cql.action_weights import existing_actions
 from cql.config import Config
@@ -56,18 +54,12 @@ def _safe(dataset: OfflineDataset, world: World) -> np.ndarray:
 
 def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: World, every: Transitions,
                        scales: Scales) -> Transitions:
-    """What BC is trained on, of every data set, with the actions that exist; from ``every``, the transitions of all
-    episodes, where it clones all."""
-    masks = existing_actions(datasets)
+    """What BC is trained on, of every data set, with the actions that exist: ``every``, the transitions that CQL has,
+    where that is the same."""
     if config.clones_all and every.penalty_weights is None:
         return every
-    if config.clones_all:
-        transitions, device = copy(every), every.actions.device
-        tables = [None if table is None else torch.from_numpy(table).to(device) for table in masks]
-        transitions.penalty_weights, transitions.target_weights, transitions.allowed = tables
-        return transitions
     cloned = [scales.scaled(cloned_episodes(config, dataset, world)) for dataset in datasets]
-    return Transitions(cloned, every.actions.device, config.full_batch, masks)
+    return Transitions(cloned, every.actions.device, config.full_batch, existing_actions(datasets))
 
 
 def cloned_in_words(config: Config, datasets: list[OfflineDataset], world: World) -> str | None:
