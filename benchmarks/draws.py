@@ -8,53 +8,47 @@ import sys
 
 import numpy as np
 
-from cql.exact import deterministic_policies, evaluate_policies
-from cql.members import Member
+from cql.analysis.figures.data import member_of
+from cql.exact import evaluate_policies, greedy_policy
 from cql.policy import Policy
 from cql.run_folder import RunFolder
+from cql.text import aligned
 from cql.world import World, exact_solution
 
 NAMES = ("return", "of BC", "hazard", "of BC", "Δ return", "Δ V(start)", "mean |ΔQ|")
+FORMS = (".4f",) * 5 + (".1e",) * 2
 
 
 def main(path: str) -> None:
     run = RunFolder.open(path)
     run.check_manifest()
-    config = run.config()
+    config, entries = run.config(), run.read_json("evaluation.json")["members"]
     datasets = dict(zip(config.data_seeds, run.datasets(config)))
     world = World.of(datasets[config.data_seed]).known()
-    entries = run.read_json("evaluation.json")["members"]
     bc = {(e["data_seed"], e["seed"]): e["exact"] for e in entries if e["algorithm"] == "bc"}
-    print("Δ: trained minus the exact CQL solution of the same data")
-    print("data   alpha" + "".join(f"{name:>12}" for name in NAMES))
+    nothing = {"return": np.nan, "hazard_probability": np.nan}
+    members = [entry for entry in entries if entry["algorithm"] == "cql" and entry["exact"] is not None]
     rows = []
-    for entry in (e for e in entries if e["algorithm"] == "cql" and e["exact"] is not None):
-        exact = entry["exact"]
+    for entry in members:
+        exact, other = entry["exact"], bc.get((entry["data_seed"], entry["seed"]), nothing)
         empirical, counts = world.empirical(datasets[entry["data_seed"]])
         q = exact_solution(config.objective, empirical, counts, [entry["final_alpha"]]).q[0]  # [S, A]
-        greedy = np.where(np.isfinite(q), q, -1e300).argmax(-1)
-        solved = evaluate_policies(world.mdp, deterministic_policies(greedy[None], world.mdp.num_actions),
-                                   horizon=world.horizon)
-        member = Member(*(entry[name] for name in ("algorithm", "alpha", "seed", "data_seed")))
-        learned = Policy.load(run.policy_path(member.name)).q_values(world.inputs)
-        other = bc.get((entry["data_seed"], entry["seed"]), {"return": np.nan, "hazard_probability": np.nan})
+        solved = evaluate_policies(world.mdp, greedy_policy(np.where(np.isfinite(q), q, -1e300)), horizon=world.horizon)
+        learned = Policy.load(run.policy_path(member_of(entry).name)).q_values(world.inputs)
         rows.append((exact["return"], other["return"], exact["hazard_probability"], other["hazard_probability"],
-                     exact["return"] - solved.returns[0], entry["value_estimate"] - q[world.mdp.start].max(),
+                     exact["return"] - solved.returns, entry["value_estimate"] - q[world.mdp.start].max(),
                      np.abs(learned - q)[counts > 0].mean()))
-        print(f"{entry['data_seed']:4}  {entry['alpha']:6g}" + _cells(rows[-1]))
-    rows = np.array(rows)
-    print("mean        " + _cells(rows.mean(0)))
-    print("largest |.| " + " " * 48 + _cells(np.abs(rows).max(0))[48:])
-    ours, theirs, hazard, hazard_of_bc = rows.mean(0)[:4]
-    if not bc:
-        return
-    print(f"CQL better than BC on {(rows[:, 0] > rows[:, 1]).sum()} of {len(rows)}; mean return {ours - theirs:+.2f}; "
-          f"mean hazard probability {hazard / hazard_of_bc:.2f} of BC's")
-
-
-def _cells(row) -> str:
-    """Returns and probabilities to four places, the two smallest differences by their order of magnitude."""
-    return "".join(f"{value:12.4f}" for value in row[:5]) + "".join(f"{value:12.1e}" for value in row[5:])
+    names = [(str(entry["data_seed"]), f"{entry['alpha']:g}") for entry in members]
+    shown = [*rows, np.mean(rows, axis=0), np.abs(rows).max(0)]
+    cells = [[format(value, form) for value, form in zip(row, FORMS)] for row in shown]
+    print("Δ: trained minus the exact CQL solution of the same data")
+    print("\n".join(aligned([("data", "alpha", *NAMES), *([*name, *row] for name, row in zip(
+        [*names, ("mean", ""), ("largest |.|", "")], cells))])))
+    if bc:
+        ours, theirs, hazard, hazard_of_bc = np.mean(rows, axis=0)[:4]
+        better = sum(row[0] > row[1] for row in rows)
+        print(f"CQL better than BC on {better} of {len(rows)}; mean return {ours - theirs:+.2f}; "
+              f"mean hazard probability {hazard / hazard_of_bc:.2f} of BC's")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peer_agreement --peer d3rlpy=PYTHON --peer torchrl=PYTHON --peer tianshou=PYTHON
 
-PYTHON is an interpreter that has the library. A run that the folder --runs holds is read, not made again. Axes: T log
-entries, S states, A actions, B transitions, N quantiles.
+PYTHON is an interpreter that has the library. A run that the folder runs/peers holds is read, not made again. Axes: T
+log entries, S states, A actions, B transitions, N quantiles.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from cql.network import PopulationMLP
 from cql.text import aligned
 from cql.world import World
 
-BATCH, LOG_EVERY, N = 64, 2_000, 20
+BATCH, UPDATES, LOG_EVERY, N = 64, 80_000, 2_000, 20
+FOLDER = Path("runs/peers")  # of the runs' Q
 OURS = "this project"
 CONFIG = Config()
 
@@ -45,14 +46,12 @@ class Run(NamedTuple):
     changes: dict = {}
 
 
-PLAIN, TORCHRL, D3RLPY = Run("plain", 6.0, "mse"), Run("torchrl", 3.0, "half_mse"), Run("d3rlpy", 3.0, "huber")
-TIANSHOU = Run("tianshou", 3.0 * N / 2, "quantiles", {"quantiles": N, "updates": 20_000})
-RUNS = {"plain loop": PLAIN, "TorchRL": TORCHRL, "d3rlpy": D3RLPY, "tianshou": TIANSHOU,
-        "plain loop, decay": PLAIN._replace(changes={"decay": True}),
-        "TorchRL, decay": TORCHRL._replace(changes={"decay": True, "updates": 40_000}),
-        "d3rlpy, decay": D3RLPY._replace(changes={"decay": True, "updates": 20_000}),
-        "d3rlpy, decay, square": D3RLPY._replace(solution="half_mse",
-                                                 changes={"decay": True, "updates": 20_000, "square": True})}
+RUNS = {
+    "plain loop": Run("plain", 6.0, "mse"), "TorchRL": Run("torchrl", 3.0, "half_mse"),
+    "d3rlpy": Run("d3rlpy", 3.0, "huber"),
+    "tianshou": Run("tianshou", 3.0 * N / 2, "quantiles", {"quantiles": N, "updates": 20_000}),
+    "TorchRL, decay": Run("torchrl", 3.0, "half_mse", {"decay": True, "updates": 40_000}),
+    "d3rlpy, decay, square": Run("d3rlpy", 3.0, "half_mse", {"decay": True, "updates": 20_000, "square": True})}
 COLOURS = {OURS: BLACK, "plain loop": GREY, "TorchRL": GREEN, "d3rlpy": BLUE, "tianshou": ORANGE}
 
 
@@ -96,7 +95,7 @@ def as_layers(parameters: list[Tensor]) -> list[np.ndarray]:
     return [table.T, *(array.reshape(-1) if len(array) == 1 else array for array in rest)]
 
 
-def train(problem: Problem, name: str, interpreter: str, folder: Path, updates: int) -> tuple[np.ndarray, str]:
+def train(problem: Problem, name: str, interpreter: str) -> tuple[np.ndarray, str]:
     """Q ``[T, S, A]`` of a run, and how far its loss and gradient of one batch are from this project's."""
     run, data, seed = RUNS[name], problem.dataset, CONFIG.seed
     quantiles = run.changes.get("quantiles", 1)
@@ -104,9 +103,9 @@ def train(problem: Problem, name: str, interpreter: str, folder: Path, updates: 
     initial, compared, target = (network.initial([s]) for s in (seed, 1, 2))
     compared, target = ([10 * tensor for tensor in parameters] for parameters in (compared, target))
     settings = {"library": run.library, "alpha": run.alpha, "lr": CONFIG.lr, "gamma": CONFIG.gamma, "batch": BATCH,
-                "target_interval": CONFIG.target_interval, "updates": updates, "log_every": LOG_EVERY, "seed": seed,
+                "target_interval": CONFIG.target_interval, "updates": UPDATES, "log_every": LOG_EVERY, "seed": seed,
                 **run.changes}
-    path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.npz"
+    path = FOLDER / f"{name.replace(', ', '-').replace(' ', '-')}.npz"
     if not path.exists() or json.loads(str(np.load(path)["settings"])) != settings:
         kinds = {"observations": np.int64, "actions": np.int64, "rewards": np.float32, "next_observations": np.int64,
                  "terminations": np.float32}
@@ -177,8 +176,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_agreement", description=__doc__.splitlines()[0])
     parser.add_argument("--peer", action="append", default=[], metavar="LIBRARY=PYTHON",
                         help="d3rlpy, torchrl or tianshou, and an interpreter that has it; others are left out")
-    parser.add_argument("--runs", default="runs/peers", metavar="FOLDER", help="of the runs' Q (default runs/peers)")
-    parser.add_argument("--updates", type=int, default=80_000, metavar="N", help="of the runs without changes")
     parser.add_argument("--out", metavar="FILE.png", help="draw the distances")
     arguments = parser.parse_args(argv)
     interpreters = {"plain": sys.executable, **dict(text.partition("=")[::2] for text in arguments.peer)}
@@ -187,19 +184,15 @@ def main(argv: list[str] | None = None) -> int:
         if library not in libraries or not (os.path.isfile(interpreter) and os.access(interpreter, os.X_OK)):
             raise ConfigError(f"--peer {library}={interpreter} must be d3rlpy=, torchrl= or tianshou= and an "
                               "interpreter.")
-    if arguments.updates < 4 * LOG_EVERY:
-        raise ConfigError(f"--updates must be at least {4 * LOG_EVERY:,}, four log entries.")
     if missing := sorted(libraries - interpreters.keys()):
         print(f"Left out, because no --peer names an interpreter that has them: {', '.join(missing)}.")
-    folder = Path(arguments.runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     problem, trained = Problem(), {}
     for name, run in RUNS.items():
         if run.library in interpreters:
-            interpreter = os.path.abspath(interpreters[run.library])
-            trained[name] = run.solution, *train(problem, name, interpreter, folder, arguments.updates)
+            trained[name] = run.solution, *train(problem, name, os.path.abspath(interpreters[run.library]))
     for name, batch in ((OURS, "full"), (f"{OURS}, batch {BATCH}", BATCH)):
-        fit = cql.fit(problem.dataset, snapshots=True, log_every=LOG_EVERY, steps=arguments.updates, batch_size=batch)
+        fit = cql.fit(problem.dataset, snapshots=True, log_every=LOG_EVERY, steps=UPDATES, batch_size=batch)
         trained[name] = "mse", fit.snapshots[:, 0].astype(np.float64), "–"
     table = [("", "updates", "from its own", "from ours", "value estimate", "return", "hazard", "loss, gradient")]
     for name, exact in problem.exact.items():

@@ -1,9 +1,8 @@
 """Measures d3rlpy's DiscreteCQL and DiscreteBC for ``benchmarks.throughput``, under a Python that has d3rlpy (2.8):
 
-    python -m benchmarks.peer_d3rlpy '{"algorithm": "cql", "data": "FILE.npz", "batch": 64, "width": 256,
-                                       "device": "cpu", "threads": 1}'
+    python -m benchmarks.peer_d3rlpy '{"algorithm": "cql", "data": "FILE.npz", "batch": 64}'
 
-``threads``: null leaves PyTorch's own choice, which is what d3rlpy's users get.
+The number of threads is PyTorch's own choice, which is what d3rlpy's users get.
 """
 
 import json
@@ -11,7 +10,6 @@ import sys
 
 import d3rlpy
 import numpy as np
-import torch
 from d3rlpy.logging import NoopAdapterFactory
 
 from benchmarks.measuring import answer_with, rate
@@ -24,19 +22,17 @@ def main(settings: dict) -> None:
         observations=columns["observations"], actions=columns["actions"].reshape(-1, 1),
         rewards=columns["rewards"].reshape(-1, 1),
         terminals=columns["terminations"].astype(np.float32), timeouts=columns["truncations"].astype(np.float32))
-    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[settings["width"]] * 2)
+    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[256, 256])
     shared = {"batch_size": settings["batch"], "learning_rate": 1e-4, "encoder_factory": encoder}
     cql = d3rlpy.algos.DiscreteCQLConfig(alpha=6.0, target_update_interval=1000, **shared)
     config = cql if settings["algorithm"] == "cql" else d3rlpy.algos.DiscreteBCConfig(**shared)
-    learner = config.create(device="cuda:0" if settings["device"] == "cuda" else "cpu:0")
+    learner = config.create(device="cpu:0")
 
     def updates(count: int) -> int:
         learner.fit(replay, n_steps=count, n_steps_per_epoch=count, logger_adapter=NoopAdapterFactory(),
                     show_progress=False)
         return count
 
-    if settings["threads"] is not None:
-        torch.set_num_threads(settings["threads"])
     updates(20)
     speed = rate(lambda: updates(20), 1.0)
 

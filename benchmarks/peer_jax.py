@@ -1,6 +1,6 @@
 """Measures the same CQL and BC updates in plain JAX for ``benchmarks.throughput``, under a Python that has jax:
 
-    python -m benchmarks.peer_jax '{"algorithm": "cql", "data": "FILE.npz", "members": 1, "batch": 64, "width": 256}'
+    python -m benchmarks.peer_jax '{"algorithm": "cql", "data": "FILE.npz", "members": 1, "batch": 64}'
 
 One ``lax.scan`` over updates, ``vmap`` over members where there are several. The bootstrap values of all distinct
 observations are computed once per target copy.
@@ -81,7 +81,7 @@ def main(settings: dict) -> None:
         return jax.lax.scan(step, member, start + jnp.arange(SCAN))[0]
 
     def fresh(key):
-        parameters = initial(key, (table.shape[1], settings["width"], settings["width"], int(actions.max()) + 1))
+        parameters = initial(key, (table.shape[1], 256, 256, int(actions.max()) + 1))
         zeros = jax.tree_util.tree_map(jnp.zeros_like, parameters)
         return parameters, zeros, zeros, jnp.zeros(len(table)), key
 

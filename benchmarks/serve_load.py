@@ -31,6 +31,7 @@ from cql.run_folder import RunFolder
 from cql.text import aligned
 
 CONNECTIONS, RATE = 16, 1000  # requests per second of the second load
+SECONDS, REPEATS = 6, 2  # of each load
 ANYTHING = Limits(max_hazard=1.0, min_return=-1e9, max_unsupported=1.0)
 HEAD = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -81,8 +82,6 @@ def load(*arguments):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_load", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a finished run with CQL and BC members")
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=6, help="of each load (default %(default)s)")
     arguments = parser.parse_args()
     names = [member.name for member in all_members(RunFolder.open(arguments.run).config())]
     rows = [("load", "answered", "per second", "p50 ms", "p99 ms", "max ms", "failed", "by each model", "promotions")]
@@ -99,8 +98,8 @@ def main() -> None:
         try:
             port = int(re.search(r"http://\S+:(\d+)", service.stdout.readline())[1])
             answered = len(pool.submit(load, port, actions, None, 0.1).result()[1])  # it answers once it has started
-            for rate in [None] * arguments.repeats + [RATE] * arguments.repeats:
-                loading, promotions = pool.submit(load, port, actions, rate, arguments.seconds), 0
+            for rate in [None] * REPEATS + [RATE] * REPEATS:
+                loading, promotions = pool.submit(load, port, actions, rate, SECONDS), 0
                 while not wait([loading], timeout=1).done:
                     promotions += 1
                     registry.promote(ids[promotions % 2], "serve_load", "load test", ANYTHING)

@@ -242,9 +242,8 @@ def goodness_of_fit(mdp: TabularMDP, empirical: TabularMDP, counts: np.ndarray) 
     and w = 1 / max(n p, 1): Pearson's, except that an outcome expected less than once has weight 1. Given n, the
     deviation of a pair is a sum of n independent vectors d = e_k - p of covariance C = diag(p) - p p^T, so that with
     W = diag(w) the mean is n tr(W C) and the variance n Var(d^T W d) + 2 n (n - 1) tr((W C)^2). The distribution of the
-    statistic is approximated by the gamma distribution with the same mean and variance, which
-    ``python -m benchmarks.misfit`` measures. In the code, q is the model's probability of each logged outcome;
-    outcomes that were not logged enter through the first sum.
+    statistic is approximated by the gamma distribution with the same mean and variance. In the code, q is the
+    model's probability of each logged outcome; outcomes that were not logged enter through the first sum.
 
     Args:
         empirical, counts: the data's model, without impossible outcomes, and how often each pair was logged.

@@ -209,7 +209,7 @@ def test_evaluate_writes_prints_and_draws(coarse, capsys):
     assert [entry["algorithm"] for entry in found["members"]] == ["bc"] * 4 + ["cql"] * 8
     detailed = [entry for entry in found["members"] if entry.get("states") is not None]
     assert len(detailed) == audit.MAX_DETAILED and np.shape(detailed[0]["states"]["q"]) == (12, 4)
-    for name in ("audit_values", "audit_decomposition", "audit_phase"):
+    for name in ("audit_values", "audit_decomposition"):
         assert (coarse.path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert verify.main([str(coarse.path)]) == 0
 

@@ -11,7 +11,6 @@ import torch
 import cql
 import evaluate
 import train
-from benchmarks import bc_relatives
 from cql.cloned import cloned_episodes, cloned_transitions
 from cql.collect import environment_spec, generate_offline_episodes, make_environment
 from cql.config import Config
@@ -214,22 +213,3 @@ def test_one_episode_or_none_without_a_hazard_leaves_nothing_to_choose(data):
         cql.fit(met, algorithm="bc", bc_safe=True, steps=5)
     fit = cql.fit(data.of_episodes([0, 1, 2]), algorithm="bc", bc_top=0.1, steps=5, hidden=(0,))
     assert fit.config.bc_top == 0.1 and len(fit.policies) == 1
-
-
-def test_the_comparison_of_relatives_has_exact_values_and_counts_wins():
-    config = Config(num_datasets=2, episodes=40, map="random:6:1", epsilon=0.5)
-    found = bc_relatives.solved(config)
-    dataset = generate_offline_episodes(make_environment(environment_spec(config)), 40, 0.5, 43)
-    world = World.of(dataset)
-    counts = pair_counts(cloned_episodes(replace(config, bc_top=0.1), dataset, world), world.inputs)
-    exact = evaluate_policies(world.mdp, cloned_policy(counts)[None], horizon=world.horizon)
-    best = found["BC of the best 10 % of episodes"]
-    assert best["return"][:, 0].tolist()[1] == pytest.approx(exact.returns[0], abs=1e-9)
-    assert best["hazard_probability"][1, 0] == pytest.approx(exact.hazard_probability[0], abs=1e-12)
-    assert found["BC"]["unseen"].max() <= best["unseen"].max() < 1 and list(found)[-1] == "CQL, alpha 6"
-    made = {name: {"return": np.array([[1.0], [value]]), "hazard_probability": np.array([[0.1], [0.1]])}
-            for name, value in (("BC", 5.0), ("CQL, alpha 6", 2.0))}
-    bc, cql_row = bc_relatives.table(made).splitlines()[2:]
-    assert bc.split()[:3] == ["BC", "3.00", "0.1000"] and "-1.50" in bc
-    assert bc.split()[-4:] == ["0,", "1", "0,", "0"]
-    assert cql_row.split()[-3:] == ["1.50", "0.1000", "–"]

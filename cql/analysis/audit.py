@@ -142,7 +142,7 @@ def audit_cql(tables: ExactTables, q, alpha: float) -> tuple[dict, dict]:
     mean, largest = float(weights[logged] @ distance), float(distance.max())
     agree = _is_greedy(on_support, actions)[seen]
     clear = _leads_by(on_support, CLEAR * q_range)[seen]
-    p, ood = softmax(q / tables.objective.reward_scale), ~logged & seen[:, None]
+    p, ood = exact.softmax(q / tables.objective.reward_scale), ~logged & seen[:, None]
     ood_mass = np.where(ood, p, 0.0).sum(-1)
     below = (p[chosen] < tables.beta[chosen]) & seen
     error, ood_errors = (value - true_value)[seen], (q - q_true)[ood]
@@ -168,12 +168,6 @@ def audit_cql(tables: ExactTables, q, alpha: float) -> tuple[dict, dict]:
               "beta_greedy": tables.beta[chosen], "ood_mass": np.where(seen, ood_mass, np.nan),
               "q": q, "q_oracle": np.where(logged, solution, np.nan), "q_true": q_true}
     return summary, states
-
-
-def softmax(outputs) -> np.ndarray:
-    """Over the last axis."""
-    p = np.exp(outputs - outputs.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
 
 
 def _is_greedy(q, actions) -> np.ndarray:

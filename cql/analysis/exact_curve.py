@@ -16,13 +16,12 @@ from cql.world import World, exact_curve_solution, pair_counts
 MOST_FLIPS = 200  # printed
 
 
-def exact_curve(world: World, dataset: OfflineDataset, alphas, config: Config, behavior=None, flips=True) -> dict:
+def exact_curve(world: World, dataset: OfflineDataset, alphas, config: Config, behavior=None) -> dict:
     """The exact curve of one data set, its references and flips: the content of ``phase.json``.
 
     Args:
         config: says what is minimised and what BC clones.
         behavior: ``[S, A]``, the policy that generated the data, where it is known.
-        flips: also look for the alphas at which a greedy action changes.
 
     Raises:
         RunError: there is no true model, or no exact solution of this objective.
@@ -39,7 +38,7 @@ def exact_curve(world: World, dataset: OfflineDataset, alphas, config: Config, b
     references = curve.references(mdp, empirical, counts, solve, gamma, horizon, behavior, cloned)
     # on a large map every solution takes seconds and thousands of actions flip: there the interval of points is enough
     tolerance = curve.FLIP_TOLERANCE if mdp.num_states <= DENSE_STATES else math.inf
-    changes = curve.flip_points(points, solve, tolerance) if flips else []
+    changes = curve.flip_points(points, solve, tolerance)
     return {"environment": dataset.environment, "data_seed": dataset.metadata.get("seed"),
             "gamma": gamma, "td_loss": objective.td_loss, "horizon": horizon, "transitions": int(counts.sum()),
             "states_with_data": int(counts.any(-1).sum()), "largest_residual": float(points.residual.max()),

@@ -8,10 +8,10 @@ are paired. With one data set only seeds are resampled: such an interval says no
 between seeds is counted somewhat more than once, on the careful side.
 
 **Intervals** are percentiles of the resampled statistic, moved outwards so that for n normal values they are Student's
-(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile). Measured
-against the plain percentile, BCa and the studentised bootstrap by ``python -m benchmarks.interval_coverage``: of the
-95 % intervals from 16 data sets, 94 to 95 % contain the mean of CQL, 96 to 97 % its interquartile mean, 92 to 93 % a
-difference between two alphas. Shares have Wilson's score interval (Wilson 1927), honest at 0 and 1 too.
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279: the expanded percentile). By
+``python -m benchmarks.interval_coverage``, of the 95 % intervals from 16 data sets, 94 to 95 % contain the mean of CQL,
+96 to 97 % its interquartile mean, 92 to 93 % a difference between two alphas. Shares have Wilson's score interval
+(Wilson 1927), honest at 0 and 1 too.
 
 **No interval** (low and high None) is given where none would be valid: a resampled statistic stays in the range of the
 n independent units (data sets; seeds of a single one), which misses a q-quantile on one side with probability

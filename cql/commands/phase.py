@@ -6,11 +6,12 @@ from pathlib import Path
 
 from cql import config as settings
 from cql.analysis.exact_curve import exact_curve, table
-from cql.analysis.figures import curve as phase_plot
+from cql.analysis.figures.curve import phase_figure
 from cql.analysis.figures.style import png
+from cql.analysis.results import member_rows
 from cql.collect import datasets_for, with_module
 from cql.commands.theorems import print_misfit
-from cql.errors import ConfigError, RunError, reports_errors
+from cql.errors import ConfigError, reports_errors
 from cql.exact import curve
 from cql.files import atomic_write, new_folder
 from cql.run_folder import RunFolder
@@ -59,12 +60,10 @@ def _setting(arguments):
     data_seed = given.get("data_seed", theirs.data_seed)
     if data_seed not in theirs.data_seeds:
         raise ConfigError(f"the run {arguments.run} has no data set with seed {data_seed}.")
-    evaluation = run.read_json("evaluation.json")
-    members = evaluation.get("members") if isinstance(evaluation, dict) else None
-    if not isinstance(members, list) or not all(isinstance(entry, dict) for entry in members):
-        raise RunError(f"{run.path / 'evaluation.json'} lists no members.")
+    member_rows(run)  # refuses an evaluation of another form
     dataset = run.datasets(theirs)[theirs.data_seeds.index(data_seed)]
-    return theirs, dataset, [entry for entry in evaluation["members"] if entry.get("data_seed") == data_seed]
+    members = run.read_json("evaluation.json")["members"]
+    return theirs, dataset, [entry for entry in members if entry["data_seed"] == data_seed]
 
 
 @reports_errors
@@ -77,11 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     alphas = arguments.alpha if "alpha" in arguments else curve.default_alphas(arguments.points or curve.POINTS)
     result = exact_curve(world, dataset, alphas, config, world.behavior_policy(config))
     result["trained"] = trained
-    try:
-        picture = png(phase_plot.phase_figure(result))
-    except (KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise RunError(f"the run's evaluation.json is not of the known form ({reason}).") from None
+    picture = png(phase_figure(result))
     folder = new_folder(arguments.out, "phase-")
     atomic_write(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     atomic_write(folder / "phase.png", picture)

@@ -7,16 +7,8 @@ import { LESSONS, PRESETS } from "./lessons.js";
 export const LARGEST_ALPHA = 1e5;
 const start = () => ({
   ...PRESETS.islands,
-  edits: new Map(),
-  learner: "logsumexp",
-  alpha: 6,
-  tdLoss: "mse",
-  temperature: 1,
-  initial: 0,
-  view: "policy",
-  cell: 0,
-  lesson: 0,
-  member: 0,
+  edits: new Map(), learner: "logsumexp", alpha: 6, tdLoss: "mse", temperature: 1, initial: 0,
+  view: "policy", cell: 0, lesson: 0, member: 0,
 });
 const NUMBERS = {
   slip: [0, 1],
@@ -37,14 +29,8 @@ export function givenState(preload) {
   if (!preload) return {};
   const { map, slip, steps, gamma, alpha, tdLoss, penalty, temperature } = preload;
   return {
-    map,
+    map, slip, steps, gamma, alpha, tdLoss, temperature,
     cell: map.join("").indexOf("S"),
-    slip,
-    steps,
-    gamma,
-    alpha,
-    tdLoss,
-    temperature,
     learner: penalty in OBJECTIVES ? penalty : "logsumexp",
     source: "given",
     edits: new Map(),
@@ -113,16 +99,9 @@ export function stateOf(address, preload) {
   if (given.get("alpha") && alpha >= 0 && (alpha <= LARGEST_ALPHA || alpha === Infinity)) next.alpha = alpha;
   if (given.has("edits")) next.edits = new Map();
   for (const entry of (given.get("edits") || "").split(",")) {
-    const [pair, times] = entry.split(".").map(Number);
-    if (
-      entry &&
-      Number.isInteger(pair) &&
-      pair >= 0 &&
-      pair < next.map.join("").length * A &&
-      times >= 0 &&
-      times <= 9999
-    )
-      next.edits.set(pair, Math.round(times));
+    const [pair, times] = entry.split(".").map(Number),
+      known = entry && Number.isInteger(pair) && pair >= 0 && pair < next.map.join("").length * A;
+    if (known && times >= 0 && times <= 9999) next.edits.set(pair, Math.round(times));
   }
   if (next.source === "infinite") next.edits = new Map();
   if (preload ? next.member > preload.trained.length : next.member) next.member = 0;

@@ -3,6 +3,11 @@ import { A, modelOf } from "./world.js";
 import { visitsOf } from "./policies.js";
 import { uniformGenerator } from "./random.js";
 
+/** The step from a pair to its outcome k. */
+function stepTo({ reward, next, terminated }, s, a, k) {
+  return { s, a, r: reward[k], next: next[k], terminated: terminated[k] === 1 };
+}
+
 /** Logged steps of whole episodes, equal to those of cql.generate_offline_episodes with this seed. */
 export function sampleEpisodes(world, policy, episodes, seed) {
   // NumPy draws the slips from default_rng(seed) and the actions from default_rng([seed, 1])
@@ -15,19 +20,11 @@ export function sampleEpisodes(world, policy, episodes, seed) {
     for (let step = 1; step <= world.steps; step++) {
       const a = drawAction(policy, s, choices()),
         k = drawOutcome(model, s * A + a, slips());
-      const terminated = model.terminated[k] === 1;
-      rows.push({
-        s,
-        a,
-        r: model.reward[k],
-        next: model.next[k],
-        terminated,
-        truncated: step === world.steps && !terminated,
-        episode,
-        probability: policy[s * A + a],
-      });
-      s = model.next[k];
-      if (terminated) break;
+      const row = stepTo(model, s, a, k);
+      const truncated = step === world.steps && !row.terminated;
+      rows.push({ ...row, truncated, episode, probability: policy[s * A + a] });
+      s = row.next;
+      if (row.terminated) break;
     }
   }
   return rows;
@@ -79,15 +76,7 @@ export function makeData(world, policy, { source, episodes, seed, edits, given }
       if (world.terminal[s]) continue;
       for (let n = 0; n < times; n++) {
         const k = drawOutcome(world.model, pair, draw());
-        steps.push({
-          s,
-          a: pair % A,
-          r: world.model.reward[k],
-          next: world.model.next[k],
-          terminated: world.model.terminated[k] === 1,
-          truncated: false,
-          episode: null,
-        });
+        steps.push({ ...stepTo(world.model, s, pair % A, k), truncated: false, episode: null });
       }
     }
     model = empiricalModel(S, steps, counts);

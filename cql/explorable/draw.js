@@ -34,16 +34,8 @@ function channels(colour) {
 function between(from, to, share) {
   const [one, other] = [channels(from), channels(to)],
     x = Math.min(1, Math.max(0, share));
-  return (
-    "#" +
-    one
-      .map((c, i) =>
-        Math.round(c + (other[i] - c) * x)
-          .toString(16)
-          .padStart(2, "0"),
-      )
-      .join("")
-  );
+  const mixed = one.map((c, i) => Math.round(c + (other[i] - c) * x));
+  return "#" + mixed.map((c) => c.toString(16).padStart(2, "0")).join("");
 }
 
 /** Black or white, whichever stands out on a colour. */
@@ -59,32 +51,18 @@ function inkOn(colour) {
  */
 export function scaleOf(view, numbers, colours) {
   const finite = Array.from(numbers).filter(Number.isFinite);
-  const plain = [colours.cell, colours.much],
-    cell = colours.cell,
-    low = colours.low,
-    high = colours.high;
+  const { cell, low, high, much, path } = colours;
   if (view === "policy") {
-    const most = Math.max(1, ...finite);
-    return {
-      low: 0,
-      high: most,
-      colour: (n) => between(...plain, n > 0 ? 0.15 + (0.85 * Math.log1p(n)) / Math.log1p(most) : 0),
-    };
+    const most = Math.max(1, ...finite),
+      share = (n) => (n > 0 ? 0.15 + (0.85 * Math.log1p(n)) / Math.log1p(most) : 0);
+    return { low: 0, high: most, colour: (n) => between(cell, much, share(n)) };
   }
   if (view === "passing") {
-    return {
-      low: 0.001,
-      high: 1,
-      colour: (x) => between(colours.cell, colours.path, x > 0.001 ? 0.08 + 0.92 * (1 + Math.log10(x) / 3) : 0),
-    };
+    const share = (x) => (x > 0.001 ? 0.08 + 0.92 * (1 + Math.log10(x) / 3) : 0);
+    return { low: 0.001, high: 1, colour: (x) => between(cell, path, share(x)) };
   }
-  if (view === "softmax") {
-    return {
-      low: -1,
-      high: 1,
-      colour: (x) => (x < 0 ? between(cell, low, Math.sqrt(-x)) : between(cell, high, Math.sqrt(x))),
-    };
-  }
+  const signed = (x) => (x < 0 ? between(cell, low, -x) : between(cell, high, x));
+  if (view === "softmax") return { low: -1, high: 1, colour: (x) => signed(Math.sign(x) * Math.sqrt(Math.abs(x))) };
   const sizes = finite.map(Math.abs).sort((a, b) => a - b),
     most = sizes.at(-1) || 0,
     share = view === "difference" || view === "trained" ? sizes[Math.ceil(0.95 * sizes.length) - 1] : most,
@@ -94,7 +72,7 @@ export function scaleOf(view, numbers, colours) {
     high: reach,
     clipped: most > reach,
     empty: most < SHOWN,
-    colour: (x) => (x < 0 ? between(cell, low, -x / reach) : between(cell, high, x / reach)),
+    colour: (x) => signed(x / reach),
   };
 }
 
@@ -124,13 +102,8 @@ export function drawMap(canvas, scene) {
     if (view === "softmax" && data.seen[s]) {
       context.fillStyle = fill;
       context.fillRect(x, y, side, side);
-      triangles(
-        context,
-        x,
-        y,
-        side,
-        [0, 1, 2, 3].map((a) => scale.colour(numbers[s * A + a])),
-      );
+      const fills = [0, 1, 2, 3].map((a) => scale.colour(numbers[s * A + a]));
+      triangles(context, x, y, side, fills);
     } else {
       if ((data.seen[s] || view === "passing" || view === "truth") && Number.isFinite(numbers[s]))
         fill = scale.colour(numbers[s]);
@@ -204,24 +177,14 @@ function hatch(context, x, y, side, colour) {
 
 /** The four actions of a cell as triangles that meet in its middle. */
 function triangles(context, x, y, side, fills) {
-  const corner = [
-      [x, y],
-      [x + side, y],
-      [x + side, y + side],
-      [x, y + side],
-    ],
-    sides = [
-      [0, 1],
-      [3, 2],
-      [0, 3],
-      [1, 2],
-    ];
-  sides.forEach(([from, to], a) => {
+  const [topLeft, topRight, lowLeft, lowRight] = [[x, y], [x + side, y], [x, y + side], [x + side, y + side]];
+  const upDownLeftRight = [[topLeft, topRight], [lowLeft, lowRight], [topLeft, lowLeft], [topRight, lowRight]];
+  upDownLeftRight.forEach(([from, to], a) => {
     context.fillStyle = fills[a];
     context.beginPath();
     context.moveTo(x + side / 2, y + side / 2);
-    context.lineTo(...corner[from]);
-    context.lineTo(...corner[to]);
+    context.lineTo(...from);
+    context.lineTo(...to);
     context.closePath();
     context.fill();
   });
@@ -349,18 +312,10 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
   }
   context.textAlign = "center";
   context.fillStyle = colours.quiet;
-  for (const [position, text] of [
-    [SLIDER.min, "0⁺"],
-    [-2, "0.01"],
-    [-1, "0.1"],
-    [0, "1"],
-    [1, "10"],
-    [2, "100"],
-    [3, "1000"],
-    [SLIDER.max, "∞"],
-  ]) {
-    if ((position === -2 || position === 3) && width < 520) continue;
-    context.fillText(text, x(position), height - 8);
+  const decades = [0.01, 0.1, 1, 10, 100, 1000];
+  for (const alpha of [0, ...(width < 520 ? decades.slice(1, -1) : decades), Infinity]) {
+    const text = { 0: "0⁺", Infinity: "∞" }[alpha] || String(alpha);
+    context.fillText(text, x(positionOf(alpha)), height - 8);
   }
 }
 

@@ -129,53 +129,19 @@ function zip(files) {
   let offset = 0;
   for (const [name, bytes] of files) {
     const letters = new TextEncoder().encode(name),
-      crc = crc32(bytes);
-    // version 2.0, no flags, stored, 1 January 1980
-    const facts = [
-      20,
-      0,
-      0,
-      0,
-      0,
-      0,
-      0,
-      0,
-      33,
-      0,
-      ...little(crc, 4),
-      ...little(bytes.length, 4),
-      ...little(bytes.length, 4),
-      ...little(letters.length, 2),
-      0,
-      0,
-    ];
+      size = little(bytes.length, 4);
+    const made = [20, 0, 0, 0, 0, 0, 0, 0, 33, 0]; // version 2.0, no flags, stored, 1 January 1980
+    const facts = [...made, ...little(crc32(bytes), 4), ...size, ...size, ...little(letters.length, 2), 0, 0];
     const local = Uint8Array.from([0x50, 0x4b, 3, 4, ...facts]);
-    directory.push(
-      Uint8Array.from([0x50, 0x4b, 1, 2, 20, 0, ...facts, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ...little(offset, 4)]),
-      letters,
-    );
+    const entry = [0x50, 0x4b, 1, 2, 20, 0, ...facts, ...little(0, 10), ...little(offset, 4)];
+    directory.push(Uint8Array.from(entry), letters);
     parts.push(local, letters, bytes);
     offset += local.length + letters.length + bytes.length;
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0),
     many = little(files.length, 2);
-  const end = Uint8Array.from([
-    0x50,
-    0x4b,
-    5,
-    6,
-    0,
-    0,
-    0,
-    0,
-    ...many,
-    ...many,
-    ...little(size, 4),
-    ...little(offset, 4),
-    0,
-    0,
-  ]);
-  return joined([...parts, ...directory, end]);
+  const end = [0x50, 0x4b, 5, 6, 0, 0, 0, 0, ...many, ...many, ...little(size, 4), ...little(offset, 4), 0, 0];
+  return joined([...parts, ...directory, Uint8Array.from(end)]);
 }
 
 function joined(parts) {

@@ -48,14 +48,9 @@ function computed() {
 
 /** What cql/exact is asked for: Q-learning on logged actions is the limit alpha -> 0 of CQL(H). */
 function settingOf() {
-  const penalty = OBJECTIVES[state.learner] ? state.learner : "logsumexp";
-  return {
-    alpha: state.learner in OBJECTIVES ? state.alpha : 0,
-    gamma: state.gamma,
-    tdLoss: state.tdLoss,
-    penalty,
-    temperature: state.temperature,
-  };
+  const { learner, gamma, tdLoss, temperature } = state,
+    penalised = learner in OBJECTIVES;
+  return { alpha: penalised ? state.alpha : 0, gamma, tdLoss, penalty: penalised ? learner : "logsumexp", temperature };
 }
 
 /** { found, policy, milliseconds } of the learner, or of its backups so far. */
@@ -98,19 +93,11 @@ function learn(world, data, setting, curveKey) {
 
 /** The steps of the preloaded run, each as an episode of its own: their order is not kept. */
 function givenSteps() {
-  return preload
-    ? preload.logged.flatMap(([s, a, r, next, terminated, times]) =>
-        Array.from({ length: times }, () => ({
-          s,
-          a,
-          r,
-          next,
-          terminated: terminated === 1,
-          truncated: false,
-          episode: null,
-        })),
-      )
-    : [];
+  if (!preload) return [];
+  const whole = { truncated: false, episode: null };
+  return preload.logged.flatMap(([s, a, r, next, terminated, times]) =>
+    Array.from({ length: times }, () => ({ s, a, r, next, terminated: terminated === 1, ...whole })),
+  );
 }
 
 function trainedTable() {
@@ -179,17 +166,13 @@ function render() {
 
 // -------------------------------------------------------------------------------------------------------- controls
 
+const PLAIN = ["slip", "gamma", "steps", "seed", "temperature", "initial", "source", "learner", "epsilon", "member"];
 // what stands in the fields
 const FIELDS = {
   rows: () => state.map.length,
   columns: () => state.map[0].length,
   ...Object.fromEntries(["free", "hazard", "goal"].map((name) => [name, () => state.rewards[name]])),
-  ...Object.fromEntries(
-    ["slip", "gamma", "steps", "seed", "temperature", "initial", "source", "learner", "epsilon", "member"].map((name) => [
-      name,
-      () => state[name],
-    ]),
-  ),
+  ...Object.fromEntries(PLAIN.map((name) => [name, () => state[name]])),
   "td-loss": () => state.tdLoss,
   episodes: () => Math.log10(state.episodes),
   alpha: () => positionOf(state.learner in OBJECTIVES ? state.alpha : 0),
@@ -294,11 +277,13 @@ function resize(rows, columns) {
   changeMap(map);
 }
 
+function stopPlaying() {
+  clearInterval(playing);
+  playing = null;
+}
+
 function watch(turn) {
-  if (turn === null && playing) {
-    clearInterval(playing);
-    playing = null;
-  }
+  if (turn === null) stopPlaying();
   sweeps = turn;
 }
 
@@ -329,11 +314,8 @@ function openLesson(n) {
 
 function segments(group, entries, choose) {
   for (const [key, text, title] of entries) {
-    const button = Object.assign(document.createElement("button"), {
-      type: "button",
-      textContent: text,
-      title: title || "",
-    });
+    const look = { type: "button", textContent: text, title: title || "" };
+    const button = Object.assign(document.createElement("button"), look);
     button.dataset.key = key;
     button.addEventListener("click", () => choose(key));
     $(group).append(button);
@@ -462,20 +444,15 @@ function build() {
     schedule();
   });
   on("play", "click", () => {
-    if (playing) {
-      clearInterval(playing);
-      playing = null;
-      return schedule();
+    if (playing) stopPlaying();
+    else {
+      sweeps = 0;
+      playing = setInterval(() => {
+        sweeps++;
+        if (sweeps > 400 || now.away < 1e-3) stopPlaying();
+        schedule();
+      }, 120);
     }
-    sweeps = 0;
-    playing = setInterval(() => {
-      sweeps++;
-      if (sweeps > 400 || now.away < 1e-3) {
-        clearInterval(playing);
-        playing = null;
-      }
-      schedule();
-    }, 120);
     schedule();
   });
   const mapPoint = (event) => {

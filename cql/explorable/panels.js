@@ -111,14 +111,8 @@ function softmaxOf({ found, data }) {
   for (let s = 0; s < p.length; s += A) {
     const top = Math.max(...found.q.subarray(s, s + A)),
       e = [0, 1, 2, 3].map((a) => (top === -Infinity ? 0 : Math.exp(found.q[s + a] - top)));
-    e.forEach((x, a) => {
-      p[s + a] =
-        x /
-        Math.max(
-          1e-300,
-          e.reduce((one, other) => one + other),
-        );
-    });
+    const total = e.reduce((one, other) => one + other) || 1;
+    e.forEach((x, a) => (p[s + a] = x / total));
   }
   return p;
 }
@@ -234,13 +228,8 @@ export function showCell({ state, now, table }) {
   const { world, data, found, setting, policy } = now,
     s = state.cell,
     pairs = [0, 1, 2, 3].map((a) => s * A + a);
-  const kind = world.hazard[s]
-    ? endingOf(world).kind
-    : world.goal[s]
-      ? "the goal"
-      : s === world.start
-        ? "the start"
-        : "a free cell";
+  const free = s === world.start ? "the start" : "a free cell";
+  const kind = world.hazard[s] ? endingOf(world).kind : world.goal[s] ? "the goal" : free;
   $("cell-head").textContent = `Row ${Math.floor(s / world.columns) + 1}, column ${(s % world.columns) + 1}: ${kind}`;
   $("undo-edits").parentElement.hidden = !state.edits.size;
   const said =

@@ -79,14 +79,7 @@ function sweep(data, targets, objective, out, z) {
   const { alphaHalf, tau, pull, weightedByBeta } = objective,
     { beta, seen } = data,
     { q, p, slope } = out;
-  const right = [0, 0, 0, 0],
-    c = [0, 0, 0, 0],
-    w = [0, 0, 0, 0],
-    actions = [0, 0, 0, 0],
-    v = [0, 0, 0, 0],
-    t = [0, 0, 0, 0],
-    logC = [0, 0, 0, 0],
-    root = [0, 0, 0, 0];
+  const [right, c, w, actions, v, t, logC, root] = Array.from({ length: 8 }, () => [0, 0, 0, 0]);
   for (let s = 0; s < seen.length; s++) {
     if (!seen[s]) continue;
     let n = 0,
@@ -257,14 +250,8 @@ export function residualOf(data, q, targets, setting) {
       const error = q[pair] - targets[pair],
         away = e[i] / total - pull * beta[pair];
       level += beta[pair] * error;
-      worst = Math.max(
-        worst,
-        setting.alpha !== Infinity
-          ? unit * Math.abs(beta[pair] * error + alphaHalf * away)
-          : weightedByBeta
-            ? 0
-            : Math.abs(away),
-      );
+      if (setting.alpha !== Infinity) worst = Math.max(worst, unit * Math.abs(beta[pair] * error + alphaHalf * away));
+      else if (!weightedByBeta) worst = Math.max(worst, Math.abs(away));
     });
     if (setting.alpha === Infinity) worst = Math.max(worst, Math.abs(level));
   }

@@ -4,12 +4,7 @@
 export const A = 4;
 export const ACTIONS = ["up", "down", "left", "right"];
 export const ARROWS = ["↑", "↓", "←", "→"];
-const MOVES = [
-  [-1, 0],
-  [1, 0],
-  [0, -1],
-  [0, 1],
-];
+const MOVES = [[-1, 0], [1, 0], [0, -1], [0, 1]]; // rows down, columns right
 
 export const ISLANDS = [
   "S..............",
@@ -146,23 +141,9 @@ export function makeWorld({ map, slip, rewards, steps }) {
       );
     }
   }
-  return {
-    map,
-    rows,
-    columns,
-    S,
-    cells,
-    slip,
-    rewards,
-    steps,
-    start,
-    hazard,
-    goal,
-    terminal,
-    harmless: rewards.hazard >= 0, // its hazards then merely end the episode
-    intended,
-    model: modelOf(S, outcomes),
-  };
+  const harmless = rewards.hazard >= 0; // its hazards then merely end the episode
+  const facts = { map, rows, columns, S, cells, slip, rewards, steps, start, hazard, goal, terminal, harmless, intended };
+  return { ...facts, model: modelOf(S, outcomes) };
 }
 
 /** Probabilities of the policy that generates the data: towards the goal, with a share epsilon of random safe moves. */

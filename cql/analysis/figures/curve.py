@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cql.analysis.audit import TERMS
-from cql.analysis.exact_curve import exact_curve
 from cql.analysis.figures.data import RunData, member_of, shown_member
 from cql.analysis.figures.maps import error_map, map_legend
 from cql.analysis.figures.style import (
@@ -27,7 +26,6 @@ from cql.analysis.figures.style import (
     save_figures,
     sign,
 )
-from cql.exact import curve
 from cql.members import Member
 from cql.run_folder import RunFolder
 
@@ -39,28 +37,27 @@ PANELS = {"discounted_value": "Value at the start, discounted", "return": "Retur
 
 
 def draw_audit(run: RunFolder, audit: dict) -> dict[str, Path]:
-    """Writes audit_values, audit_decomposition and audit_phase into ``figures/``, as far as the run has CQL members.
+    """Writes audit_values and audit_decomposition into ``figures/``, as far as the run has CQL members.
 
     Returns:
         name -> path of those drawn.
     """
     run_data = RunData.of(run)
     return save_figures(run_data, {"audit_values": partial(audit_values, run_data, audit),
-                                   "audit_decomposition": partial(audit_decomposition, audit),
-                                   "audit_phase": partial(audit_phase, run_data)})
+                                   "audit_decomposition": partial(audit_decomposition, audit)})
 
 
 @house_style()
-def phase_figure(result: dict, title: str = "CQL over α, solved exactly") -> Figure:
+def phase_figure(result: dict) -> Figure:
     """The content of ``phase.json``: value, return and hazard over alpha, the flips below, trained members over it.
 
     Args:
-        result: may lack "flips"; "trained": entries of ``evaluation.json``.
+        result: its "trained" are entries of ``evaluation.json``.
     """
     rows, references, members = result["curve"], result["references"], result.get("trained") or ()
     alphas = np.array([row["alpha"] for row in rows])
     wide = (alphas[-1] / alphas[0]) ** 0.035 if len(alphas) > 1 else 2.0  # between the curve and its limits
-    flips = [flip["alpha"] for flip in result.get("flips") or ()]
+    flips = [flip["alpha"] for flip in result["flips"]]
     figure = Figure((WIDTH, 7.6), layout="constrained")
     axes = dict(zip(PANELS, figure.subplots(2, 2, sharex=True).ravel()))
     value_axes, flip_axes = axes["discounted_value"], axes["action_mismatch_rate"]
@@ -105,8 +102,8 @@ def phase_figure(result: dict, title: str = "CQL over α, solved exactly") -> Fi
     environment = result.get("environment") or {}
     name = environment.get("arguments", {}).get("map_name") or environment.get("id", "")
     seed = "" if result.get("data_seed") is None else f"data set {result['data_seed']}, "
-    heading(figure, title, f"{name}; {seed}{result['transitions']:,} transitions; γ = {result['gamma']:g}; "
-            "exact solutions on the data's model, judged on the true one")
+    heading(figure, "CQL over α, solved exactly", f"{name}; {seed}{result['transitions']:,} transitions; "
+            f"γ = {result['gamma']:g}; exact solutions on the data's model, judged on the true one")
     return figure
 
 
@@ -141,17 +138,6 @@ def _draw_trained(axes: dict, entries, alphas, wide: float) -> str | None:
     diverged = sum(e.get("diverged") is not None for e in entries)
     notes += [f"{diverged} of {len(entries)} diverged"] * bool(diverged)
     return "; ".join(notes)
-
-
-def audit_phase(run_data: RunData) -> Figure | None:
-    """The exact curve of the first data set with the members trained on it."""
-    config = run_data.config
-    members = [e for e in run_data.evaluation["members"] if e["data_seed"] == config.data_seed]
-    if config.td_loss == "huber" or not any(e["algorithm"] == "cql" for e in members):
-        return None
-    result = exact_curve(run_data.world, run_data.dataset, curve.default_alphas(), config,
-                         run_data.world.behavior_policy(config), flips=False)
-    return phase_figure({**result, "trained": members}, "The trained members beside the exact curve over α")
 
 
 @house_style()
