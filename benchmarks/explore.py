@@ -1,84 +1,95 @@
-"""Draws the moving picture of the explorable, α from 0⁺ to ∞ on the default map: python -m benchmarks.explore
+"""How fast the explorable follows its slider in Chromium, and the moving picture of it.
 
-Needs Chromium, and Pillow, which matplotlib brings.
+    python -m benchmarks.explore                                      # milliseconds of a change of α, and of the curve
+    python -m benchmarks.explore --picture docs/figures/explore.webp  # α from 0⁺ to ∞ on the default map
+
+Needs Chromium and, for the picture, Pillow, which matplotlib brings.
 """
 
+import argparse
 import base64
 import io
-import json
-import os
-import subprocess
+import statistics
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
 
 from cql import explorable
-from tests.browser import CHROMIUM
+from tests.browser import Browser
 
-OUT = Path(__file__).parent.parent / "docs/figures/explore.webp"
-PART = {"x": 268, "y": 118, "width": 992, "height": 1122, "scale": 0.75}  # of the page, in the moving picture
-FRAMES = 41
-
-
-class Browser:
-    """A page in headless Chromium, spoken to by the DevTools protocol over a pair of pipes."""
-
-    def __init__(self, address: str, profile: str):
-        read, self.write = os.pipe()
-        self.read, write = os.pipe()
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        # Chromium reads from file descriptor 3 and writes to 4
-        shell = ["bash", "-c", f'exec 3<&{read} 4>&{write}; exec "$@"', "chromium", *command]
-        self.process = subprocess.Popen(shell, pass_fds=(read, write), stderr=subprocess.DEVNULL)
-        self.left, self.number, self.session = b"", 0, {}
-        target = self("Target.createTarget", url=address)["targetId"]
-        self.session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        self("Emulation.setDeviceMetricsOverride", width=1280, height=1000, deviceScaleFactor=1, mobile=False)
-
-    def __call__(self, method: str, **parameters) -> dict:
-        """The result of a command of the protocol."""
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters} | self.session
-        os.write(self.write, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self.left:
-                self.left += os.read(self.read, 2**20)
-            text, self.left = self.left.split(b"\0", 1)
-            answer = json.loads(text)
-            if answer.get("id") == self.number:
-                return answer["result"]
-
-    def value(self, expression: str):
-        """The value of an expression, or what the promise gives; None if it fails."""
-        answer = self("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        return answer["result"].get("value")
+WIDTH, HEIGHT, FRAMES = 1280, 1000, 41
+PART = {"x": 268, "y": 118, "width": 992, "height": 1122}  # of the page, in the moving picture
 
 
-def frame(browser: Browser, position: float) -> Image.Image:
-    """What the page shows with its slider at this share of its length."""
-    browser.value("new Promise((done) => setTimeout(done, 200), change({ view: 'passing', cell: 172, "
-                  f"alpha: alphaAt(SLIDER.min + (SLIDER.max - SLIDER.min) * {position}) }}))")
-    shot = browser("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=PART)
-    return Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+def wait_for_curve(browser: Browser) -> None:
+    while not browser.value("document.readyState === 'complete' && Boolean(cache.curve && cache.curve.value.flips)"):
+        time.sleep(0.1)
+
+
+def timings(browser: Browser) -> dict:
+    """Milliseconds: of a change of α, solving alone and all of it with drawing; of other data; of the curve.
+
+    The first curve is the one that a page computes while it opens.
+    """
+    script = """(async () => {
+        const all = [], solving = [], curves = [], news = [];
+        const first = [cache.curve.value.milliseconds];
+        for (let position = SLIDER.min; position <= SLIDER.max; position += 0.05) {
+            state.alpha = alphaAt(position);
+            const began = performance.now();
+            render();
+            all.push(performance.now() - began);
+            solving.push(now.milliseconds);
+            await new Promise((done) => setTimeout(done));
+        }
+        for (let seed = 100; seed < 106; seed++) {
+            state.seed = seed;
+            const began = performance.now();
+            render();
+            news.push(performance.now() - began);
+            while (!cache.curve.value.flips) await new Promise((done) => setTimeout(done, 50));
+            curves.push(cache.curve.value.milliseconds);
+        }
+        return { solving, all, news, curves, first };
+    })()"""
+    return browser.value(script)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        page.write_text(explorable.page(), encoding="utf-8")
-        browser = Browser(page.as_uri(), f"{folder}/profile")
-        try:
-            while not browser.value("Boolean(cache.curve && cache.curve.value.flips)"):
-                time.sleep(0.1)
-            frames = [frame(browser, n / (FRAMES - 1)) for n in range(FRAMES)]
-        finally:
-            browser.process.terminate()
-            browser.process.wait()
-        frames[0].save(OUT, "WEBP", save_all=True, append_images=frames[1:], loop=0, quality=70, method=4,
-                       duration=[1500] + [180] * (FRAMES - 2) + [2500])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--picture", metavar="FILE")
+    arguments = parser.parse_args()
+    browser = Browser()
+    with closing(browser), tempfile.TemporaryDirectory() as folder, browser.page():
+        (Path(folder) / "page.html").write_text(explorable.page(), encoding="utf-8")
+        browser("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
+        browser("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        browser("Page.navigate", url=(Path(folder) / "page.html").as_uri())
+        wait_for_curve(browser)
+        if arguments.picture:
+            Path(arguments.picture).write_bytes(moving_picture(browser))
+            return
+        for name, values in timings(browser).items():
+            print(f"{name:8} median {statistics.median(values):6.1f} ms, largest {max(values):6.1f} ms, "
+                  f"of {len(values)}")
+
+
+def moving_picture(browser: Browser) -> bytes:
+    """α from 0⁺ to ∞ as an animated WebP."""
+    frames = []
+    for n in range(FRAMES):
+        browser.value("new Promise((done) => setTimeout(done, 200), change({ view: 'passing', cell: 172, "
+                      f"alpha: alphaAt(SLIDER.min + (SLIDER.max - SLIDER.min) * {n / (FRAMES - 1)}) }}))")
+        shot = browser("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip={"scale": 1, **PART})
+        frame = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+        frames.append(frame.resize((frame.width * 3 // 4, frame.height * 3 // 4), Image.Resampling.LANCZOS))
+    out = io.BytesIO()
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], loop=0, quality=70, method=4,
+                   duration=[1500] + [180] * (FRAMES - 2) + [2500])
+    return out.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Measuring several commands in turns (A B C A B C …), so that what else the machine does befalls all of them.
 
 Each command is a process that prints one line of JSON when it is ready, and then one for every number of seconds that
-it reads. Imports nothing but the standard library, because peers import it in environments of their own.
+it reads. Imports nothing but the standard library (``rolled_out`` Gymnasium), because peers import it in environments
+of their own.
 """
 
 import json
@@ -88,6 +89,24 @@ def rates(answers: list[dict]) -> str:
 def ratios(ours: list[dict], theirs: list[dict]) -> str:
     """The ratio of the rates of each round: their median is what the machine's drift touches least."""
     return spread([a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)])
+
+
+def rolled_out(task: str, act, gamma: float, episodes: int = 30) -> dict:
+    """Mean return of a policy, and its mean discounted return with the standard error; ``act(observation)``."""
+    import gymnasium
+
+    environment, returns, discounted = gymnasium.make(task), [], []
+    for episode in range(episodes):
+        observation, _ = environment.reset(seed=5000 + episode)
+        done, weight, total, worth = False, 1.0, 0.0, 0.0
+        while not done:
+            observation, reward, terminated, truncated, _ = environment.step(act(observation))
+            total, worth = total + float(reward), worth + weight * float(reward)
+            weight, done = weight * gamma, terminated or truncated
+        returns.append(total)
+        discounted.append(worth)
+    return {"return": statistics.mean(returns), "discounted": statistics.mean(discounted),
+            "error": statistics.stdev(discounted) / episodes**0.5}
 
 
 def _three(value: float) -> str:

@@ -18,6 +18,7 @@ def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path 
     """The weights of the config's objective; all None for CQL(H) where every action exists in every state.
 
     Args:
+        datasets: for training as the network reads them: masks belong to the rows of its table of observations.
         folder: of the run, with its own copies of the given policies; without it the config's files are read.
 
     Raises:
@@ -44,7 +45,8 @@ def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path 
 
 
 def existing_actions(datasets: list[OfflineDataset]) -> ActionWeights:
-    """The actions that exist in each state, for penalty, target and policy; None where all do (``admissible``)."""
+    """The actions that exist in each state, or at each distinct vector, for penalty, target and policy; None where all
+    do (``admissible``)."""
     if datasets[0].admissible is None:
         return ActionWeights()
     return ActionWeights(*[np.stack([dataset.admissible for dataset in datasets]).astype(np.float32)] * 3)
@@ -54,7 +56,8 @@ def masks_in_words(dataset: OfflineDataset) -> str | None:
     """One sentence on the actions that exist, for the summary of a run; None where all do."""
     if (exist := dataset.admissible) is None:
         return None
-    return (f"masks: {exist.sum(1).mean():.1f} of {exist.shape[1]} actions exist in a state, on average; "
+    where = "in a state" if dataset.discrete else "at a distinct observation"
+    return (f"masks: {exist.sum(1).mean():.1f} of {exist.shape[1]} actions exist {where}, on average; "
             "cql/algorithm.py trains all members, since the fast trainer does not know masks.")
 
 

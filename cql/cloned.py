@@ -59,7 +59,8 @@ def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: Wo
     if config.clones_all and every.penalty_weights is None:
         return every
     cloned = [scales.scaled(cloned_episodes(config, dataset, world)) for dataset in datasets]
-    return Transitions(cloned, every.actions.device, config.full_batch, existing_actions(datasets))
+    exist = existing_actions(datasets if datasets[0].discrete else cloned)  # of vectors by the rows of its own table
+    return Transitions(cloned, every.actions.device, config.full_batch, exist)
 
 
 def cloned_in_words(config: Config, datasets: list[OfflineDataset], world: World) -> str | None:

@@ -63,9 +63,9 @@ class Config:
                                    "observation of the transition before it", DATA)
     observation_scale: str = _option("none", "standard: the network reads every column of the observations less its "
                                      "mean, over its standard deviation (the default for vectors that are not the "
-                                     "GridWorld's)", DATA, choices=("none", "standard"))
+                                     "GridWorld's)", ALGORITHM, choices=("none", "standard"))
     reward_scale: Any = _option(1.0, "train on the rewards divided by C, and report in their own units; auto: by the "
-                                "returns in the data (the default for vectors that are not the GridWorld's)", DATA,
+                                "returns in the data (the default for vectors that are not the GridWorld's)", ALGORITHM,
                                 parse=reward_scale, metavar="C|auto")
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; a member is trained for each",
@@ -209,13 +209,14 @@ class Config:
         return cls(**values)
 
 
-def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | None = None) -> None:
-    """One flag per field, of the named groups only where given. Flags that are not given leave no trace in the result,
-    so that ``from_arguments`` and ``given`` tell them from defaults."""
+def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | None = None,
+                  without: tuple[str, ...] = ()) -> None:
+    """One flag per field: of the named groups only where given, and without some. Flags that are not given leave no
+    trace in the result, so that ``from_arguments`` and ``given`` tell them from defaults."""
     sections = {}
     for f in dataclasses.fields(Config):
         group = f.metadata["group"]
-        if group is None or groups is not None and group not in groups:
+        if group is None or groups is not None and group not in groups or f.name in without:
             continue
         if group not in sections:
             sections[group] = parser.add_argument_group(group)

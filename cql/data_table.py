@@ -45,6 +45,8 @@ def dataset_of_table(path, episode: str, step: str, action: str, reward: str, fe
         raise ConfigError("--features names a column twice.")
     if later := [name for name in seen if name in (action, reward, terminal)]:
         raise ConfigError(f"{later[0]} is known only once the action is chosen: a policy cannot see it.")
+    if episode in seen:
+        raise ConfigError(f"{episode} names the episode: that is no feature or state, since every new one has another.")
     table = _read(path, list(dict.fromkeys(filter(None, (episode, step, action, reward, *seen, terminal)))))
     episodes, _ = _labels(table, episode)
     times = types.is_temporal(table[step].type)

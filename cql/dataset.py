@@ -58,8 +58,7 @@ class OfflineDataset:
         behavior_probabilities: ``[D]`` float64 in (0, 1], the logged action's under one policy, or None: in every
             state, the smallest probability logged for each action, summed over actions, is at most 1.
         action_masks, next_action_masks: ``[D, A]`` bool, which actions exist in the observation and in the next one, or
-            None: all do. Observations are state numbers, and equal ones have equal masks; those after a terminated
-            step are not read.
+            None: all do. Equal observations have equal masks; those after a terminated step are not read.
         metadata: JSON-able; ``num_actions`` and, for Discrete observations, ``num_states`` among it; where they are
             known ``environment`` (a spec of ``cql.collect``), ``horizon``, the steps after which an episode is cut off,
             and the texts ``action_names`` and ``state_names`` or ``feature_names``. Beside them stand what was set
@@ -193,6 +192,13 @@ class OfflineDataset:
         return self.metadata["num_actions"]
 
     @property
+    def action_names(self) -> list[str] | None:
+        """What the metadata call the actions: their names, else their numbers where these do not begin at 0."""
+        first = self.metadata.get("first_action", 0)
+        numbers = [str(first + action) for action in range(self.num_actions)] if first else None
+        return self.metadata.get("action_names", numbers)
+
+    @property
     def num_states(self) -> int:
         """Size of the Discrete observation space. Raises DatasetError for vector observations."""
         if not self.discrete:
@@ -200,17 +206,44 @@ class OfflineDataset:
         return self.metadata["num_states"]
 
     @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The states ``[S]``, or the distinct vectors ``[U, n]`` among observations and next observations in order; and
+        the row of each observation and of each next observation there, ``[D]`` and ``[D]``."""
+        if self.discrete:
+            return np.arange(self.num_states), self.observations, self.next_observations
+        table, rows = number_rows(np.concatenate([self.observations, self.next_observations]))
+        return table, rows[: len(self)], rows[len(self) :]
+
+    @cached_property
     def admissible(self) -> np.ndarray | None:
-        """``[S, A]`` bool: the actions that exist in each state, by the masks and the model; None where all do."""
+        """``[S, A]`` or ``[U, A]`` bool: the actions that exist at each row of ``rows``, by the masks and the model, or
+        all where these do not say; None where all exist everywhere."""
         known = None if self.model is None else self.model.admissible
         if self.action_masks is None and self.next_action_masks is None:
             return known
-        table = np.ones((self.num_states, self.num_actions), np.bool_) if known is None else known.copy()
+        distinct, here, following = self.rows
+        table = np.ones((len(distinct), self.num_actions), np.bool_) if known is None else known.copy()
         if self.next_action_masks is not None:
-            table[self.next_observations[~self.terminations]] &= self.next_action_masks[~self.terminations]
+            table[following[~self.terminations]] &= self.next_action_masks[~self.terminations]
         if self.action_masks is not None:
-            table[self.observations] &= self.action_masks
+            table[here] &= self.action_masks
         return table
+
+    @property
+    def masked(self) -> bool:
+        """Whether policies trained on it need a mask to act: those of vectors with masks. Others hold their own."""
+        return not self.discrete and self.admissible is not None
+
+    def masks_of(self, observations: np.ndarray) -> np.ndarray | None:
+        """The masks that policies need to act at these observations, ``[B, A]`` bool, all true where the data do not
+        say; None where they need none."""
+        if not self.masked:
+            return None
+        distinct = self.rows[0]
+        both, place = number_rows(np.concatenate([distinct, np.asarray(observations, distinct.dtype)]))
+        table = np.ones((len(both), self.num_actions), np.bool_)
+        table[place[: len(distinct)]] = self.admissible
+        return table[place[len(distinct) :]]
 
     @property
     def environment(self) -> dict | None:
@@ -623,26 +656,30 @@ def _validate_names(data: OfflineDataset) -> None:
 
 
 def _validate_masks(data: OfflineDataset) -> None:
-    """Raises DatasetError if masks are not one table over the states, or leave out an action that was logged."""
-    for name in (name for name in MASKS if getattr(data, name) is not None):
-        if not data.discrete:
-            raise DatasetError(f"{name} needs observations that are state numbers: no array says which actions exist "
-                               "in vectors that were never logged.")
-        states, read = data.observations, np.ones(len(data), np.bool_)
-        if name == "next_action_masks":
-            states, read = data.next_observations, ~data.terminations
-        masks = getattr(data, name)
+    """Raises DatasetError if masks are not one table over the observations, or leave out an action that was logged."""
+    if data.admissible is None:
+        return
+    distinct, here, following = data.rows
+    others = f"another transition{' or the model' * (data.model is not None)}"
+    names = data.action_names or range(data.num_actions)
+
+    def seen(row: int) -> str:
+        return f"{'state' if data.discrete else 'observation'} {distinct[row].tolist()}"
+
+    for name, rows, read in (("action_masks", here, np.ones(len(data), np.bool_)),
+                             ("next_action_masks", following, ~data.terminations)):
+        if (masks := getattr(data, name)) is None:
+            continue
         if (empty := read & ~masks.any(1)).any():
-            raise DatasetError(f"{name} of transition {np.argmax(empty)} leave no action in state "
-                               f"{states[np.argmax(empty)]}.")
-        if (differ := read & (masks != data.admissible[states]).any(1)).any():
+            raise DatasetError(f"{name} of transition {np.argmax(empty)} leave no action in "
+                               f"{seen(rows[np.argmax(empty)])}.")
+        if (differ := read & (masks != data.admissible[rows]).any(1)).any():
             raise DatasetError(f"the masks contradict each other: {name} of transition {np.argmax(differ)} are not "
-                               f"those that another transition{' or the model' * (data.model is not None)} gives for "
-                               f"state {states[np.argmax(differ)]}.")
-    if data.admissible is not None and (wrong := ~data.admissible[data.observations, data.actions]).any():
+                               f"those that {others} gives for {seen(rows[np.argmax(differ)])}.")
+    if (wrong := ~data.admissible[here, data.actions]).any():
         n = np.argmax(wrong)
-        raise DatasetError(f"transition {n} takes action {data.actions[n]} in state {data.observations[n]}, which its "
-                           "mask or the model says does not exist there.")
+        raise DatasetError(f"transition {n} takes action {names[data.actions[n]]} in {seen(here[n])}, which its mask "
+                           "or the model says does not exist there.")
 
 
 def _validate_range(data: OfflineDataset, name: str, number: str) -> None:

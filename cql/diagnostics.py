@@ -39,7 +39,8 @@ class Diagnostics:
         rows = [table_rows(transitions, dataset.observations) for dataset in datasets]  # each [D]
         first = [row[dataset.episode_starts] for row, dataset in zip(rows, datasets)]  # each [E]
         looked_at = np.union1d(*(_evenly(np.unique(np.concatenate(part))) for part in (rows, first)))  # [R]
-        self.inputs = transitions.observations[torch.from_numpy(looked_at).to(device)]  # [R] or [R, n]
+        self.rows = torch.from_numpy(looked_at).to(device)  # [R], of the table
+        self.inputs = transitions.observations[self.rows]  # [R] or [R, n]
         row_number = np.full(len(transitions.observations), -1)  # of a table row among those looked at
         row_number[looked_at] = np.arange(len(looked_at))
         pair_counts, start_counts, self.rewards = [], [], []
@@ -61,7 +62,7 @@ class Diagnostics:
         self.listed = transitions.discrete or world.mdp is not None  # whether states are: then every one is judged
         masks = None if datasets[0].admissible is None else np.stack([dataset.admissible for dataset in datasets])
         self.allowed = {"cql": None if transitions.allowed is None else transitions.allowed.bool(),
-                        "bc": None if masks is None else torch.from_numpy(masks).to(device)}  # [data sets, S, A]
+                        "bc": None if masks is None else torch.from_numpy(masks).to(device)}  # [data sets, table, A]
         if world.mdp is not None:
             self.states = torch.from_numpy(self.scales.inputs(world.inputs)).to(device)  # [S] or [S, n]
 
@@ -87,8 +88,7 @@ class Diagnostics:
         or None without a model. Waits for the device; arguments as of ``measure``."""
         raw = population_outputs(network, parameters, self.inputs)  # [M, R, A]
         allowed = self.allowed[algorithm]
-        allowed = None if allowed is None else allowed[data_index]  # [M, S, A]
-        outputs = raw if allowed is None else raw.masked_fill(~allowed[:, self.inputs], -torch.inf)
+        outputs = raw if allowed is None else raw.masked_fill(~allowed[data_index[:, None], self.rows], -torch.inf)
         weights = self.weights[data_index]  # [M, R, A]
         state_weights, logged = weights.sum(-1), weights > 0  # [M, R], [M, R, A]
         visited = logged.any(-1)  # [M, R]
@@ -114,7 +114,7 @@ class Diagnostics:
         if self.mdp is None:
             return columns, None
         everywhere = population_outputs(network, parameters, self.states)  # [M, S, A]
-        everywhere = everywhere if allowed is None else everywhere.masked_fill(~allowed, -torch.inf)
+        everywhere = everywhere if allowed is None else everywhere.masked_fill(~allowed[data_index], -torch.inf)
         return columns, everywhere.argmax(-1).cpu().numpy()
 
     def with_exact(self, columns: dict[str, list[float]], actions: np.ndarray | None) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from cql.files import archive_bytes, atomic_write, load_archive
 from cql.network import PopulationMLP
 from cql.scales import Scales
 
-FORMAT, SCALED = 3, 4  # without and with scales of observations and rewards
+FORMAT, SCALED, MASKED = 3, 4, 5  # without and with scales of observations and rewards; acting by a mask
 AT_ONCE = 2**16  # states that the network reads at once
 MAX_PARAMETERS, MAX_TABLE = 2**31, 2**28  # numbers
 
@@ -24,12 +24,17 @@ class Policy:
         network: shapes; parameters: in the order of its ``shapes``, with a member axis of length 1.
         allowed: ``[S, A]`` bool, the actions that it may take, others having the output minus infinity; None: all.
         scales: of observations and rewards: what is asked and answered is in the units of the data.
+        masked: whether it was trained on vectors with masks, and acts only where the caller gives one.
+
+    Where a method takes a ``mask``, it is ``[A]`` or ``[B, A]`` bool: the actions that exist at the observations, which
+    are vectors (of state numbers it stands in ``allowed``). Others have the output minus infinity.
     """
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], algorithm: str, alpha: float | None, seed: int,
-                 data_seed: int, allowed: Tensor | None = None, scales: Scales | None = None):
+                 data_seed: int, allowed: Tensor | None = None, scales: Scales | None = None, masked: bool = False):
         self.network, self.parameters, self.allowed, self.scales = network, parameters, allowed, scales or Scales()
         self.algorithm, self.alpha, self.seed, self.data_seed = algorithm, alpha, seed, data_seed
+        self.masked = masked
 
     @classmethod
     def load(cls, path) -> "Policy":
@@ -48,15 +53,16 @@ class Policy:
         parameters = {name: tensor[0].detach().cpu().clone()
                       for name, tensor in zip(self.network.shapes, self.parameters)}
         atomic_write(path, archive_bytes({
-            "format": SCALED if self.scales.used else FORMAT, "algorithm": self.algorithm, "alpha": self.alpha,
-            "seed": self.seed, "data_seed": self.data_seed, "observation_space": space,
+            "format": MASKED if self.masked else SCALED if self.scales.used else FORMAT,
+            "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed, "data_seed": self.data_seed,
+            "observation_space": space,
             "num_actions": self.network.outputs, "hidden": list(self.network.hidden), "parameters": parameters,
             **({} if self.allowed is None else {"allowed": self.allowed}),
             **({"scales": _scales_on_disk(self.scales)} if self.scales.used else {})}))
 
     @classmethod
     def _from_contents(cls, contents: dict) -> "Policy":
-        if contents["format"] not in (FORMAT, SCALED):
+        if contents["format"] not in (FORMAT, SCALED, MASKED):
             raise ValueError(f"format {contents['format']!r} is not known")
         if contents["algorithm"] not in ("cql", "bc"):
             raise ValueError(f"algorithm {contents['algorithm']!r} is not known")
@@ -84,21 +90,25 @@ class Policy:
         if allowed is not None and (not discrete or allowed.shape != (inputs, contents["num_actions"])
                                     or allowed.dtype != torch.bool or not bool(allowed.any(-1).all())):
             raise ValueError("allowed is not [states, actions] bool with an action in every state")
-        scales = _scales_of(contents["scales"], inputs, discrete) if contents["format"] == SCALED else None
+        masked = contents["format"] == MASKED
+        scaled = contents["format"] == SCALED or (masked and "scales" in contents)
+        scales = _scales_of(contents["scales"], inputs, discrete) if scaled else None
+        if masked and discrete:
+            raise ValueError("a policy over states has no masks from elsewhere")
         return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds,
-                   allowed, scales)
+                   allowed, scales, masked)
 
     @property
     def finite(self) -> bool:
         """Whether every parameter is a finite number; what is not is never saved."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.parameters)
 
-    def act(self, observation):
+    def act(self, observation, mask=None):
         """The greedy action, ties to the lowest: an int, or ``[B]`` int64 for a batch."""
-        actions = self.outputs(observation).argmax(-1)
+        actions = self.outputs(observation, mask).argmax(-1)
         return int(actions) if actions.ndim == 0 else actions
 
-    def q_values(self, observation) -> np.ndarray:
+    def q_values(self, observation, mask=None) -> np.ndarray:
         """Q(s, .): ``[A]`` or ``[B, A]`` float32.
 
         Raises:
@@ -106,14 +116,14 @@ class Policy:
         """
         if self.algorithm != "cql":
             raise ValueError("a Behaviour Cloning policy has no Q-values.")
-        return self.outputs(observation)
+        return self.outputs(observation, mask)
 
-    def probabilities(self, observation) -> np.ndarray:
+    def probabilities(self, observation, mask=None) -> np.ndarray:
         """softmax of the outputs, ``[A]`` or ``[B, A]``: for BC its estimate of the behaviour, for CQL the p of the
         penalty, which compares Q in the scale of the training; the policy itself acts greedily."""
-        return torch.from_numpy(self.outputs(observation)).div(self.output_unit).softmax(-1).numpy()
+        return torch.from_numpy(self.outputs(observation, mask)).div(self.output_unit).softmax(-1).numpy()
 
-    def outputs(self, observation) -> np.ndarray:
+    def outputs(self, observation, mask=None) -> np.ndarray:
         """Q-values of CQL, logits of BC: ``[A]`` or ``[B, A]`` float32.
 
         The result for an observation does not depend on the batch around it: float32 products of other sizes round
@@ -121,12 +131,41 @@ class Policy:
         of all states, and vectors go through the network in float64.
 
         Raises:
-            ValueError: an observation of another kind.
+            ValueError: an observation of another kind, or the lack of a mask, or one that is none.
         """
         observations, single = self._batched(np.asarray(observation))
         outputs = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
         outputs = outputs if self.output_unit == 1 else outputs * self.output_unit
-        return (outputs[0] if single else outputs).numpy()
+        outputs = outputs[0] if single else outputs
+        possible = self.possible(observation, mask)
+        return (outputs if possible is None else outputs.masked_fill(~torch.from_numpy(possible), -torch.inf)).numpy()
+
+    def possible(self, observation, mask=None) -> np.ndarray | None:
+        """The actions that it may take there, ``[A]`` or ``[B, A]`` bool; None: all, everywhere.
+
+        Raises:
+            ValueError: as ``outputs``.
+        """
+        seen, actions = np.asarray(observation), self.network.outputs
+        if self.network.discrete:
+            if mask is not None:
+                raise ValueError("which actions exist in a state stands in the policy: a mask is for vectors.")
+            return None if self.allowed is None else self.allowed[torch.from_numpy(np.asarray(seen, np.int64))].numpy()
+        if mask is None:
+            if self.masked:
+                raise ValueError("the policy was trained with masks: it needs one, which says of each of the "
+                                 f"{actions} actions whether it exists there.")
+            return None
+        try:
+            mask = np.asarray(mask)
+        except ValueError:  # ragged
+            mask = np.empty(0)
+        shape = (*seen.shape[:-1], actions)
+        if mask.shape != shape or mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"a mask is {actions} times true or false (1 or 0), for each observation.")
+        if not mask.any(-1).all():
+            raise ValueError("a mask leaves no action.")
+        return mask.astype(np.bool_)
 
     @property
     def output_unit(self) -> float:
@@ -138,8 +177,7 @@ class Policy:
     def _table(self) -> Tensor:
         """Outputs at every state, ``[S, A]``."""
         states = torch.arange(self.network.inputs)[None]
-        outputs = torch.cat([self.network.q_values(self.parameters, part)[0] for part in states.split(AT_ONCE, -1)])
-        return outputs if self.allowed is None else outputs.masked_fill(~self.allowed, -torch.inf)
+        return torch.cat([self.network.q_values(self.parameters, part)[0] for part in states.split(AT_ONCE, -1)])
 
     @torch.no_grad()
     def _read_in_float64(self, observations: Tensor) -> Tensor:

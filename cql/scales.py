@@ -37,7 +37,7 @@ class Scales:
     def of(cls, config: Config, dataset: OfflineDataset) -> "Scales":
         """The scales of a run on this data set."""
         columns = column_scales(dataset.observations) if config.observation_scale == "standard" else (None, None)
-        return cls(*columns, config.reward_scale)
+        return cls(*columns, float(config.reward_scale))
 
     @property
     def used(self) -> bool:
@@ -114,6 +114,7 @@ def resolved(config: Config, dataset: OfflineDataset, given: dict) -> Config:
 
     Raises:
         ConfigError: state numbers are to be standardised.
+        DatasetError: masks differ between vectors that are one to the network.
     """
     if dataset.discrete and config.observation_scale == "standard":
         raise ConfigError("--observation-scale standard is for vectors, and the observations are state numbers.")
@@ -143,4 +144,7 @@ def resolved(config: Config, dataset: OfflineDataset, given: dict) -> Config:
     if open_settings and 0 < copies < round(horizon, 6):
         chosen.append(f"Few copies: the target network is copied {counted(copies, 'time')}, and a value looks 1 / (1 - "
                       f"gamma) = {horizon:,.0f} steps ahead: take more --steps or a smaller --target-interval.")
-    return replace(config, **values, chosen=tuple(chosen))
+    config = replace(config, **values, chosen=tuple(chosen))
+    if dataset.masked:
+        Scales.of(config, dataset).scaled(dataset)  # refuses masks that differ between vectors equal to the network
+    return config

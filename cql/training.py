@@ -54,7 +54,7 @@ def train(run: RunFolder, config: Config, datasets: list[OfflineDataset], world:
     with on_signals(ranks.stop), torch_settings(device) as threads:
         scales = Scales.of(config, datasets[0])
         scaled = [scales.scaled(dataset) for dataset in datasets]
-        transitions = Transitions(scaled, device, config.full_batch, action_weights(config, datasets, run.path))
+        transitions = Transitions(scaled, device, config.full_batch, action_weights(config, scaled, run.path))
         diagnostics = Diagnostics(transitions, scaled, world, config.gamma, scales)
         by_algorithm = {"cql": transitions, "bc": cloned_transitions(config, datasets, world, transitions, scales)}
         for shard, log, position in _shards_to_train(run, config, shards, resume, ranks):
@@ -161,10 +161,10 @@ class Slice:
         return [float(str(alpha)) for alpha in self.state.alpha.cpu().numpy()]
 
     def policies(self, scales: Scales) -> list[Policy]:
-        allowed = self.transitions.allowed
-        masks = [None] * len(self.members) if allowed is None else allowed[self.data_index].bool().cpu()
+        allowed, masked = self.transitions.allowed, self.transitions.allowed is not None and not self.network.discrete
+        masks = [None] * len(self.members) if allowed is None or masked else allowed[self.data_index].bool().cpu()
         return [Policy(self.network, [tensor[m : m + 1] for tensor in self.state.parameters], **vars(member),
-                       allowed=masks[m], scales=scales) for m, member in enumerate(self.members)]
+                       allowed=masks[m], scales=scales, masked=masked) for m, member in enumerate(self.members)]
 
     def progress_bar(self, shown: bool) -> tqdm:
         return tqdm(total=self.steps, initial=self.step, desc=f"{self.name} × {len(self.members)}", unit=" updates",

@@ -39,17 +39,22 @@ class World:
     Attributes:
         environment: None where the data name none; it draws episodes from the model where a file of one was given.
         mdp: its true model; None where it has no transition table.
+        named_actions, named_states: what the data's metadata call them; None: nothing.
     """
 
     environment: gymnasium.Env | None
     mdp: TabularMDP | None
+    named_actions: list[str] | None = None
+    named_states: list[str] | None = None
 
     @classmethod
     def of(cls, dataset: OfflineDataset) -> "World":
         """The world of a data set. Raises ConfigError if its environment cannot be made or does not fit the data."""
-        if dataset.model is not None:
-            return cls(dataset.model.environment, dataset.model.mdp)
-        return cls.around(environment_of(dataset))
+        model = dataset.model
+        world = cls.around(environment_of(dataset)) if model is None else cls(model.environment, model.mdp)
+        if dataset.masked and world.environment is not None:
+            _refuse_unmasked(world)
+        return replace(world, named_actions=dataset.action_names, named_states=dataset.metadata.get("state_names"))
 
     @classmethod
     def around(cls, environment: gymnasium.Env | None) -> "World":
@@ -92,17 +97,18 @@ class World:
         return None if self.mdp is None else GridMap.of(self.environment, self.mdp)
 
     @property
-    def cell_names(self) -> list[str] | None:
-        """The name of each state by row and column; None without a grid."""
-        if self.grid is None:
-            return None
+    def state_names(self) -> list[str] | None:
+        """The name of each state: that of the metadata, else row and column on a grid; None: its number alone."""
+        if self.named_states or self.grid is None:
+            return self.named_states
         return ["({},{})".format(*divmod(state, self.grid.shape[1])) for state in range(self.mdp.num_states)]
 
     @property
-    def action_arrows(self) -> list[str] | None:
-        """Each action as the arrow of its move, or its number; None without a grid."""
-        if self.grid is None:
-            return None
+    def action_names(self) -> list[str] | None:
+        """The name of each action: that of the metadata, else on a grid the arrow of its move, or its number; None: its
+        number alone."""
+        if self.named_actions or self.grid is None:
+            return self.named_actions
         return [ARROWS.get(tuple(int(x) for x in move), str(a)) for a, move in enumerate(self.grid.moves)]
 
     def known(self) -> "World":
@@ -162,9 +168,16 @@ class World:
         strange = (empirical.probability > 0) & (model_probability(mdp, empirical) == 0)
         if strange.any():
             s, a, k = np.argwhere(strange)[0]
-            raise DatasetError(f"the data set is of another environment: action {a} in state {s} cannot lead to state "
-                               f"{empirical.next_state[s, a, k]} with reward {empirical.reward[s, a, k]:g} here.")
+            raise DatasetError(f"the data set is of another environment: {self._pair(s, a)} cannot lead to "
+                               f"{self._state(empirical.next_state[s, a, k])} with reward "
+                               f"{empirical.reward[s, a, k]:g} here.")
         return empirical, counts
+
+    def _state(self, s) -> str:
+        return f"state {self.named_states[s] if self.named_states else s}"
+
+    def _pair(self, s, a) -> str:
+        return f"action {self.named_actions[a] if self.named_actions else a} in {self._state(s)}"
 
     def misfit_of_given(self, dataset: OfflineDataset, config: Config) -> str | None:
         """``misfit`` where the data of a run were given; None where they were generated."""
@@ -187,7 +200,7 @@ class World:
         p = f"{p_value:.1g}" if p_value >= LEAST_P_VALUE else f"below {LEAST_P_VALUE:g}"
         return (f"the data hardly come from this {self.environment.spec.id}, so that no exact value holds for them: "
                 f"its model gives data that fit it as badly with probability {p} (limit {MISFIT_LEVEL:g}). The most "
-                f"unlikely: action {a} in state {s} led to state {empirical.next_state[s, a, k]} "
+                f"unlikely: {self._pair(s, a)} led to {self._state(empirical.next_state[s, a, k])} "
                 f"{round(surplus[s, a, k] + expected[s, a, k])} times of {counts[s, a]}, where "
                 f"{expected[s, a, k]:.1f} were expected.")
 
@@ -222,6 +235,16 @@ def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
         raise ConfigError(f"the data set does not fit the environment {spec['id']} that it names: "
                           f"{environment.unwrapped.observation_space} and {environment.unwrapped.action_space} there.")
     return environment
+
+
+def _refuse_unmasked(world: World) -> None:
+    """Raises ConfigError if policies of vectors with masks cannot act in an environment."""
+    name = world.environment.spec.id
+    if world.mdp is not None:
+        raise ConfigError(f"masks do not go with vectors of {name}, whose states are known: give state numbers.")
+    if "action_mask" not in world.environment.reset(seed=0)[1]:
+        raise ConfigError(f'the data have masks, and {name} gives no info["action_mask"], without which no policy '
+                          "trained with masks of vectors can act there: leave the environment or the masks out.")
 
 
 def model_probability(mdp: TabularMDP, empirical: TabularMDP) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""A finished run that the tests of cql/deploy share, in which nobody writes; and how often faults are tried."""
+"""A run that tests of cql/deploy share; pictures only where they are looked at; how often faults are tried."""
 
+import contextlib
 import os
 
 import pytest
@@ -9,12 +10,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, for tests/test_kernels.py
 
 import train  # noqa: E402
+from cql.analysis.figures import plots, style  # noqa: E402
+from tests import browser  # noqa: E402
 
 MAP = ["S...", ".H..", "...G"]
+DRAW_ALL, PNG = plots.draw_all, style.png
 
 
 def pytest_addoption(parser):
     parser.addoption("--times", type=int, help="kills, damages or malformed bodies, instead of the few of a short test")
+
+
+def pytest_sessionfinish():
+    if browser.started.cache_info().currsize:
+        browser.started().close()
 
 
 @pytest.fixture
@@ -22,14 +31,44 @@ def times(request) -> int | None:
     return request.config.getoption("--times")
 
 
+@contextlib.contextmanager
+def without_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_all", lambda run: [])
+        patch.setattr(style, "png", lambda figure: bytes(24))  # as long as a PNG's head
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Runs are not drawn, and the pictures of reports and audits are saved blank: they take most of a small run's time.
+
+    It gives the function that draws a run. A module that needs all pictures has a fixture of this name that does
+    nothing; a test asks for ``drawn``, where they are made and saved blank, or for ``rendered``.
+    """
+    with without_pictures():
+        yield DRAW_ALL
+
+
+@pytest.fixture
+def drawn(monkeypatch, no_pictures):
+    monkeypatch.setattr(plots, "draw_all", no_pictures)
+
+
+@pytest.fixture
+def rendered(drawn, monkeypatch):
+    monkeypatch.setattr(style, "png", PNG)
+
+
 @pytest.fixture(scope="session")
 def deployable(tmp_path_factory):
-    """The folder of a run on a map of 12 cells: bc-s42-d42, cql-a1-s42-d42 and cql-a6-s42-d42."""
+    """The folder of a run in which nobody writes, on a map of 12 cells: bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42."""
     folder = tmp_path_factory.mktemp("deployable")
     (folder / "map.txt").write_text("\n".join(MAP))
-    assert train.main(["--map", str(folder / "map.txt"), "--slip", "0.1", "--episodes", "80", "--alpha", "1", "6",
-                       "--hidden", "0", "--lr", "0.05", "--steps", "3000", "--bc-steps", "300", "--log-every", "1500",
-                       "--target-interval", "20", "--device", "cpu", "--out", str(folder / "run")]) == 0
+    with without_pictures():
+        assert train.main(["--map", str(folder / "map.txt"), "--slip", "0.1", "--episodes", "80", "--alpha", "1", "6",
+                           "--hidden", "0", "--lr", "0.05", "--steps", "3000", "--bc-steps", "300", "--log-every",
+                           "1500", "--target-interval", "20", "--device", "cpu", "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 

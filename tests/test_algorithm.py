@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from markupsafe import escape
-from matplotlib.figure import Figure
 
 import evaluate
 import train
 from cql import algorithm, losses
-from cql.analysis.figures import plots
 from cql.commands import explain
 from cql.commands import phase as phase_command
 from cql.config import Config
@@ -22,14 +20,6 @@ from cql.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 TINY = ["--map", "random:6:1", "--episodes", "30", "--hidden", "8", "--bc-steps", "20", "--steps", "40", "--log-every",
         "10", "--target-interval", "10", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw_all", lambda run: [])
-        patch.setattr(Figure, "savefig", lambda self, file, **options: file.write(bytes(24)))  # as long as a PNG's head
-        yield
 
 
 def test_from_the_command_line_to_the_penalty(tmp_path):

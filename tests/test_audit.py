@@ -199,7 +199,7 @@ def test_cloning_is_measured_against_the_counts():
     assert found["total_variation_max"] == pytest.approx(0.5) and found["ood_mass"] == pytest.approx(4 / 9 * 0.5)
 
 
-def test_evaluate_writes_prints_and_draws(coarse, capsys):
+def test_evaluate_writes_prints_and_draws(coarse, capsys, rendered):
     assert evaluate.main([str(coarse.path), "--audit"]) == 0
     printed = capsys.readouterr().out
     for words in ("AUDIT", "1. The value at the start", "2. How far", "3. Every", "4. Hazard", "BC against"):

@@ -58,18 +58,15 @@ def test_the_words_beside_a_member():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Of 150 and of 2,500 updates on a small map, without pictures."""
+    """Of 150 and of 2,500 updates on a small map."""
     folder, found = tmp_path_factory.mktemp("convergence"), {}
     (folder / "map.txt").write_text("S...\n.H..\n...G\n")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(train.plots, "draw_all", lambda run: [])
     for steps in (150, 2500):
         path = folder / str(steps)
         assert train.main(f"--map {folder}/map.txt --episodes 60 --alpha 5 20 --hidden 64 --target-interval 50 "
                           f"--steps {steps} --bc-steps {steps // 10 + 20} --log-every {steps // 50} --device cpu "
                           f"--out {path}".split()) == 0
         found[steps] = RunFolder.open(path)
-    monkeypatch.undo()
     return found
 
 

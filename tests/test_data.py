@@ -2,6 +2,7 @@
 is broken is refused in one sentence, with nothing written."""
 
 import datetime
+import re
 
 import numpy as np
 import pytest
@@ -133,6 +134,8 @@ def refused(capsys, sentence, folder, files):
     (dict(features=None), "give --features, the columns of numbers that a policy sees, or --state, one of labels."),
     (dict(state="dose"), "give --features, the columns"),
     (dict(features=("age", "age")), "--features names a column twice."),
+    (dict(features=("age", "patient")), "patient names the episode: that is no feature or state, since every new one"),
+    (dict(features=None, state="patient"), "patient names the episode: that is no feature or state"),
     (dict(features=("age", "dose")), "dose is known only once the action is chosen: a policy cannot see it."),
     (dict(terminal="t"), "t must be true or false .0 or 1., not 2 as in row 5."),
     (dict(terminal="early"), "row 4 is not its episode's last, but early says so."),
@@ -205,7 +208,7 @@ def test_the_card_of_a_table(tmp_path, capsys):
     assert [line.split() for line in text.splitlines() if line.startswith(("high", "low", "none"))] == [
         ["high", "1", "0.2000"], ["low", "3", "0.6000"], ["none", "1", "0.2000"]]
     assert "age" in text and "constant" in text and "nothing was found to be wrong" in text
-    assert (f"python train.py --dataset {tmp_path / 'out.npz'} --alpha 0.1 0.3 1 3 --hidden 256 256 --bc-steps 20000 "
+    assert (f"python train.py --dataset {tmp_path / 'out.npz'} --alpha 0.1 0.3 1 3 --bc-steps 20000 "
             "--steps 20000 --lr 0.0003\n") in text
 
 
@@ -263,7 +266,7 @@ def test_what_is_recommended_follows_the_data():
     random = np.random.default_rng(0).normal(size=(5000, 2))
     many = OfflineDataset.from_arrays(random, np.arange(5000) % 2, np.ones(5000), random, np.ones(5000))
     chosen = recommended(many, Config())
-    assert (chosen.hidden, chosen.batch_size, chosen.alpha) == ((256, 256), 256, (0.1, 0.3, 1, 3))
+    assert (chosen.lr, chosen.batch_size, chosen.alpha) == (3e-4, 256, (0.1, 0.3, 1, 3))
     assert chosen.steps / chosen.target_interval >= 1 / (1 - chosen.gamma)
     assert not findings(many)
     assert summary(many).splitlines()[2] == ("visited states 5,000   visited state-action pairs 5,000 of 10,000   "
@@ -274,3 +277,30 @@ def test_the_logged_return_has_students_interval():
     states = np.zeros(16, int)
     logged = OfflineDataset.from_arrays(states, np.arange(16) % 2, np.arange(16.0), states, np.ones(16))
     assert logged_return(logged) == "7.5 [4.963, 10.04] (mean of 16 episodes, 95% interval)"  # ± 2.131 · 4.761 / 4
+
+
+def test_the_check_lists_the_settings_that_it_takes(tmp_path, capsys):
+    """Those that say how data are generated are none of them."""
+    np.savez(tmp_path / "plain.npz", **arrays())
+    with pytest.raises(SystemExit):
+        data.main(["check", "--help"])
+    listed = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert listed == {"--env", "--env-args", "--map", "--slip", "--observation", "--max-episode-steps", "--model",
+                      "--split-episodes"}
+    for generated in ("--episodes", "--epsilon", "--data-seed", "--num-datasets", "--dataset"):
+        with pytest.raises(SystemExit):
+            data.main(["check", str(tmp_path / "plain.npz"), generated, "1"])
+        assert f"unrecognized arguments: {generated} 1" in capsys.readouterr().err
+
+
+def test_the_step_may_be_a_feature(tmp_path):
+    assert imported(written(tmp_path), features=("age", "t")) == 0
+    assert OfflineDataset.load(tmp_path / "out.npz").metadata["feature_names"] == ["age", "t"]
+
+
+def test_the_card_says_what_masks_leave(tmp_path, capsys):
+    seen, masks = np.eye(3)[[0, 1, 2, 0]], np.array([[1, 1], [1, 0], [1, 1], [1, 1]])
+    np.savez(tmp_path / "masks.npz", **arrays(observations=seen, next_observations=seen, actions=[0, 0, 1, 1],
+                                              terminations=[True] * 4, truncations=[False] * 4), action_masks=masks)
+    assert data.main(["check", str(tmp_path / "masks.npz")]) == 0
+    assert "masks: 1.7 of 2 actions exist at a distinct observation, on average" in capsys.readouterr().out

@@ -323,6 +323,8 @@ def test_spaces_that_start_at_one_are_counted_from_zero(tmp_path, name):
 class Table:
     """A policy by a table of actions."""
 
+    masked = False
+
     def __init__(self, actions):
         self.actions = np.array(actions)
 

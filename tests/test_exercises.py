@@ -1,12 +1,11 @@
 """The exercises: their files are the project's own source, solutions pass, and every mistake gets its own sentence."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cql import __main__ as commands
 from cql.commands import exercise as command
 from cql.exercises import marking
 from cql.exercises.catalogue import EXERCISES, sources
@@ -19,6 +18,12 @@ MISTAKES = [(exercise, mistake) for exercise in EXERCISES for mistake in exercis
 
 def named(exercise):
     return getattr(exercise, "name", None) or exercise.sentence[:40]
+
+
+@pytest.fixture
+def sooner(monkeypatch):
+    """Marks after 900 updates, when a solution is exact too: two tests wait for all 1,500."""
+    monkeypatch.setattr(marking, "UPDATES", 900)
 
 
 def functions(exercise, mistake) -> dict:
@@ -44,10 +49,11 @@ def test_solutions_are_the_projects_own_source():
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=named)
-def test_solutions_pass_and_templates_do_not(exercise, capsys):
+def test_solutions_pass_and_templates_do_not(exercise, capsys, monkeypatch, sooner):
     assert command.main([str(FOLDER / "solutions" / f"{exercise.name}.py")]) == 0
     passed = capsys.readouterr().out
     assert passed.endswith("Passed.\n") and passed.startswith(("Your Q is ", "Your α went ", "Your softmax is "))
+    monkeypatch.setattr(marking, "UPDATES", 50)  # a mistake is known by the first 25
     assert command.main([str(FOLDER / f"{exercise.name}.py")]) != 0
     words = capsys.readouterr()
     if exercise.removed is None and exercise.name != "6_learned_alpha":
@@ -67,7 +73,7 @@ def test_there_are_more_than_twelve_and_no_two_sentences_are_equal():
 
 
 @pytest.mark.parametrize("name, number, alpha", [("5_gradient", 0, 12.0), ("8_planted_bug", 2, 1.0)])
-def test_where_a_sentence_names_another_alpha_q_is_the_solution_there(name, number, alpha):
+def test_where_a_sentence_names_another_alpha_q_is_the_solution_there(name, number, alpha, sooner):
     exercise = next(exercise for exercise in EXERCISES if exercise.name == name)
     mistake = exercise.mistakes[number]
     assert f"α = {alpha:g}" in mistake.sentence
@@ -77,22 +83,23 @@ def test_where_a_sentence_names_another_alpha_q_is_the_solution_there(name, numb
     assert np.abs(q - exact)[small.logged].max() < 1e-3 < np.abs(q - small.q)[small.logged].max()
 
 
-def test_the_mark_of_a_wrong_file_as_its_author_sees_it(tmp_path):
+def test_the_mark_of_a_wrong_file_as_its_author_sees_it(tmp_path, capsys):
     """Through the command line; the numbers are those of the data: 20 terminations, 40 truncations."""
     path = tmp_path / "mine.py"
     path.write_text("def td_target(rewards, terminations, truncations, next_values, gamma):\n"
                     "    done = terminations | truncations\n"
                     "    return rewards + gamma * next_values * (1 - done.float())\n")
-    answer = subprocess.run([sys.executable, "-m", "cql", "exercise", str(path)], capture_output=True, text=True)
-    lines = answer.stdout.splitlines()
-    assert answer.returncode == 1 and answer.stderr == ""
+    assert commands.main(["exercise", str(path)]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == ""
     assert lines[0] == ("Your Q is 38 from the exact solution at α = 6: the largest difference over 35 logged pairs.")
     assert lines[1].startswith("Your target takes 40 truncated steps for terminations")
     assert lines[2].split() == ["state", "action", "logged", "your", "Q", "exact", "Q"]
     assert lines[3].split() == ["(1,3)", "←", "2", "2.00", "39.56"] and len(lines) == 6
 
 
-def test_a_mistake_nobody_foresaw_is_shown_where_it_is_largest(tmp_path, capsys):
+def test_a_mistake_nobody_foresaw_is_shown_where_it_is_largest(tmp_path, capsys, sooner):
     path = tmp_path / "mine.py"
     path.write_text("def td_target(rewards, terminations, next_values, gamma):\n    return 0 * rewards + 3\n")
     assert command.main([str(path)]) == 1

@@ -41,7 +41,6 @@ from cql.world import World
 from tests import browser
 
 pytestmark = pytest.mark.slow
-CASES = 200
 DRIVER = """
 const dataOf = (setting) => {
   const world = makeWorld(setting), behaviour = behaviourPolicy(world, setting.epsilon);
@@ -67,7 +66,7 @@ def in_browser(expression: str, folder, modules=explorable.MATHS):
     {DRIVER}
     document.getElementById("out").textContent = JSON.stringify({expression});</script>"""
     (folder / "case.html").write_text(text, encoding="utf-8")
-    document = browser.dumped((folder / "case.html").as_uri(), folder / "profile")
+    document = browser.dumped((folder / "case.html").as_uri())
     return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', document, re.S)[1]))
 
 
@@ -75,11 +74,8 @@ def opened(folder, fragment="", script="", preload=None) -> str:
     """The document of the page after its scripts, and one more, ran in Chromium."""
     text = explorable.page(preload).replace("</body>", f"<script>{script}</script></body>")
     (folder / "page.html").write_text(text, encoding="utf-8")
-    for attempt in range(4):  # on a busy machine Chromium may write the document before the page has drawn a frame
-        document = browser.dumped((folder / "page.html").as_uri() + fragment, folder / f"profile{attempt}")
-        if '"told"' not in script or ' id="told"' in document:
-            break
-    return document
+    ready = "document.getElementById('told')" if '"told"' in script else "now"
+    return browser.dumped((folder / "page.html").as_uri() + fragment, ready)
 
 
 def words(document: str, name: str) -> str:
@@ -121,10 +117,10 @@ def random_case(rng) -> dict:
 
 
 @browser.needed
-def test_the_page_and_the_package_give_the_same_numbers(tmp_path, monkeypatch):
-    """200 random worlds and data sets, 9 objectives each: the page in Chromium against NumPy."""
+def test_the_page_and_the_package_give_the_same_numbers(tmp_path, monkeypatch, times):
+    """25 random worlds and data sets, or ``--times``, 9 objectives each: the page in Chromium against NumPy."""
     rng = np.random.default_rng(7)
-    cases = [random_case(rng) for _ in range(CASES)]
+    cases = [random_case(rng) for _ in range(times or 25)]
     found = in_browser(f"{json.dumps(cases)}.map(solved)", tmp_path)
     worst, parted, policies = {"q": 0.0, "values": 0.0, "worth": 0.0, "true value": 0.0}, 0, 0
     for case, theirs in zip(cases, found, strict=True):
@@ -168,7 +164,7 @@ def test_the_page_and_the_package_give_the_same_numbers(tmp_path, monkeypatch):
                 assert row.max() - row[action] <= 1e-9 * size
     print(f"{policies} solutions, largest relative differences {worst}, greedy actions that differ {parted}")
     assert all(difference <= 1e-9 for difference in worst.values()), worst
-    assert parted <= 20
+    assert parted <= len(cases) / 10
 
 
 ISLANDS = {"map": envs.MAPS["islands"], "slip": 0.05, "rewards": {"free": -1, "hazard": -100, "goal": 50}, "steps": 80,
@@ -255,11 +251,10 @@ def test_backups_passing_and_unrestricted_q_learning(islands, tmp_path):
 @browser.needed
 def test_the_saved_data_set_is_that_of_train_py(islands, tmp_path):
     edited = {**ISLANDS, "source": "sampled", "edits": [[0, 3], [1, 0]]}
-    made = [in_browser("""((setting) => { const { data } = dataOf(setting);
-        const bytes = datasetFile({ ...setting, edits: new Map(setting.edits) }, data);
-        return btoa([...bytes].map((b) => String.fromCharCode(b)).join("")); })(""" + json.dumps(setting) + ")",
-                       tmp_path, (*explorable.MATHS, "files"))
-            for setting in ({**ISLANDS, "source": "sampled"}, edited)]
+    made = in_browser(json.dumps([{**ISLANDS, "source": "sampled"}, edited]) + """.map((setting) => {
+        const { data } = dataOf(setting), bytes = datasetFile({ ...setting, edits: new Map(setting.edits) }, data);
+        return btoa([...bytes].map((b) => String.fromCharCode(b)).join("")); })""", tmp_path,
+                      (*explorable.MATHS, "files"))
     same, other = (OfflineDataset.load(io.BytesIO(base64.b64decode(text))) for text in made)
     for name in ("observations", "actions", "rewards", "next_observations", "terminations", "truncations",
                  "episode_ids", "behavior_probabilities"):
@@ -323,28 +318,6 @@ def test_the_page_says_what_the_exact_solution_says(tmp_path):
     assert half == 3 and q == pytest.approx(y + half * (1 - p / beta), abs=0.02)
 
 
-@browser.needed
-@pytest.mark.parametrize("fragment, script, name, expected", [
-    ("#lesson=3", "", "formula", "Q = y + α/2 · (1 − p/β), α/2 = 0.50"),
-    ("#alpha=nonsense&slip=7&map=S.X/..G&seed=-1&edits=a.b", "", "outcomes", "CQL(H), α = 6 21.26"),
-    ("", "const slider = document.getElementById('alpha'); slider.value = slider.max;"
-         "slider.dispatchEvent(new Event('input'));", "outcomes", "CQL(H), α = ∞ 14.04 0.0560"),
-    ("", "for (const key of ['ArrowRight', 'ArrowDown', 'h']) "
-         "document.getElementById('map').dispatchEvent(new KeyboardEvent('keydown', { key }));",
-     "cell-head", "Row 2, column 2: a hazard"),
-    ("#map=SG&cell=1", "document.getElementById('map').dispatchEvent(new KeyboardEvent('keydown', { key: 'h' }));",
-     "map-error", "The map has no goal."),
-    ("", "const field = document.querySelector('[data-pair=\"1\"]'); field.value = 0;"
-         "field.dispatchEvent(new Event('change', { bubbles: true }));", "data-text",
-     "675 pairs in 201 cells; 1 pairs"),
-    ("#learner=bc", "", "outcomes", "Behaviour Cloning 14.04"),
-    ("#learner=softmax-push-down&alpha=Infinity", "", "outcomes", "α = 100000"),
-])
-def test_what_is_changed_is_solved(tmp_path, fragment, script, name, expected):
-    script = f"requestAnimationFrame(() => {{ {script} }});"
-    assert expected in words(opened(tmp_path, fragment, script), name)
-
-
 TYPED = """
 function typed(id, text) {  // as the keyboard does: the focus stays in the field
   const field = document.getElementById(id);
@@ -352,7 +325,11 @@ function typed(id, text) {  // as the keyboard does: the focus stays in the fiel
   field.value = text;
   field.dispatchEvent(new Event("change", { bubbles: true }));
 }
-const chosen = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
+const set = (field, value, kind = "change") => {
+  field.value = value;
+  field.dispatchEvent(new Event(kind, { bubbles: true }));
+};
+const press = (key) => $("map").dispatchEvent(new KeyboardEvent("keydown", { key }));
 const later = (act) => requestAnimationFrame(() => setTimeout(act));
 later(() => { %s; later(() => { const said = document.createElement("p"); said.id = "told";
   said.textContent = JSON.stringify(%s); document.body.append(said); }); });"""
@@ -378,7 +355,16 @@ def test_a_number_that_is_not_taken_is_refused_in_words_and_the_focus_stays(tmp_
 
 @browser.needed
 def test_what_the_page_says_of_a_case(tmp_path):
+    """Of an address, or after a change of what it shows."""
     cases = [
+        ("lesson=3", "formula", "Q = y + α/2 · (1 − p/β), α/2 = 0.50"),
+        ("alpha=nonsense&slip=7&map=S.X/..G&seed=-1&edits=a.b", "outcomes", "CQL(H), α = 6 21.26"),
+        ("", "outcomes", "CQL(H), α = ∞ 14.04 0.0560", "set($('alpha'), $('alpha').max, 'input')"),
+        ("", "cell-head", "Row 2, column 2: a hazard", "['ArrowRight', 'ArrowDown', 'h'].forEach(press)"),
+        ("map=SG&cell=1", "map-error", "The map has no goal.", "press('h')"),
+        ("", "data-text", "675 pairs in 201 cells; 1 pairs", "set(document.querySelector('[data-pair]'), 0)"),
+        ("learner=bc", "outcomes", "Behaviour Cloning 14.04"),
+        ("learner=softmax-push-down&alpha=Infinity", "outcomes", "α = 100000"),
         # 90 of 100 logged actions end with 0, 10 with +5; in the chain ½ (−1 + 0.1 · 5) = −0.25
         ("lesson=2", "outcomes", "End with 0 Goal Behaviour, β of the data 0.50 0.9000 0.1000"),
         ("map=HG%2FS.%2FHH&slip=0&steps=10&rewards=-1%2C0%2C5&edits=8.50,9.0,10.0,11.50,12.10,13.90,14.0,15.0",
@@ -393,14 +379,17 @@ def test_what_the_page_says_of_a_case(tmp_path):
         ("lesson=2&learner=softmax-push-down", "view-text", "Eq. 1 pulls nothing up."),
         ("learner=bc&view=estimate", "legend", "○ start"),  # and no scale
     ]
-    told = json.dumps([case[:2] for case in cases]) + """.map(([address, id]) => {
+    acts = [f"[{address!r}, {name!r}, () => {{ {''.join(act)} }}]" for address, name, _, *act in cases]
+    told = f"[{', '.join(acts)}]" + """.map(([address, id, act]) => {
         history.replaceState(null, "", "#" + address);
         readAddress();
+        render();
+        act();
         render();
         return btoa(unescape(encodeURIComponent($(id).innerHTML))); })"""
     found = [text_of(base64.b64decode(text).decode())
              for text in json.loads(words(opened(tmp_path, "", TYPED % ("", told)), "told"))]
-    for said, (address, _, expected) in zip(found, cases, strict=True):
+    for said, (address, _, expected, *_) in zip(found, cases, strict=True):
         assert expected in said and "−0.00 " not in said, (address, said)
     assert found[-1].startswith("○ start")
 
@@ -418,7 +407,7 @@ def test_the_view_of_the_push_has_the_sign_and_the_colours_of_the_tutorial(tmp_p
 
 @browser.needed
 def test_a_preset_ends_the_lesson_and_the_cursor_stands_on_its_start(tmp_path):
-    script = TYPED % ("chosen('preset', 'chain')",
+    script = TYPED % ("set($('preset'), 'chain')",
                       "[state.lesson, document.querySelectorAll('#lessons [aria-pressed=true]').length]")
     document = opened(tmp_path, "#lesson=6", script)
     assert json.loads(words(document, "told")) == [0, 0]

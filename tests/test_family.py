@@ -149,8 +149,8 @@ FAMILY = [dict(penalty="logsumexp", supported=True), dict(penalty="logsumexp", t
 def test_a_trained_table_ends_at_the_exact_solution(data, settings):
     # rho = softmax Q_target follows the target network, slowly at large alpha
     alphas = ALPHAS[:3] if settings["penalty"] == "previous" else ALPHAS
-    fit = cql.fit(data, alpha=alphas, steps=4000, hidden=(0,), lr=0.1, log_every=4000, gamma=GAMMA,
-                  target_interval=20, **settings)
+    fit = cql.fit(data, alpha=alphas, steps=1200, hidden=(0,), lr=0.3, log_every=1200, gamma=GAMMA,
+                  target_interval=10, **settings)
     mdp, counts = fit.world.empirical(data)
     exact = exact_solution(fit.config.objective, mdp, counts, alphas)
     logged = (counts > 0) & ~mdp.terminal[:, None]
@@ -171,8 +171,8 @@ def test_theorems_3_1_and_3_2_hold_for_trained_tables(data, tmp_path, penalty, f
     greedy = cql.fit(data, alpha=6.0, steps=500, hidden=(0,), lr=0.1, gamma=GAMMA)
     greedy.policies[0].save(tmp_path / "greedy.pt")
     for policy in ("behavior", str(tmp_path / "greedy.pt")):
-        fit = cql.fit(data, alpha=[1.0, 6.0], steps=4000, hidden=(0,), lr=0.3, log_every=4000, gamma=GAMMA,
-                      target_interval=20, penalty=penalty, target_policy=policy)
+        fit = cql.fit(data, alpha=[1.0, 6.0], steps=1200, hidden=(0,), lr=0.3, log_every=1200, gamma=GAMMA,
+                      target_interval=10, penalty=penalty, target_policy=policy)
         mdp, counts = fit.world.empirical(data)
         logged = (counts > 0) & ~mdp.terminal[:, None]
         seen = logged.any(-1)

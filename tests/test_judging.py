@@ -14,6 +14,8 @@ from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.world import World
 
+pytestmark = pytest.mark.slow
+
 
 def linear_policy(weight, bias, algorithm="cql") -> Policy:
     """The policy whose outputs are ``weight @ observation + bias``."""
@@ -40,7 +42,7 @@ def chain(episodes: int = 60, seed: int = 0) -> OfflineDataset:
 def test_fqe_gives_the_exact_values_of_a_chain_within_two_hundredths():
     always, until_two = linear_policy(np.zeros((2, 3)), [0.0, 1.0]), linear_policy([[0, 0, 2], [1, 1, 0]], [0.0, 0.0])
     data = chain()
-    found = fqe.fitted_values(data, [always, until_two], 0.9, None, resamples=2, updates=1500)
+    found = fqe.fitted_values(data, [always, until_two], 0.9, None, resamples=2, updates=700)
     # on and on: 1 + 0.9 + 0.81; on twice, then for ever at reward 0: 1 + 0.9
     assert found.values == pytest.approx(np.array([[2.71] * 3, [1.9] * 3]), abs=0.02)
     assert found.clipped.tolist() == [0.0, 0.0]
@@ -60,7 +62,7 @@ def test_what_was_logged_is_estimated_beyond_the_cut():
             for name, column in arrays.items()}
     some["episode_ids"][len(kept):] += 400
     found = fqe.fitted_values(OfflineDataset.from_arrays(**some), [linear_policy(np.zeros((2, 3)), [0.0, 1.0])], 0.9,
-                              None, with_logged=True, resamples=2, updates=1500)
+                              None, with_logged=True, resamples=2, updates=700)
     assert found.values[0] == pytest.approx(np.full(3, 2.71), abs=0.02)
     assert found.values[1] == pytest.approx(np.full(3, 2.262), abs=0.15) and found.logged[0] < 1.3
 

@@ -29,6 +29,11 @@ TINY = ["--hidden", "8", "--steps", "20", "--bc-steps", "10", "--log-every", "10
 ALL = ["losses", "outcomes", "policy_map", "silent", "visitation"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Here there are."""
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Two alphas, two seeds, on a small map that is not square and has corners the data hardly reach."""

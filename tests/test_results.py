@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "run"
-    assert train.main("--alpha 1 20 --num-seeds 2 --num-datasets 3 --episodes 20 --steps 60 --bc-steps 40 "
-                      f"--log-every 20 --hidden 8 --out {path}".split()) == 0
+    assert train.main("--map random:6:1 --alpha 1 20 --num-seeds 2 --num-datasets 3 --episodes 20 --steps 60 "
+                      f"--bc-steps 40 --log-every 20 --hidden 8 --out {path}".split()) == 0
     return RunFolder.open(path)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import cql
 import train
 from cql.analysis.audit import ExactTables, audit_cql
 from cql.collect import generate_offline_episodes, make_environment
@@ -324,3 +325,9 @@ def test_runs_on_vectors_are_judged_in_units_of_the_data(tmp_path, monkeypatch, 
         range_ = RewardRange.of(Scales(reward=100.0).scaled(data), np.arange(60))
         bounds = value_bounds(range_, 2.0, Objective(td_loss="huber" if flags else "mse", gamma=0.9))
         assert [float(low), float(high)] == pytest.approx([100 * bound for bound in bounds], rel=1e-3)
+
+
+def test_fit_takes_the_scales_too():
+    data = vectors()
+    plain = cql.fit(data, steps=3, observation_scale="none", reward_scale=8, batch_size=16)
+    assert plain.config.reward_scale == 8 and plain.config.observation_scale == "none" and not plain.config.chosen

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import weakref
 from contextlib import nullcontext
@@ -50,8 +51,26 @@ def run_of(path, **changes) -> RunFolder:
     return run
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """By its settings a run in which nobody writes, trained once."""
+    made = {}
+
+    def run(**changes) -> RunFolder:
+        key = repr(sorted(changes.items()))
+        if key not in made:
+            made[key] = run_of(tmp_path_factory.mktemp("untouched") / "run", **changes)
+        return made[key]
+    return run
+
+
 def parameters(run: RunFolder, name: str) -> list[torch.Tensor]:
     return Policy.load(run.policy_path(name)).parameters
+
+
+def copied(run: RunFolder, path) -> RunFolder:
+    shutil.copytree(run.path, path)
+    return RunFolder.open(path)
 
 
 def policy_bytes(run: RunFolder) -> dict[str, bytes]:
@@ -186,8 +205,8 @@ def test_members_that_share_a_seed_are_paired(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_run_twice_is_bit_identical(tmp_path):
-    first, second = (run_of(tmp_path / name, alpha=(1.0, 6.0)) for name in "ab")
+def test_the_same_run_twice_is_bit_identical(tmp_path, untouched):
+    first, second = untouched(alpha=(1.0, 6.0)), run_of(tmp_path / "b", alpha=(1.0, 6.0))
     assert policy_bytes(first) == policy_bytes(second)
     assert (first.path / "metrics.csv").read_bytes() == (second.path / "metrics.csv").read_bytes()
     assert (first.path / "datasets/42.npz").read_bytes() == (second.path / "datasets/42.npz").read_bytes()
@@ -196,22 +215,21 @@ def test_the_same_run_twice_is_bit_identical(tmp_path):
 
 @pytest.mark.parametrize("settings", [dict(), LEARNED])
 @pytest.mark.parametrize("change", [dict(log_every=7), dict(log_every=90), dict(checkpoint_every=11)])
-def test_cadences_change_no_result(tmp_path, change, settings):
-    assert policy_bytes(run_of(tmp_path / "a",
-                               **settings)) == policy_bytes(run_of(tmp_path / "b", **settings, **change))
+def test_cadences_change_no_result(tmp_path, untouched, change, settings):
+    assert policy_bytes(untouched(**settings)) == policy_bytes(run_of(tmp_path / "b", **settings, **change))
 
 
 @pytest.mark.parametrize("change",
                          [dict(), dict(batch_size="full"), dict(double_q=True), LEARNED,
                           LEARNED | dict(batch_size="full")])
-def test_block_length_changes_no_result(tmp_path, monkeypatch, change):
-    whole = policy_bytes(run_of(tmp_path / "a", **change))
+def test_block_length_changes_no_result(tmp_path, untouched, monkeypatch, change):
+    whole = policy_bytes(untouched(**change))
     monkeypatch.setattr(cohort, "BLOCK", 1)
     assert policy_bytes(run_of(tmp_path / "b", **change)) == whole
 
 
-def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(tmp_path):
-    run = run_of(tmp_path / "r", alpha=(1.0, 6.0))
+def test_log_holds_every_metric_of_the_table_and_tensorboard_the_same(untouched):
+    run = untouched(alpha=(1.0, 6.0))
     series = read_metrics(run.path / "metrics.csv")
     for member in all_members(run.config()):
         expected = {name for name, (algorithms, _) in METRICS.items() if member.algorithm in algorithms.split()}
@@ -292,9 +310,9 @@ def interrupt_after(monkeypatch, blocks: int):
                                      LEARNED | dict(trainer="plain"),
                           dict(trainer="plain", td_loss="huber", batch_size="full")])
 @pytest.mark.parametrize("blocks", [1, 4, 9, 101])
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, blocks):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, untouched, monkeypatch, changes, blocks):
     settings = dict(alpha=(1.0, 6.0), **changes)
-    whole = run_of(tmp_path / "whole", **settings)
+    whole = untouched(**settings)
     with monkeypatch.context() as patch:
         interrupt_after(patch, blocks)
         with pytest.raises(Interrupted) if blocks < 10 or "trainer" in changes else nullcontext():
@@ -314,8 +332,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, changes, 
         assert read[0] == read[1]
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
-    whole, cut = run_of(tmp_path / "whole"), run_of(tmp_path / "cut")
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, untouched):
+    whole, cut = untouched(), copied(untouched(), tmp_path / "cut")
     (cut.path / "checkpoint.pt").unlink()
     config = cut.config()
     train(cut, config, data := cut.datasets(config), World.of(data[0]), resume=True)
@@ -331,8 +349,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     (lambda c: c | {"format": torch.zeros(2)}, "is no checkpoint"),
     (lambda c: c | {"log_sizes": {"metrics.csv": 0, 1: 0}}, "does not fit"),
 ])
-def test_checkpoints_that_do_not_belong_are_refused(tmp_path, edit, sentence):
-    run = run_of(tmp_path / "r")
+def test_checkpoints_that_do_not_belong_are_refused(tmp_path, untouched, edit, sentence):
+    run = copied(untouched(), tmp_path / "r")
     atomic_write(run.path / "checkpoint.pt", archive_bytes(edit(load_archive(run.path / "checkpoint.pt"))))
     config = run.config()
     with pytest.raises(RunError, match=sentence):

@@ -310,7 +310,7 @@ def audit(run: RunFolder) -> dict:
     return {"environment": datasets[config.data_seed].environment, "gamma": config.gamma,
             "td_loss": config.td_loss, "penalty_threshold": config.penalty_threshold, "double_q": config.double_q,
             "bc": config.bc_name, "hidden": list(config.hidden), "steps": config.steps, "horizon": world.horizon,
-            "draws": data_sets, "cells": world.cell_names, "action_names": world.action_arrows,
+            "draws": data_sets, "cells": world.state_names, "action_names": world.action_names,
             "members": [entries[member] for member in members]}
 
 

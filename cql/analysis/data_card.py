@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from cql.action_weights import existing_actions, masks_in_words
 from cql.analysis.statistics import student_quantile
 from cql.collect import summary
 from cql.config import ENVIRONMENT, Config, command_line
@@ -15,7 +16,7 @@ from cql.dataset import OfflineDataset
 from cql.device import resolve_device, torch_settings
 from cql.members import slices, updates_of
 from cql.sampling import Transitions
-from cql.scales import FULL_BATCH, Scales
+from cql.scales import FULL_BATCH, Scales, column_scales
 from cql.text import aligned, counted, interval
 from cql.training import Slice
 
@@ -27,11 +28,11 @@ TIMED, TIMED_ROWS = 25, 100_000  # updates that are timed, after as many others,
 
 def card(dataset: OfflineDataset, config: Config, given: np.ndarray) -> str:
     """The card, in lines for the terminal. ``given``: the observations as the file has them."""
-    first, chosen = dataset.metadata.get("first_action", 0), recommended(dataset, config)
-    names = dataset.metadata.get("action_names") or [str(first + a) for a in range(dataset.num_actions)]
-    actions = [(name, f"{count:,}", f"{count / len(dataset):.4f}")
+    chosen, names = recommended(dataset, config), dataset.action_names or range(dataset.num_actions)
+    actions = [(str(name), f"{count:,}", f"{count / len(dataset):.4f}")
                for name, count in zip(names, np.bincount(dataset.actions, minlength=len(names)))]
-    lines = [summary(dataset), f"logged return {logged_return(dataset)}", ""]
+    lines = [summary(dataset), f"logged return {logged_return(dataset)}",
+             *filter(None, [masks_in_words(dataset)]), ""]
     lines += [*_table(("action", "transitions", "share"), actions), ""]
     if not dataset.discrete:
         lines += [*_table(("feature", "least", "mean", "largest", "different values", "remark"),
@@ -57,14 +58,14 @@ def logged_return(dataset: OfflineDataset) -> str:
 def recommended(dataset: OfflineDataset, config: Config) -> Config:
     """Settings to begin with. The GridWorld's are the config's: the defaults were chosen for it.
 
-    Elsewhere α has to be found. Vectors get a wider network and a lower learning rate, the full batch is for few
-    distinct transitions, and 20,000 updates have 200 copies to the target network: 1 / (1 − γ) = 100 are needed.
+    Elsewhere α has to be found. Vectors get a lower learning rate (docs/control.md), the full batch is for few distinct
+    transitions, and 20,000 updates have 200 copies to the target network: 1 / (1 − γ) = 100 are needed.
     """
     named = dataset.metadata.get("environment")
     if named is not None and named["id"] == ENVIRONMENT:
         return config
     if not dataset.discrete:
-        config = replace(config, hidden=(256, 256), lr=3e-4)
+        config = replace(config, lr=3e-4)
     if len(dataset) > FULL_BATCH and len(dataset.compress()) > FULL_BATCH:
         config = replace(config, batch_size=256)
     return replace(config, alpha=(0.1, 0.3, 1.0, 3.0), steps=20_000, bc_steps=20_000)
@@ -75,7 +76,9 @@ def training_seconds(dataset: OfflineDataset, config: Config) -> float:
     if not config.full_batch:
         dataset = dataset.of_episodes(np.unique(dataset.episode_ids[:TIMED_ROWS]))
     device, seconds = resolve_device(config.device), 0.0
-    transitions = Transitions([Scales().scaled(dataset)], device, config.full_batch)
+    scales = Scales() if dataset.discrete else Scales(*column_scales(dataset.observations))
+    scaled = [scales.scaled(dataset)]
+    transitions = Transitions(scaled, device, config.full_batch, existing_actions(scaled))
     with torch_settings(device) as threads:
         for group in slices(config):
             part = Slice(replace(config, log_every=TIMED), group, [dataset], {group[0].algorithm: transitions}, None)

@@ -94,9 +94,9 @@ def load_policy(run: RunFolder, member: Member, dataset: OfflineDataset) -> Poli
 def refuse_misfit(policy: Policy, dataset: OfflineDataset, path) -> None:
     """Raises RunError if a policy (read from ``path``) has other observations or actions than its data."""
     inputs = dataset.num_states if dataset.discrete else dataset.observations.shape[1]
-    if (policy.network.discrete, policy.network.inputs, policy.network.outputs) != (
-            dataset.discrete, inputs, dataset.num_actions):
-        raise RunError(f"{path} does not fit its data: other observations or actions.")
+    if (policy.network.discrete, policy.network.inputs, policy.network.outputs, policy.masked) != (
+            dataset.discrete, inputs, dataset.num_actions, dataset.masked):
+        raise RunError(f"{path} does not fit its data: other observations, actions or masks.")
 
 
 def divergence(run: RunFolder) -> dict[str, dict]:
@@ -156,15 +156,18 @@ class Support:
 
     def mismatch_rate(self, policy: Policy) -> float:
         """The share of transitions whose logged action is not the greedy one."""
-        greedy = in_parts(policy.act, self.observations)[self.rows]
+        greedy = in_parts(policy.act, self.observations, self.dataset.masks_of(self.observations))[self.rows]
         return float((greedy != self.dataset.actions).mean())
 
-    def supported(self, observation, action: int) -> bool | None:
+    def supported(self, observation, action: int, mask=None) -> bool | None:
         """Whether the data have this action in this state; a state that they never visit supports none."""
         return bool(self.counts_of(observation)[action] > 0)
 
-    def unsupported(self, observations, actions) -> np.ndarray | None:
-        """Whether each of the actions is not supported, ``[B]`` bool; None where nothing is known of support."""
+    def unsupported(self, observations, actions, masks=None) -> np.ndarray | None:
+        """Whether each of the actions is not supported, ``[B]`` bool; None where nothing is known of support.
+
+        ``masks [B, A]``: where the policies need them.
+        """
         return np.array([not self.supported(x, a) for x, a in zip(observations, actions)], dtype=bool)
 
     def counts_of(self, observation) -> np.ndarray:
@@ -190,14 +193,14 @@ class ClonedSupport(Support):
         super().__init__(dataset)
         self.cloned = cloned
 
-    def supported(self, observation, action: int) -> bool | None:
-        unsupported = self.unsupported([observation], [action])
+    def supported(self, observation, action: int, mask=None) -> bool | None:
+        unsupported = self.unsupported([observation], [action], None if mask is None else [mask])
         return None if unsupported is None else not unsupported[0]
 
-    def unsupported(self, observations, actions) -> np.ndarray | None:
+    def unsupported(self, observations, actions, masks=None) -> np.ndarray | None:
         if self.cloned is None:
             return None
-        p = in_parts(self.cloned.probabilities, np.asarray(observations))
+        p = in_parts(self.cloned.probabilities, np.asarray(observations), None if masks is None else np.asarray(masks))
         return p[np.arange(len(p)), np.asarray(actions)] < LIKELY * p.max(1)
 
 
@@ -219,9 +222,10 @@ def supports_of(world: World, distinct: list[OfflineDataset], datasets: list[Off
             for dataset, policy in zip(datasets, policies)]
 
 
-def in_parts(read: Callable, observations: np.ndarray) -> np.ndarray:
-    """What a policy's method gives for observations ``[B, …]``, in parts that fit the memory."""
-    return np.concatenate([read(observations[first:first + AT_ONCE]) for first in range(0, len(observations), AT_ONCE)])
+def in_parts(read: Callable, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+    """What a policy's method gives for observations ``[B, …]`` and masks ``[B, A]``, in parts that fit the memory."""
+    parts = [slice(first, first + AT_ONCE) for first in range(0, len(observations), AT_ONCE)]
+    return np.concatenate([read(observations[part], None if masks is None else masks[part]) for part in parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,16 +236,19 @@ class Episodes:
         steps: every (observation, action), in order. lengths, returns: steps and undiscounted return, ``[episodes]``.
         ends: ``"hazard"``, ``"goal"`` -> whether an episode ended in one, ``[episodes]`` bool, where known. Without a
             model, a hazard is what the environment says in ``info["hazard"]`` of every step.
+        masks: of every step what the environment says in ``info["action_mask"]``; None for a policy that needs none.
     """
 
     steps: list[tuple]
     lengths: np.ndarray
     returns: np.ndarray
     ends: dict[str, np.ndarray]
+    masks: list | None = None
 
     def unsupported(self, support: Support) -> np.ndarray | None:
         """How many steps of each episode took an unsupported action, ``[episodes]``; None where that is not known."""
-        flags = support.unsupported(*zip(*self.steps))
+        observations, actions = zip(*self.steps)
+        flags = support.unsupported(observations, actions, self.masks)
         if flags is None:
             return None
         return np.add.reduceat(flags.astype(np.int64), np.cumsum(self.lengths) - self.lengths)
@@ -271,35 +278,47 @@ class Rollouts:
                 **({"returns": episodes.returns.tolist()} if self.model is None else {})}
 
     def of(self, policy: Policy) -> Episodes:
-        """The episodes of one policy."""
-        act: Callable = policy.act
+        """The episodes of one policy. Raises RunError if it needs a mask and the environment gives none that can be."""
+        act: Callable = self._within_masks(policy) if policy.masked else lambda observation, _: policy.act(observation)
         if self.inputs is not None:  # one pass through the network instead of one per step
             actions = policy.act(self.inputs).tolist()
 
-            def act(observation):
+            def act(observation, _):
                 return actions[self._state(observation)]
 
-        masks = {name: getattr(self.model, name, None) for name in ("hazard", "goal")}
-        masks = {name: mask for name, mask in masks.items() if mask is not None}
-        steps, lengths, returns, reported = [], [], np.zeros(self.episodes), []
-        ends = {name: np.zeros(self.episodes, dtype=bool) for name in masks}
+        places = {name: getattr(self.model, name, None) for name in ("hazard", "goal")}
+        places = {name: place for name, place in places.items() if place is not None}
+        steps, masks, lengths, returns, reported = [], [], [], np.zeros(self.episodes), []
+        ends = {name: np.zeros(self.episodes, dtype=bool) for name in places}
         for episode in range(self.episodes):
-            observation, _ = self.environment.reset(seed=self.seed + episode)
+            observation, info = self.environment.reset(seed=self.seed + episode)
             done, hazards = False, []
             while not done:
-                action = act(observation)
+                action = act(observation, info.get("action_mask"))
                 steps.append((observation, action))
+                if policy.masked:
+                    masks.append(np.array(info["action_mask"]))  # a copy: it may be changed in place
                 observation, reward, terminated, truncated, info = self.environment.step(action)
                 returns[episode] += reward
                 hazards.append(info.get("hazard"))
                 done = terminated or truncated
             lengths.append(len(hazards))
             reported.append(None if None in hazards else any(hazards))
-            for name, mask in masks.items():
-                ends[name][episode] = mask[self._state(observation)]
+            for name, place in places.items():
+                ends[name][episode] = place[self._state(observation)]
         if "hazard" not in ends and None not in reported:
             ends["hazard"] = np.array(reported, dtype=bool)
-        return Episodes(steps, np.array(lengths), returns, ends)
+        return Episodes(steps, np.array(lengths), returns, ends, masks if policy.masked else None)
+
+    def _within_masks(self, policy: Policy) -> Callable:
+        """``policy.act``, for which what the environment says is no mask is a RunError."""
+        def act(observation, mask):
+            try:
+                return policy.act(observation, mask)
+            except ValueError as error:
+                raise RunError(f"the environment {self.environment.spec.id} must say which actions exist, in "
+                               f'info["action_mask"] of every reset and step: {error}') from None
+        return act
 
     def _state(self, observation) -> int:
         try:
@@ -355,7 +374,8 @@ def _value_estimate(policy: Policy, dataset: OfflineDataset) -> float | None:
     """``max_a Q(s0, a)``, averaged over the first observations of the data's episodes; None for BC."""
     if policy.algorithm == "bc":
         return None
-    return float(policy.q_values(dataset.observations[dataset.episode_starts]).max(-1).mean(dtype=np.float64))
+    first = dataset.observations[dataset.episode_starts]
+    return float(policy.q_values(first, dataset.masks_of(first)).max(-1).mean(dtype=np.float64))
 
 
 def table(evaluation: dict) -> str:

@@ -75,7 +75,7 @@ def table(result: dict, cells=None, action_names=None) -> str:
     shown = [f"{flip['alpha']:.5g}: {cells[flip['state']] if cells else flip['state']} "
              + ">".join(str(action_names[a] if action_names else a) for a in (flip["before"], flip["after"]))
              for flip in flips[:MOST_FLIPS]]
-    lines += ["  " + "".join(f"{text:<28}" for text in shown[n:n + 4]).rstrip() for n in range(0, len(shown), 4)]
+    lines += ["  " + "".join(f"{text:<27} " for text in shown[n:n + 4]).rstrip() for n in range(0, len(shown), 4)]
     if flips and result["flip_tolerance"] is None:
         lines.append("  (a large map: each alpha is the middle of two points of the curve, not bisected further)")
     if len(flips) > MOST_FLIPS:

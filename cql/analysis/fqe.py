@@ -64,7 +64,9 @@ def fitted_values(dataset: OfflineDataset, policies: list[Policy], gamma: float,
     data = Transitions(parts, torch.device("cpu"), compress=False)
     table = data.observations.double()
     table = ((table - table.mean(0)) / table.std(0, correction=0).masked_fill_(table.std(0) == 0, 1)).float()
-    chosen = torch.from_numpy(np.stack([policy.act(data.observations.numpy()) for policy in policies]))  # [N, U]
+    seen = data.observations.numpy()
+    masks = dataset.masks_of(seen)
+    chosen = torch.from_numpy(np.stack([policy.act(seen, masks) for policy in policies]))  # [N, U]
     lengths = np.diff(fitted.episode_starts, append=len(fitted))
     weights = torch.from_numpy(counts[0].repeat(lengths, 1)).float()  # [R + 1, D]
     going_on = torch.ones(len(fitted), dtype=torch.bool)  # whether the next transition is of the same episode

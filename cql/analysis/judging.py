@@ -252,9 +252,10 @@ def estimated(config: Config, world: World, dataset: OfflineDataset, policies: l
 def _by_networks(world, dataset, policies, gamma, horizon, cut_off):
     found = fqe.fitted_values(dataset, policies, gamma, horizon, with_logged=cut_off)
     supports = evaluation.supports_of(world, [dataset], [dataset] * len(policies), policies)
-    rows = []
+    rows, masks = [], dataset.masks_of(dataset.observations)
     for n, (policy, support) in enumerate(zip(policies, supports)):
-        flags = support.unsupported(dataset.observations, evaluation.in_parts(policy.act, dataset.observations))
+        actions = evaluation.in_parts(policy.act, dataset.observations, masks)
+        flags = support.unsupported(dataset.observations, actions, masks)
         rows.append((found.values[n], None if flags is None else float(flags.mean()),
                      doubt(found.values[n], float(found.clipped[n]), float(found.earlier[n, 0]))))
     believed = cut_off and not doubt(found.values[-1], float(found.clipped[-1]), float(found.earlier[-1, 0]))

@@ -23,6 +23,7 @@ COLUMNS = {"episode": "the episode's name or number", "step": "the place in the 
            "action": "the action taken: a number or a label", "reward": "the reward for it",
            "state": "in place of --features: a label or number of the state",
            "terminal": "1 or true in the row with which an episode ended by itself (default: every last row)"}
+GENERATION = ("episodes", "epsilon", "data_seed", "num_datasets", "dataset")  # settings of data that are not given
 CHECK = ("Prints what a data set holds, what may be wrong with it, how long training takes and the command to train. "
          "Settings are those that train.py would get. The exit status is 1 where something may be wrong.")
 
@@ -40,7 +41,7 @@ def parse(argv):
     table.add_argument("--irregular", action="store_true", help="take steps that are not evenly spaced")
     check = commands.add_parser("check", help="what a data set holds", description=CHECK)
     check.add_argument("path", metavar="FILE.npz", help="the data set, as in docs/own_problem.md")
-    settings.add_arguments(check, groups=(DATA,))
+    settings.add_arguments(check, groups=(DATA,), without=GENERATION)
     return parser.parse_args(argv)
 
 

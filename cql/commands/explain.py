@@ -25,6 +25,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument("--observation", type=float, nargs="+", metavar="X", help="an observation vector")
     parser.add_argument("--action", metavar="A",
                         help="its number or word, as down (default: the action the model chooses)")
+    parser.add_argument("--mask", type=int, nargs="+", metavar="0|1",
+                        help="with --observation: whether each action exists there, 1 or 0")
     parser.add_argument("--member", metavar="NAME", help="of a run with several")
     parser.add_argument("--json", action="store_true", help="print the explanation as JSON")
     parser.add_argument("--ask", metavar="URL",
@@ -69,12 +71,14 @@ def chosen_action(model: Model, text: str | None) -> int | None:
     if text is None:
         return None
     names = [name.casefold() for name in model.actions]
-    if text.casefold() in names:
-        return names.index(text.casefold())
-    if text.isascii() and text.isdigit() and int(text[:9]) < len(names):
+    for name in (text.casefold(), f"action {text}"):  # a name that is a number stands as "action 2.5"
+        if name in names:
+            return names.index(name)
+    worded = not any(name.startswith("action ") for name in names)
+    if worded and text.isascii() and text.isdigit() and int(text[:9]) < len(names):
         return int(text)
-    words = "" if names[0].startswith("action") else f", or {', '.join(names)}"
-    raise RunError(f"there is no action {text!r}: give a number from 0 to {len(names) - 1}{words}.")
+    known = ", ".join(name.removeprefix("action ") for name in model.actions)
+    raise RunError(f"there is no action {text!r}: give {f'a number from 0 to {len(names) - 1}, or ' * worded}{known}.")
 
 
 @reports_errors
@@ -82,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     model = Model.open(arguments.run, arguments.member)
     observation, action = chosen_observation(model, arguments), chosen_action(model, arguments.action)
-    found = Explainer(model).explain(observation, action)
+    found = Explainer(model).explain(observation, action, arguments.mask)
     if not arguments.json:
         print(f"{table(found)}\n\n{found['text']}", flush=True)
     answer = failure = None

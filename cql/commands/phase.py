@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = new_folder(arguments.out, "phase-")
     atomic_write(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     atomic_write(folder / "phase.png", picture)
-    print(table(result, world.cell_names, world.action_arrows))
+    print(table(result, world.state_names, world.action_names))
     print_misfit(world, dataset, config)
     print(f"folder: {folder}")
     return 0

@@ -123,6 +123,7 @@ def _shown(card: dict, records: list[dict]) -> str:
     """The card as text, and what was recorded of its entry."""
     evaluation, audit = card["evaluation"], card["audit"] or {"none": card["no_audit"]}
     rows = [*((name, card[name]) for name in ("id", "member", "registered")),
+            *((name, ", ".join(card[name])) for name in ("actions", "features") if card.get(name)),
             *_leaves("sha256", card["files"]), *_leaves("commit of", card["commit"]),
             *_leaves("version of", card["versions"]),
             *(leaf for name in ("environment", "exact", "rollout") for leaf in _leaves(name, evaluation[name])),

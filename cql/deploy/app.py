@@ -76,11 +76,12 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
     async def act(asked: api.ActRequest, request: Request) -> api.ActAnswer:
         """What the policy does at an observation, or at each of several."""
         decisions = in_service()
-        observations = [decisions.model.observation(value) for value in asked.observations or [asked.observation]]
-        decided = decisions.decide(observations)
+        values, masks = asked.asked()
+        observations = [decisions.model.observation(value) for value in values]
+        decided = decisions.decide(observations, masks)
         if log is not None:
             try:
-                log.append(_lines(request, decisions, observations, decided))
+                log.append(_lines(request, decisions, observations, masks, decided))
             except OSError as error:
                 reason = f"the decision cannot be recorded ({error.strerror}), so it is not given."
                 raise HTTPException(503, reason) from None
@@ -92,7 +93,7 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
         """Why an action is chosen, or another is not. An explanation is no decision: it is not recorded."""
         decisions = in_service()
         with one_at_a_time:
-            explained = decisions.explainer.explain(asked.observation, asked.action)
+            explained = decisions.explainer.explain(asked.observation, asked.action, asked.mask)
         return api.ExplainAnswer(model=decisions.id, **explained)
 
     @secured.get("/v1/models", responses=api.refusals(503))
@@ -128,7 +129,8 @@ def create_app(registry: Registry, token: str | None = None, log: DecisionLog | 
     @secured.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict:
         document, served = app.openapi(), service.current
-        return document if served is None else api.with_limits(document, served.schema, len(served.model.actions))
+        return document if served is None else api.with_limits(
+            document, served.schema, len(served.model.actions), served.model.policy.masked)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:
@@ -169,10 +171,12 @@ async def _malformed(_: Request, error: RequestValidationError) -> Response:
     return JSONResponse({"detail": f"{where}: {what}."}, 422)
 
 
-def _lines(request: Request, decisions: ServedModel, observations: list, decided: list[api.Decision]) -> str:
+def _lines(request: Request, decisions: ServedModel, observations: list, masks: list | None,
+           decided: list[api.Decision]) -> str:
     """Of the decision log."""
     facts = {"time": datetime.now(UTC).isoformat(), "request": request.scope["request_id"],
              "client": request.client and request.client.host, "model": decisions.digest}
-    return "\n".join(json.dumps(facts | {"observation": seen, "action": decision.action,
+    given = [{}] * len(decided) if masks is None else [{"mask": mask} for mask in masks]
+    return "\n".join(json.dumps(facts | {"observation": seen, **mask, "action": decision.action,
                                          "supported": decision.supported}, separators=(",", ":"))
-                     for seen, decision in zip(observations, decided))
+                     for seen, mask, decision in zip(observations, given, decided))

@@ -48,11 +48,13 @@ class Explainer:
             self.following = evaluate_first_actions(mdp, greedy, self.steps)  # arrays [S, A]
             self.next_step = evaluate_first_actions(mdp, greedy, 1).hazard_probability
 
-    def explain(self, observation, action: int | None = None) -> dict:
+    def explain(self, observation, action: int | None = None, mask=None) -> dict:
         """The explanation of one action (without ``action``: of the chosen one), as JSON without NaN.
 
-        Keys beside "member", "algorithm", "observation", "state", "cell" [row, column] from 0, "actions" (words),
-        "action" and "chosen" {"index", "name"}, "q" and "probabilities" (over actions; q null for BC), "text":
+        Keys beside "member", "algorithm", "observation", "features" (their names, or null), "state", "state_name" (or
+        null), "cell" [row, column] from 0, "actions" (words), "possible" [A] (whether the policy may take each there;
+        null stands in "q" and "by_action" where not), "action" and "chosen" {"index", "name"}, "q" and "probabilities"
+        (over actions; q null for BC), "text":
 
             support: {"count", "state_count", "share" of the state's log, "counts" [A], "supported": null where it is
                 not known, "by_state": whether it is by these counts, else by BC of the data}
@@ -67,28 +69,36 @@ class Explainer:
             verdict: "terminal" | "unsafe" (adds more than UNSAFE to the chosen action's hazard probability) |
                 "unsupported" (not in the data) | "chosen" | "as good" (equal Q, or total reward not lower) | "worse"
 
+        Args:
+            mask: the actions that exist there, ``[A]``, for observations that are vectors.
+
         Raises:
-            RunError: the model has no such observation or action.
+            RunError: the model has no such observation, or no such action there.
         """
         model, mdp, grid = self.model, self.model.world.mdp, self.model.world.grid
         observation = np.asarray(model.observation(observation), model.dataset.observations.dtype)
-        chosen = model.policy.act(observation)
-        action = chosen if action is None else model.action(action)
-        p = model.policy.probabilities(observation).astype(np.float64)
-        q = model.policy.q_values(observation).astype(np.float64) if self.cql else None
-        if not np.isfinite(p if q is None else q).all():
+        possible = model.possible(observation, mask)
+        chosen = model.policy.act(observation, mask)
+        action = chosen if action is None else model.action(action, possible)
+        p = model.policy.probabilities(observation, mask).astype(np.float64)
+        q = model.policy.q_values(observation, mask).astype(np.float64) if self.cql else None
+        if not np.isfinite((p if q is None else q)[possible]).all():
             raise RunError(f"the outputs of {model.member.name} are not finite there: nothing can be explained.")
         row, counts, state = model.support.row_of(observation), model.counts(observation), model.state(observation)
         total, count = int(counts.sum()), int(counts[action])
+        names, number = model.world.named_states, observation.tolist() if model.dataset.discrete else state
         found = {"member": model.member.name, "algorithm": model.policy.algorithm, "observation": observation.tolist(),
-                 "state": state, "cell": None if state is None or grid is None else list(divmod(state, grid.shape[1])),
-                 "actions": model.actions, "model_known": mdp is not None, "steps": self.steps,
+                 "features": model.features, "state": state,
+                 "state_name": None if names is None or number is None else names[number],
+                 "cell": None if state is None or grid is None else list(divmod(state, grid.shape[1])),
+                 "actions": model.actions, "possible": possible.tolist(), "model_known": mdp is not None,
+                 "steps": self.steps,
                  "action": {"index": action, "name": model.actions[action]},
                  "chosen": {"index": chosen, "name": model.actions[chosen]},
                  "support": {"count": count, "state_count": total, "share": count / total if total else None,
-                             "supported": model.support.supported(observation, action), "counts": counts.tolist(),
-                             "by_state": model.support.by_state},
-                 "q": None if q is None else q.tolist(), "probabilities": p.tolist(),
+                             "supported": model.support.supported(observation, action, mask),
+                             "counts": counts.tolist(), "by_state": model.support.by_state},
+                 "q": None if q is None else of_possible(q, possible), "probabilities": p.tolist(),
                  "gap": None if q is None else self._gap(q, p, row, counts, chosen, action),
                  "hazard": None, "return": None}
         if state is not None:
@@ -97,8 +107,9 @@ class Explainer:
             if hazard is not None and mdp.hazard.any():
                 soon = self.next_step[state]
                 found["hazard"] = {"action": float(hazard[state, action]), "chosen": float(hazard[state, chosen]),
-                                   "by_action": hazard[state].tolist(), "action_next": float(soon[action]),
-                                   "chosen_next": float(soon[chosen]), "margin": UNSAFE}
+                                   "by_action": of_possible(hazard[state], possible),
+                                   "action_next": float(soon[action]), "chosen_next": float(soon[chosen]),
+                                   "margin": UNSAFE}
         found["verdict"] = "terminal" if state is not None and mdp.terminal[state] else _verdict(found)
         found["text"] = paragraph(found)
         return found
@@ -117,6 +128,11 @@ class Explainer:
                 "penalty": penalty, "residual": residual}
 
 
+def of_possible(values: np.ndarray, possible: np.ndarray) -> list[float | None]:
+    """The values of the actions ``[A]`` as JSON has them: null for those that the policy may not take."""
+    return [value if may else None for value, may in zip(values.tolist(), possible)]
+
+
 def mean_targets(model: Model) -> np.ndarray:
     """``[U, A]``: mean of r + gamma (1 - terminated) max Q(s', .) over a logged pair's transitions, NaN elsewhere.
 
@@ -124,9 +140,11 @@ def mean_targets(model: Model) -> np.ndarray:
     """
     data, support = model.dataset, model.support
     seen, place = number_rows(data.next_observations)
-    values = model.policy.q_values(seen).max(-1).astype(np.float64)[place]  # [D]
+    values = model.policy.q_values(seen, data.masks_of(seen)).max(-1).astype(np.float64)[place]  # [D]
     if not np.isfinite(values).all():
         raise RunError(f"the Q-values of {model.member.name} are not finite: nothing can be explained.")
+    if model.config.supported:  # a state without data is worth 0 to the target
+        values = np.where(np.isin(data.next_observations, data.observations), values, 0.0)
     targets = data.rewards.astype(np.float64) + model.config.gamma * np.where(data.terminations, 0.0, values)
     pairs = support.rows * data.num_actions + data.actions
     sums = np.bincount(pairs, weights=targets, minlength=support.counts.size).reshape(support.counts.shape)

@@ -29,14 +29,18 @@ def table(found: dict) -> str:
     return "\n".join([f"{found['member']}, {_place(found)} (* what it chooses)", *aligned(list(zip(*columns)))])
 
 
-def number(x: float) -> str:
-    """Two decimals; none from 1,000 on."""
+def number(x: float | None) -> str:
+    """Two decimals; none from 1,000 on. A dash for an action that the policy may not take."""
+    if x is None:
+        return "–"
     text = f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.2f}"
     return (text[1:] if float(text.replace(",", "")) == 0 and x < 0 else text).replace("-", "−")
 
 
-def percent(p: float) -> str:
-    """Two significant digits, as 38 %, 4.1 %, 0.21 %; 0 % and 100 % only where that is exact."""
+def percent(p: float | None) -> str:
+    """Two significant digits, as 38 %, 4.1 %, 0.21 %; 0 % and 100 % only where that is exact. A dash as ``number``."""
+    if p is None:
+        return "–"
     if p <= 0 or p >= 1 - 1e-12:
         return "0 %" if p <= 0 else "100 %"
     if p < 0.0001:
@@ -66,8 +70,10 @@ def _place(found: dict) -> str:
         return "row {}, column {} (counted from 0 at the top left)".format(*found["cell"])
     state = found["observation"] if found["state"] is None else found["state"]
     if isinstance(state, list):
-        return f"the observation ({', '.join(f'{x:.4g}'.replace('-', '−') for x in state)})"
-    return f"state {state}"
+        numbers = [f"{x:.4g}".replace("-", "−") for x in state]
+        named = numbers if not found["features"] else [f"{name} {x}" for name, x in zip(found["features"], numbers)]
+        return f"the observation ({', '.join(named)})"
+    return f"state {state if found['state_name'] is None else found['state_name']}"
 
 
 def _headline(found: dict) -> str:
@@ -123,7 +129,8 @@ def _rating(found: dict) -> str:
             f"The model rates it at {scores[action]}")
     if found["action"] == found["chosen"]:
         values = found["probabilities"] if cloned else found["q"]
-        second = max((a for a in range(len(values)) if a != chosen), key=values.__getitem__, default=None)
+        others = (a for a, may in enumerate(found["possible"]) if may and a != chosen)
+        second = max(others, key=values.__getitem__, default=None)
         if second is None:
             return f"{text}; there is no other action."
         return f"{text}; next comes {found['actions'][second]} with {scores[second]}."
@@ -198,7 +205,7 @@ def _safer(found: dict) -> str:
     hazard = found["hazard"]
     if hazard is None or found["action"] != found["chosen"]:
         return ""
-    least = min(hazard["by_action"])
+    least = min(p for p in hazard["by_action"] if p is not None)
     if least >= hazard["chosen"] - hazard["margin"]:
         return ""
     safest = found["actions"][hazard["by_action"].index(least)]

@@ -22,10 +22,11 @@ def map_picture(model: Model, numbers: list[float], action: int | None = None) -
     if not model.has_map:
         raise RunError("there is no map: the states of this model are not the cells of a grid that can be drawn.")
     alone = model.dataset.discrete and len(numbers) == 1
-    state = model.state(model.observation(numbers[0] if alone else numbers))
+    observation = model.observation(numbers[0] if alone else numbers)
+    state = model.state(observation)
     if state is None:
         raise RunError("no cell of the map shows this observation.")
-    action = None if action is None else model.action(action)
+    action = None if action is None else model.action(action, model.possible(observation))
     counts = np.stack([model.counts(observation) for observation in model.world.inputs])
     greedy = model.policy.act(model.world.inputs)
     return png(draw_position(model.world.grid, model.actions, greedy, counts, state, action))

@@ -5,6 +5,7 @@ Axes: S state, A action.
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,17 +52,16 @@ class Model:
     cloned: Policy | None = None
 
     @classmethod
-    def open(cls, path: str | Path, member: str | None = None, masked: bool = False) -> "Model":
+    def open(cls, path: str | Path, member: str | None = None) -> "Model":
         """``of_entry`` where the folder has a card, else ``of_run``."""
-        return cls.of_entry(path) if (Path(path) / CARD).is_file() else cls.of_run(path, member, masked)
+        return cls.of_entry(path) if (Path(path) / CARD).is_file() else cls.of_run(path, member)
 
     @classmethod
-    def of_run(cls, path: str | Path, member: str | None = None, masked: bool = False) -> "Model":
+    def of_run(cls, path: str | Path, member: str | None = None) -> "Model":
         """A member of a finished run.
 
         Args:
             member: its name, ``cql-a6-s42-d42``; without it the run's only CQL member.
-            masked: also a policy that may not take every action in every state.
 
         Raises:
             RunError: no run, a changed one, no such member, or several to choose from.
@@ -74,7 +74,7 @@ class Model:
         cloned = Member("bc", None, chosen.seed, chosen.data_seed)
         known = run.policy_path(cloned.name).is_file()
         return cls._of(load_policy(run, chosen, dataset), dataset, config, final_alphas(run).get(chosen.name),
-                       load_policy(run, cloned, dataset) if known else None, masked)
+                       load_policy(run, cloned, dataset) if known else None)
 
     @classmethod
     def of_entry(cls, folder: str | Path, card: dict | None = None) -> "Model":
@@ -104,11 +104,8 @@ class Model:
 
     @classmethod
     def _of(cls, policy: Policy, dataset: OfflineDataset, config: Config, final_alpha: float | None,
-            cloned: Policy | None = None, masked: bool = False) -> "Model":
+            cloned: Policy | None = None) -> "Model":
         member = Member(policy.algorithm, policy.alpha, policy.seed, policy.data_seed)
-        if policy.allowed is not None and not masked:
-            why = "--supported" if config.supported else "masks of the actions that exist"
-            raise RunError(f"{member.name} was trained with {why}, and no such policy is served or explained.")
         try:
             world = World.of(dataset)
         except ConfigError as error:
@@ -122,11 +119,17 @@ class Model:
 
     @cached_property
     def actions(self) -> list[str]:
-        """A word for each action: the direction it is meant to lead in, else its number."""
+        """A word for each action: its name in the metadata, the direction it is meant to lead in, else its number."""
         moves: Any = [] if self.world.grid is None else self.world.grid.moves
-        words = [STEPS.get((int(row), int(column))) for row, column in moves]
+        words = self.world.named_actions or [STEPS.get((int(row), int(column))) for row, column in moves]
         named = dict(enumerate(words)) if len(set(words)) == len(words) else {}
-        return [named.get(a) or f"action {a}" for a in range(self.dataset.num_actions)]
+        names = [named.get(a) or str(a) for a in range(self.dataset.num_actions)]
+        return [f"action {name}" if is_number(name) else name for name in names]
+
+    @property
+    def features(self) -> list[str] | None:
+        """The names of the numbers of an observation; None without."""
+        return self.dataset.metadata.get("feature_names")
 
     @property
     def has_map(self) -> bool:
@@ -144,9 +147,23 @@ class Model:
             raise RunError(f"the numbers of an observation must lie within {LARGEST:g} of 0.")
         return [float(x) + 0.0 for x in value]  # -0.0 is 0.0
 
-    def action(self, value) -> int:
-        """An action as JSON has it. Raises RunError if it is none of this model's."""
-        return _index(value, self.dataset.num_actions, "an action")
+    def action(self, value, possible: np.ndarray) -> int:
+        """An action as JSON has it. Raises RunError if it is none of this model's, or not ``possible [A]`` there."""
+        action = _index(value, self.dataset.num_actions, "an action")
+        if not possible[action]:
+            names = ", ".join(self.actions[a] for a in np.flatnonzero(possible))
+            raise RunError(f"{self.actions[action]} is none of the actions that this policy may take there: {names}.")
+        return action
+
+    def possible(self, observations, masks=None) -> np.ndarray:
+        """The actions that the policy may take there, ``[A]`` or ``[B, A]`` bool. Raises RunError for a mask that is
+        missing, or none of this model's."""
+        try:
+            possible = self.policy.possible(observations, masks)
+        except ValueError as error:
+            raise RunError(str(error)) from None
+        batch = np.shape(observations)[: None if self.policy.network.discrete else -1]
+        return np.ones((*batch, self.dataset.num_actions), np.bool_) if possible is None else possible
 
     def counts(self, observation) -> np.ndarray:
         """``[A]``: how often the data took each action there; zeros where they never were."""
@@ -175,6 +192,13 @@ class RecordedFile(io.BytesIO):
 
     def __str__(self) -> str:  # in messages
         return str(self.path)
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _index(value, size: int, what: str) -> int:

@@ -12,6 +12,7 @@ from cql.run_folder import MANIFEST, RunFolder, commit, versions
 
 CARD_KEYS = {"id", "member", "registered", "files", "data_digest", "config", "evaluation", "audit", "no_audit",
              "versions", "commit"}
+NAMES = {"actions", "features"}  # of the card too, but for those of earlier versions
 
 
 def id_of(digests: dict[str, str]) -> str:
@@ -39,7 +40,8 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
         raise RunError(f"{run.path / MANIFEST} holds versions in no known form.")
     audit, no_audit = _audit_of(model)
     return contents, {"id": id_of(digests), "member": model.member.name, "registered": None, "files": digests,
-                      "data_digest": digests[DATA], "config": json.loads(contents[CONFIG]),
+                      "data_digest": digests[DATA], "actions": model.actions, "features": model.features,
+                      "config": json.loads(contents[CONFIG]),
                       "evaluation": _evaluation_of(run, model), "audit": audit, "no_audit": no_audit,
                       "versions": {"run": manifest.get("versions"), "registry": versions()},
                       "commit": {"run": manifest.get("commit"), "registry": commit()}}
@@ -53,7 +55,8 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
         wanted = vars(model.member).items()
         [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in wanted)]
         alone = {name: entry[name] for name in ("exact_unsupported_action_rate", "final_alpha")}
-        numbers = [*(entry["exact"] or {}).values(), *(entry["rollout"] or {}).values(), *alone.values()]
+        rollout = dict(entry["rollout"] or {})
+        numbers = [*rollout.pop("returns", []), *rollout.values(), *(entry["exact"] or {}).values(), *alone.values()]
         if any(x is not None and (type(x) not in (int, float) or abs(x) > 1e300) for x in numbers):
             raise TypeError("a number is none")
         common = ("environment", "references", "rollout_episodes", "rollout_seed")

@@ -3,7 +3,7 @@
 (() => {
   const element = id => document.getElementById(id);
   const LOOK = 3000;  // milliseconds between two looks at which model is in service
-  const shown = { map: null, cell: null, observation: null, action: null, answer: 0, looks: 0, looked: 0 };
+  const shown = { map: null, cell: null, observation: null, mask: null, action: null, answer: 0, looks: 0, looked: 0 };
 
   // ---------------------------------------------------------------------------------------------------- the service
 
@@ -171,9 +171,12 @@
   }
 
   function describe() {  // what can be asked where there is no map
-    const { observations: schema } = shown.map, label = element("observation-label");
+    const { observations: schema, features, masked } = shown.map, label = element("observation-label");
     label.textContent = schema.type === "integer" ? `Observation: a whole number from 0 to ${schema.maximum}`
-      : `Observation: ${schema.minItems} number${schema.minItems > 1 ? "s" : ""}, separated by commas`;
+      : `Observation: ${schema.minItems} number${schema.minItems > 1 ? "s" : ""}, separated by commas`
+        + (features ? ` (${features.join(", ")})` : "");
+    element("mask-part").hidden = !masked;
+    element("mask-label").textContent = `Which actions exist there, 1 or 0 for each (${shown.map.actions.join(", ")})`;
     element("observation").inputMode = schema.type === "integer" ? "numeric" : "text";
     if (shown.observation === null) {
       element("where").textContent = "";
@@ -209,6 +212,7 @@
     element("answer").classList.add("waiting");
     try {
       const asked = { observation: shown.observation };
+      if (shown.mask) asked.mask = shown.mask;
       if (shown.action !== null && shown.action < shown.map.actions.length) asked.action = shown.action;
       const answer = await ask("/v1/explain", asked);
       if (number !== shown.answer) return;  // asked again meanwhile
@@ -242,14 +246,15 @@
 
   function tell(answer) {
     const { actions, board } = shown.map, values = answer.q || answer.probabilities;
+    const possible = [...actions.keys()].filter(a => answer.possible[a]);  // the others have no row
     const low = Math.min(0, ...values), high = Math.max(0, ...values), reach = high - low || 1;
     if (!board) element("where").textContent = `Observation ${[shown.observation].flat().join(", ")}`.replaceAll("-", "−");
     element("hint").textContent = `The policy chooses ${answer.chosen.name}.`;
     element("bar-name").textContent = answer.q ? "Q-value" : "probability";
     const focused = element("actions").contains(document.activeElement);
-    element("actions").replaceChildren(...actions.map((name, a) => {
+    element("actions").replaceChildren(...possible.map(a => {
       const row = document.createElement("tr"), head = document.createElement("th"), label = document.createElement("label");
-      const radio = document.createElement("input");
+      const name = actions[a], radio = document.createElement("input");
       Object.assign(radio, { type: "radio", name: "action", checked: a === answer.action.index });
       row.classList.toggle("chosen", a === answer.chosen.index);
       row.classList.toggle("explained", a === answer.action.index);
@@ -291,6 +296,7 @@
 
   function remember() {  // #cell=31&action=1, #observation=0.5,-1&action=1
     const parts = shown.map.board ? { cell: shown.cell } : { observation: [shown.observation].flat().join(",") };
+    if (shown.mask) parts.mask = shown.mask.join(",");
     if (shown.action !== null) parts.action = shown.action;
     const hash = "#" + Object.entries(parts).map(([name, value]) => `${name}=${value}`).join("&");
     history.replaceState(null, "", hash);
@@ -306,13 +312,15 @@
       choose(asked.has("cell") && cell in board.cells ? cell : board.start[0] || 0, action);
     } else if (asked.has("observation")) {
       element("observation").value = asked.get("observation");
+      element("mask").value = asked.get("mask") || "";
       read(action);
     }
   }
 
   function read(action) {  // the observation that was typed
     const numbers = element("observation").value.split(",").map(Number);
-    Object.assign(shown, { observation: shown.map.observations.type === "integer" ? numbers[0] : numbers, action });
+    const mask = shown.map.masked ? element("mask").value.split(",").map(Number) : null;
+    Object.assign(shown, { observation: shown.map.observations.type === "integer" ? numbers[0] : numbers, mask, action });
     explain();
   }
 

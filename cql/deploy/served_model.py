@@ -6,12 +6,12 @@ from functools import cached_property
 import numpy as np
 
 from cql.deploy.api import Decision, MapAnswer
-from cql.deploy.explanation import Explainer
+from cql.deploy.explanation import Explainer, of_possible
 from cql.deploy.model import LARGEST, POLICY, Model
 from cql.deploy.store import Registry
 from cql.errors import RunError
 
-MASKS = ("hazard", "goal", "terminal", "start")  # of a board
+PLACES = ("hazard", "goal", "terminal", "start")  # of a board
 
 
 class ServedModel:
@@ -24,7 +24,7 @@ class ServedModel:
     def __init__(self, id: str, digest: str, model: Model):
         self.id, self.digest, self.model = id, digest, model
         self.discrete, self.size = model.policy.network.discrete, model.policy.network.inputs
-        self._states = self._decided(range(self.size)) if self.discrete else None
+        self._states = self._decided(range(self.size), None) if self.discrete else None
 
     @classmethod
     def load(cls, registry: Registry, id: str) -> "ServedModel":
@@ -39,13 +39,18 @@ class ServedModel:
         return {"type": "array", "items": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
                 "minItems": self.size, "maxItems": self.size}
 
-    def decide(self, observations: list) -> list[Decision]:
+    def decide(self, observations: list, masks: list | None = None) -> list[Decision]:
         """One for each of the observations, of which there is at least one; each as ``Model.observation`` returns it.
 
+        Args:
+            masks: for vectors, of every observation the actions that exist there.
+
         Raises:
-            RunError: the network's outputs are not finite there.
+            RunError: the network's outputs are not finite there, or a mask is missing or none of this model's.
         """
-        return self._decided(observations) if self._states is None else [self._states[n] for n in observations]
+        if self._states is None or masks is not None:
+            return self._decided(observations, masks)
+        return [self._states[n] for n in observations]
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -60,20 +65,22 @@ class ServedModel:
         if model.has_map:
             grid, inputs = model.world.grid, model.world.inputs
             board = {"rows": grid.shape[0], "columns": grid.shape[1], "moves": grid.moves.astype(int).tolist(),
-                     **{mask: np.flatnonzero(getattr(grid, mask)).tolist() for mask in MASKS},
+                     **{name: np.flatnonzero(getattr(grid, name)).tolist() for name in PLACES},
                      "cells": inputs.tolist(), "greedy": model.policy.act(inputs).tolist(),
                      "counts": [model.counts(observation).tolist() for observation in inputs]}
-        return MapAnswer(model=self.id, member=model.member.name, actions=model.actions,
-                         observations=self.schema, board=board)
+        return MapAnswer(model=self.id, member=model.member.name, actions=model.actions, features=model.features,
+                         masked=model.policy.masked, observations=self.schema, board=board)
 
-    def _decided(self, observations: Sequence) -> list[Decision]:
+    def _decided(self, observations: Sequence, masks: list | None) -> list[Decision]:
         model, policy = self.model, self.model.policy
         seen = np.asarray(observations, dtype=model.dataset.observations.dtype)
-        actions, probabilities = policy.act(seen), policy.probabilities(seen)
-        q = policy.q_values(seen) if policy.algorithm == "cql" else None
-        if not np.isfinite(probabilities if q is None else q).all():
+        possible = model.possible(seen, masks)
+        actions, probabilities = policy.act(seen, masks), policy.probabilities(seen, masks)
+        q = policy.q_values(seen, masks) if policy.algorithm == "cql" else None
+        if not np.isfinite((probabilities if q is None else q)[possible]).all():
             raise RunError(f"the outputs of {model.member.name} are not finite there.")
-        return [Decision(action=action, name=model.actions[action], q=None if q is None else q[n].tolist(),
+        return [Decision(action=action, name=model.actions[action],
+                         q=None if q is None else of_possible(q[n], possible[n]),
                          probabilities=probabilities[n].tolist(), count=int(model.counts(seen[n])[action]),
-                         supported=model.support.supported(seen[n], action))
+                         supported=model.support.supported(seen[n], action, None if masks is None else masks[n]))
                 for n, action in enumerate(actions.tolist())]

@@ -20,7 +20,7 @@ from cql.deploy import events, gate
 from cql.deploy.events import DATABASE, PROMOTE, REFUSE, REGISTER, ROLLBACK, History
 from cql.deploy.gate import Limits
 from cql.deploy.model import CARD, FILES, MODEL, Model, RecordedFile
-from cql.deploy.model_card import CARD_KEYS, entry_of, id_of
+from cql.deploy.model_card import CARD_KEYS, NAMES, entry_of, id_of
 from cql.errors import RunError
 from cql.files import atomic_write, sync_folder, utc_now
 
@@ -57,7 +57,7 @@ class Registry:
         file = RecordedFile(folder / CARD, history.cards[folder.name])
         try:
             card = json.load(file)
-            if card.keys() == CARD_KEYS and card["id"] == folder.name == id_of(card["files"]):
+            if card.keys() - NAMES == CARD_KEYS and card["id"] == folder.name == id_of(card["files"]):
                 return card
         except (AttributeError, RecursionError, TypeError, ValueError):
             pass

@@ -141,7 +141,7 @@ def _judge_q(state: State) -> tuple[bool, list[str]]:
     rows = [["state", "action", "logged", "your Q", "exact Q"]]
     for s in worst:
         a = int(error[s].argmax())
-        rows.append([small.world.cell_names[s], small.world.action_arrows[a], str(small.counts[s, a]),
+        rows.append([small.world.state_names[s], small.world.action_names[a], str(small.counts[s, a]),
                      f"{q[s, a]:.2f}", f"{small.q[s, a]:.2f}"])
     return False, [line, *aligned(rows, left=(0, 1))]
 

@@ -176,7 +176,7 @@
   function actionName(letter) {
     if (letter === ".") return "any";
     const names = { "-1,0": "↑ up", "1,0": "↓ down", "0,-1": "← left", "0,1": "→ right" };
-    return names[data.moves[digit(letter)].join()] || letter;
+    return data.names ? data.names[digit(letter)] : names[data.moves[digit(letter)].join()] || letter;
   }
 
   function drawCell() {

@@ -40,7 +40,7 @@ def slider_numbers(data: ReportData) -> dict | None:
             "gamma": run_data.config.gamma,
             **{name: np.flatnonzero(getattr(world.grid, name)).tolist()
                for name in ("hazard", "goal", "terminal", "start")},
-            "moves": world.grid.moves.astype(int).tolist(), "alphas": alphas,
+            "moves": world.grid.moves.astype(int).tolist(), "names": world.named_actions, "alphas": alphas,
             "first": shown_member(run_data.members, "cql").alpha if data.q else alphas[0],
             "step": alpha_maps.SHOWN_PASSING, "scales": scales(data),
             "snapshots": snapshot_numbers(data),
