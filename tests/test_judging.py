@@ -112,6 +112,8 @@ def test_from_six_networks_on_an_interval_covers_training():
     assert (mean, low, high) == pytest.approx((3.5, 3.5 - 1.963, 3.5 + 1.963), abs=0.01)  # t(5) sqrt(3.5 / 6)
     assert Worths("exact", returns, None).cell([0, 1]) == [1.5, 1.5, 1.5]
     assert Worths("exact", np.array([[math.nan]]), None).cell([0]) is None
+    same = Worths("exact", np.array([[-200 + 9e-14], [-200.0]]), None).cell([0], [1])
+    assert same == [0, 0, 0] and verdict(same) == "not better"  # they act alike, and sums round
 
 
 def test_estimates_without_belief_have_no_cell_and_no_verdict():

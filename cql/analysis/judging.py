@@ -25,6 +25,7 @@ from cql.analysis.results import write_results
 from cql.analysis.statistics import student_quantile, units_needed
 from cql.config import Config
 from cql.dataset import OfflineDataset
+from cql.exact import ROUNDING
 from cql.members import all_members
 from cql.policy import Policy
 from cql.run_folder import RunFolder
@@ -143,6 +144,8 @@ class Worths:
                 to_logged and (self.logged is None or (self.found is not None and self.found.cut))):
             return None
         values = self.values[members] - (0.0 if others is None else self.values[others])  # [S, K]
+        if others is not None:  # the sums of policies that act alike differ by rounding
+            values[np.abs(values) <= ROUNDING * (1 + np.abs(self.values[members]))] = 0.0
         values = values[~np.isnan(values).any(1)]
         if not len(values):
             return None
