@@ -43,7 +43,9 @@ TASKS = {  # task -> controller; least and largest share of uniform actions, dra
 }
 DRAWS, SEEDS, ALPHAS, UPDATES, GAMMA = (1, 2, 3), (0, 1, 2), (0.1, 0.3, 1.0, 3.0), 20_000, 0.99
 SETTINGS = {"hidden": (64, 64), "lr": 3e-4}  # of BC and CQL
-OURS = {"MSE": {}, "Huber": {"td_loss": "huber", "double_q": True, "target_interval": 1000}}
+LOGGED = ("losses/td", "q/start", "health/diverged")  # the last entries of these are kept; BC has the last alone
+HUBER = {"td_loss": "huber", "double_q": True}
+OURS = {"MSE": {}, "Huber": {**HUBER, "target_interval": 1000}, "Huber 100": {**HUBER, "target_interval": 100}}
 SCALED = {"learning_rate": 3e-4, "target_update_interval": 1000, "standardised": True}
 D3RLPY = {"defaults": {}, **{f"alpha {alpha:g}": {"alpha": alpha, **SCALED} for alpha in (0.3, 1.0, 3.0)}}
 
@@ -74,7 +76,7 @@ def trained(task: str, dataset: OfflineDataset, settings: dict) -> dict:
     members, first = [], []
     for fitted in fits:
         for n, (member, policy) in enumerate(zip(fitted.members, fitted.policies)):
-            last = {name: float(fitted.log[name][n, -1]) for name in ("losses/td", "q/start", "health/diverged")}
+            last = {name: float(series[n, -1]) for name, series in fitted.log.items() if name in LOGGED}
             members.append({"alpha": member.alpha, "seed": member.seed, **last, **rolled_out(task, policy.act, GAMMA)})
             first += [(members[-1], member, policy)] if member.seed == SEEDS[0] else []
     found = estimated(Config(gamma=GAMMA), World.of(dataset), dataset, [policy for _, _, policy in first])

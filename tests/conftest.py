@@ -4,7 +4,10 @@ import contextlib
 import os
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: sums of one thread agree to the last digit between processes
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, for tests/test_kernels.py
