@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: sums of one thread agree to the last digit between processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: the last digits of its sums depend on the threads
 
 import torch  # noqa: E402
 
@@ -22,6 +22,12 @@ DRAW_ALL, PNG = plots.draw_all, style.png
 
 def pytest_addoption(parser):
     parser.addoption("--times", type=int, help="kills, damages or malformed bodies, instead of the few of a short test")
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """The whole suite runs in up to four processes; tests that are named run in this one, where ``-s`` shows their words."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    return min(os.cpu_count(), 4) if whole and config.option.capture != "no" else 0
 
 
 def pytest_sessionfinish():
