@@ -19,7 +19,7 @@ COMMANDS = {
     "explain": "why a member acts as it does in a state",
     "serve": "the REST service over a registry",
     "bot": "a Telegram bot over the service",
-    "export": "writes a policy as TorchScript or ONNX",
+    "export": "writes a policy as a torch.export program or ONNX",
     "exercise": "marks functions of your own by the exact solution",
 }
 
