@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """The whole suite runs in up to four processes; tests that are named run in this one, where ``-s`` shows their words."""
+    """The whole suite runs in up to four processes; tests that are named run in this one, where ``-s`` works."""
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
     return min(os.cpu_count(), 4) if whole and config.option.capture != "no" else 0
 
