@@ -11,7 +11,7 @@ switches  the same with one thing turned off
 profile   the kernels of an update
 jobs      train.py from end to end on device and CPU, the ablation of 352 members, JAX where it is installed
 
-At the end FOLDER/cuda.md has the tables of docs/cuda.md.
+At the end all of it is printed as tables.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from cql.engine import cohort, passes
 from cql.engine.steps import PYTORCH
 from cql.members import slices
 from cql.sampling import Transitions
+from cql.text import aligned
 from cql.training import Slice
 
 WIDE = dict(observation="coordinates", hidden=(256, 256), batch_size=64)
@@ -265,17 +266,13 @@ class Report:
         self.add(facts if status == 0 else facts | {"trace": text[-1500:]})
 
     def tables(self) -> None:
-        """Writes FOLDER/cuda.md."""
-        lines = []
+        """Prints a table of each part."""
         for part in dict.fromkeys(facts["part"] for facts in self.facts):
-            rows = [{key: value for key, value in facts.items() if key not in ("part", "trace", "top")}
-                    for facts in self.facts if facts["part"] == part]
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            lines += [f"## {part}", "", "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
-                      "|---" * len(columns) + "|"]
-            lines += ["| " + " | ".join(shown(row.get(column, "")) for column in columns) + " |" for row in rows]
-            lines.append("")
-        (self.folder / "cuda.md").write_text("\n".join(lines))
+            rows = [facts for facts in self.facts if facts["part"] == part]
+            columns = [key for key in dict.fromkeys(key for row in rows for key in row)
+                       if key not in ("part", "trace", "top")]
+            cells = [[shown(row.get(column, "")) for column in columns] for row in rows]
+            print("\n".join(["", part, *aligned([columns, *cells])]))
 
 
 def shown(value) -> str:

@@ -53,19 +53,12 @@ def test_data_seeds_of_both_are_paired_also_when_their_data_differ(runs):
     assert "run 1: exact values, means have no interval: an interval takes 6 data sets" in compare.text(result)
 
 
-def test_without_a_common_data_seed_groups_are_compared_unpaired(runs):
-    result = compare.comparison([RunFolder.open(runs / name) for name in ("plain", "far")])
-    six = result["against_first"][-1]
-    first, second = (values_of(runs / name, "hazard_probability").mean() for name in ("plain", "far"))
-    assert six["pairs"] == 0 and not six["same_data"]
-    assert six["hazard_probability"][0] == pytest.approx(second - first)
-    assert six["probability_of_improvement"] == {"return": None, "hazard_probability": None}
-    assert "unpaired: no data seed" in compare.text(result)
-
-
-def test_a_run_without_a_common_group_says_so(runs, capsys):
-    assert compare.main([str(runs / "plain"), str(runs / "apart")]) == 0
-    assert capsys.readouterr().out.endswith("run 2 and run 1 have no group in common.\n")
+@pytest.mark.parametrize("other", ["far", "apart"])  # another data seed; another alpha
+def test_runs_without_common_members_have_no_difference(runs, other, capsys):
+    assert compare.main([str(runs / "plain"), str(runs / other)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "run 2 and run 1 have no members in common: a difference needs the same alpha, training seed and data seed in "
+        "both.\n")
 
 
 def test_a_run_beside_itself_differs_in_nothing(runs, capsys):

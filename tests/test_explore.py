@@ -252,8 +252,8 @@ def test_backups_passing_and_unrestricted_q_learning(islands, tmp_path):
 def test_the_saved_data_set_is_that_of_train_py(islands, tmp_path):
     edited = {**ISLANDS, "source": "sampled", "edits": [[0, 3], [1, 0]]}
     made = in_browser(json.dumps([{**ISLANDS, "source": "sampled"}, edited]) + """.map((setting) => {
-        const { data } = dataOf(setting), bytes = datasetFile({ ...setting, edits: new Map(setting.edits) }, data);
-        return btoa([...bytes].map((b) => String.fromCharCode(b)).join("")); })""", tmp_path,
+        const { data } = dataOf(setting), parts = datasetFile({ ...setting, edits: new Map(setting.edits) }, data);
+        return btoa(parts.flatMap((part) => [...part]).map((b) => String.fromCharCode(b)).join("")); })""", tmp_path,
                       (*explorable.MATHS, "files"))
     same, other = (OfflineDataset.load(io.BytesIO(base64.b64decode(text))) for text in made)
     for name in ("observations", "actions", "rewards", "next_observations", "terminations", "truncations",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cql.analysis import evaluation, fqe, judging
-from cql.analysis.judging import Estimated, Worths, doubt, verdict
+from cql.analysis.judging import Worths, doubt, verdict
 from cql.dataset import OfflineDataset
 from cql.network import PopulationMLP
 from cql.policy import Policy
@@ -118,11 +118,10 @@ def test_from_six_networks_on_an_interval_covers_training():
 
 def test_estimates_without_belief_have_no_cell_and_no_verdict():
     values = np.array([np.linspace(9, 11, 21), np.linspace(9, 11, 21)])
-    found = Estimated("networks", values, np.zeros(21), [None, None], ["", "too bad"], None)
-    worths = Worths("networks", values, np.zeros(21), found)
+    worths = Worths("networks", values, np.zeros(21), [None, None], ["", "too bad"])
     assert worths.cell([0], to_logged=True)[1] > 0 and worths.cell([0, 1]) is None and worths.why([1]) == ["too bad"]
-    cut = Estimated("networks", values, np.zeros(21), [None, None], ["", ""], "cut off")
-    assert Worths("networks", values, np.zeros(21), cut).cell([0], to_logged=True) is None
+    cut = Worths("networks", values, np.zeros(21), [None, None], ["", ""], "cut off")
+    assert cut.cell([0], to_logged=True) is None
 
 
 def test_a_table_without_intervals_and_shares_does_not_speak_of_them():

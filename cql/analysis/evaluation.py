@@ -160,15 +160,16 @@ class Support:
         return float((greedy != self.dataset.actions).mean())
 
     def supported(self, observation, action: int, mask=None) -> bool | None:
-        """Whether the data have this action in this state; a state that they never visit supports none."""
-        return bool(self.counts_of(observation)[action] > 0)
+        """Whether one action is supported; None where that is not known."""
+        unsupported = self.unsupported([observation], [action], None if mask is None else [mask])
+        return None if unsupported is None else not unsupported[0]
 
     def unsupported(self, observations, actions, masks=None) -> np.ndarray | None:
-        """Whether each of the actions is not supported, ``[B]`` bool; None where nothing is known of support.
+        """Whether the data do not have each of the actions in its state, ``[B]`` bool; None where that is not known.
 
-        ``masks [B, A]``: where the policies need them.
+        ``masks [B, A]``: where the policies need them. A state that the data never visit supports no action.
         """
-        return np.array([not self.supported(x, a) for x, a in zip(observations, actions)], dtype=bool)
+        return np.array([self.counts_of(x)[a] == 0 for x, a in zip(observations, actions)], dtype=bool)
 
     def counts_of(self, observation) -> np.ndarray:
         """How often the data have each action in this state, ``[A]``."""
@@ -192,10 +193,6 @@ class ClonedSupport(Support):
     def __init__(self, dataset: OfflineDataset, cloned: Policy | None):
         super().__init__(dataset)
         self.cloned = cloned
-
-    def supported(self, observation, action: int, mask=None) -> bool | None:
-        unsupported = self.unsupported([observation], [action], None if mask is None else [mask])
-        return None if unsupported is None else not unsupported[0]
 
     def unsupported(self, observations, actions, masks=None) -> np.ndarray | None:
         if self.cloned is None:

@@ -9,13 +9,14 @@ estimates by state are returns of an episode; FQE with networks gives discounted
   and by rollout or resample, estimated differences to what was logged by resample. Exact values have no interval.
 - A verdict is "better" where the whole interval of the difference lies above 0, "not better" where no part of it does,
   else "cannot tell". Each row stands by itself: the best of several looks better than it is.
-- **No estimate** is given where one cannot be believed: ``Estimated`` lists the reasons.
+- **No estimate** is given where one cannot be believed: ``doubt`` lists the reasons.
 
 Axes: N policy, S training seed, K rollout or resample (of estimates, column 0 is the episodes as they are), E episode.
 """
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,20 +61,17 @@ def judge(run: RunFolder, evaluated: dict) -> dict:
     config = run.config()
     dataset, = run.datasets(config)
     world, entries, broken = World.of(dataset), evaluated["members"], dataset.breaks_in_words()
-    found, logged = None, None if broken else dataset.episode_returns()
-    values: list | np.ndarray
+    logged = None if broken else dataset.episode_returns()
     if world.mdp is not None:
-        source, values = "exact", [[(entry["exact"] or {}).get("return", math.nan)] for entry in entries]
-        unsupported = [entry["exact_unsupported_action_rate"] for entry in entries]
+        values = [[(entry["exact"] or {}).get("return", math.nan)] for entry in entries]
+        table = Worths("exact", np.array(values), logged, [e["exact_unsupported_action_rate"] for e in entries])
     elif world.environment is not None:
-        source, nothing = "rollouts", {"returns": [math.nan] * evaluated["rollout_episodes"]}
+        nothing = {"returns": [math.nan] * evaluated["rollout_episodes"]}
         values = [(entry["rollout"] or nothing)["returns"] for entry in entries]
-        unsupported = [(entry["rollout"] or {}).get("unsupported_action_rate") for entry in entries]
+        table = Worths("rollouts", np.array(values), logged,
+                       [(entry["rollout"] or {}).get("unsupported_action_rate") for entry in entries])
     else:
-        found = estimated(config, world, dataset, policies_of(run, dataset, evaluated))
-        source, values, unsupported = found.source, found.values, found.unsupported
-        logged = found.logged
-    table = Worths(source, np.array(values, dtype=np.float64), logged, found)
+        table = estimated(config, world, dataset, policies_of(run, dataset, evaluated))
     groups: dict[tuple, list[int]] = {}
     for n, entry in enumerate(entries):
         groups.setdefault((entry["algorithm"], entry["alpha"]), []).append(n)
@@ -82,17 +80,17 @@ def judge(run: RunFolder, evaluated: dict) -> dict:
     for (algorithm, alpha), members in sorted(groups.items(), key=lambda group: (group[0][0], group[0][1] or 0.0)):
         to_logged = table.cell(members, to_logged=True)
         to_bc = table.cell(members, cloned) if cloned and algorithm != "bc" else None
-        shares = [unsupported[n] for n in members if unsupported[n] is not None]
+        shares = [share for n in members if (share := table.unsupported[n]) is not None]
         rows.append({"policy": algorithm, "alpha": alpha, "networks": len(members), "value": table.cell(members),
                      "minus_logged": to_logged, "than_logged": verdict(to_logged), "minus_bc": to_bc,
                      "than_bc": verdict(to_bc) if cloned and algorithm != "bc" else None,
                      "unsupported": float(np.mean(shares)) if shares else None, "why": table.why(members),
                      "notes": sorted({_note(entries[n]) for n in members} - {""})})
-    return {"source": source, "gamma": config.gamma if source == "networks" else None, "bc": evaluated["bc"],
-            "logged_episodes": len(dataset.episode_starts), "misfit": evaluated["misfit"],
-            "rollout_episodes": evaluated["rollout_episodes"] if source == "rollouts" else None,
-            "cut": broken or (found and found.cut), "rows": rows,
-            "logged_estimated": bool(found and found.logged_estimated), "estimates": found and found.entries(entries)}
+    return {"source": table.source, "gamma": config.gamma if table.source == "networks" else None,
+            "bc": evaluated["bc"], "logged_episodes": len(dataset.episode_starts), "misfit": evaluated["misfit"],
+            "rollout_episodes": evaluated["rollout_episodes"] if table.source == "rollouts" else None,
+            "cut": broken or table.cut, "rows": rows, "logged_estimated": table.logged_estimated,
+            "estimates": table.entries(entries) if table.estimates else None}
 
 
 def _note(entry: dict) -> str:
@@ -109,7 +107,7 @@ def policies_of(run: RunFolder, dataset: OfflineDataset, evaluated: dict) -> lis
 
 
 def estimates_of(run: RunFolder) -> list[dict]:
-    """``Estimated.entries`` of a run on given data: those of judging.json, else made now."""
+    """``Worths.entries`` of a run on given data: those of judging.json, else made now."""
     if (run.path / FILE).exists() and (found := run.read_json(FILE)["estimates"]) is not None:
         return found
     config, evaluated = run.config(), run.read_json("evaluation.json")
@@ -127,21 +125,36 @@ def verdict(difference: list | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Worths:
-    """What policies are worth: ``values [N, K]``, NaN without a policy.
+    """What N policies are worth.
 
-    ``logged``: the return of every logged episode ``[E]``, of estimates its mean over each resample ``[K]``; None
-    where episodes are broken. ``found``: of estimates.
+    Attributes:
+        source: one of SOURCES. values: ``[N, K]``, NaN without a policy.
+        logged: the return of every logged episode ``[E]``, of estimates its mean over each resample ``[K]``; None where
+            episodes are broken.
+        unsupported: of each policy, the share of its steps that take an unsupported action; of estimates the share of
+            the logged observations where it would, or the probability that an episode comes to an OOD action; None
+            where it is not known.
+        withheld: of estimates, why there is none for a policy, or "": one of the sentences of ``doubt``.
+        cut: why no difference to what was logged is given, or None. logged_estimated: whether what was logged is an
+            estimate too, beyond the steps where episodes were cut off.
     """
 
     source: str
     values: np.ndarray
     logged: np.ndarray | None
-    found: "Estimated | None" = None
+    unsupported: Sequence[float | None] = ()
+    withheld: list[str] | None = None
+    cut: str | None = None
+    logged_estimated: bool = False
+
+    @property
+    def estimates(self) -> bool:
+        """Whether they are estimated from the log alone."""
+        return self.withheld is not None
 
     def cell(self, members: list[int], others: list[int] | None = None, to_logged: bool = False) -> list | None:
         """[mean, low, high] of the members' worth, or less that of the others or of what was logged; None: unknown."""
-        if self.why(members + (others or [])) or (
-                to_logged and (self.logged is None or (self.found is not None and self.found.cut))):
+        if self.why(members + (others or [])) or (to_logged and (self.logged is None or self.cut)):
             return None
         values = self.values[members] - (0.0 if others is None else self.values[others])  # [S, K]
         if others is not None:  # the sums of policies that act alike differ by rounding
@@ -151,7 +164,7 @@ class Worths:
             return None
         variances, freedom = [0.0], [sys.maxsize]
         point, spread = values.mean(), values.mean(0)
-        if self.found is not None:
+        if self.estimates:
             values = values - (self.logged if to_logged else 0.0)
             point, spread = values[:, 0].mean(), values.mean(0)[1:]
             variances.append(spread.var(ddof=1))
@@ -164,7 +177,7 @@ class Worths:
             variances.append(_error(spread))
             freedom.append(len(spread) - 1)
         if len(values) >= FEWEST:
-            variances.append(_error(values[:, 0] if self.found is not None else values.mean(1)))
+            variances.append(_error(values[:, 0] if self.estimates else values.mean(1)))
             freedom.append(len(values) - 1)
         return _interval(float(point), sum(variances), min(freedom))
 
@@ -172,13 +185,18 @@ class Worths:
         """[mean, low, high] of what was logged."""
         if self.logged is None:
             return None
-        if self.found is not None:
+        if self.estimates:
             return _interval(float(self.logged[0]), self.logged[1:].var(ddof=1), len(self.logged) - 2)
         return _interval(float(self.logged.mean()), _error(self.logged), len(self.logged) - 1)
 
     def why(self, members: list[int]) -> list[str]:
         """Why there is no estimate of these policies."""
-        return [] if self.found is None else sorted({self.found.withheld[n] for n in members} - {""})
+        return sorted({self.withheld[n] for n in members} - {""}) if self.withheld else []
+
+    def entries(self, members: list[dict]) -> list[dict]:
+        """Of every member: its estimate [mean, low, high], or None and why there is none."""
+        return [{**{name: entry[name] for name in ("algorithm", "alpha", "seed")}, "value": self.cell([n]),
+                 "withheld": self.withheld[n], "unsupported": self.unsupported[n]} for n, entry in enumerate(members)]
 
 
 def _error(values: np.ndarray) -> float:
@@ -193,35 +211,7 @@ def _interval(mean: float, variance: float, freedom: int) -> list:
     return [mean, mean - half, mean + half]
 
 
-@dataclass(frozen=True, eq=False)
-class Estimated:
-    """Estimates of N policies from logged episodes alone.
-
-    Attributes:
-        source: "networks" or "states". values: ``[N, K]``, logged: ``[K]``, of the same episodes.
-        unsupported: share of the logged observations where the greedy action is not supported, or the probability that
-            an episode comes to an OOD action; None where it is not known.
-        withheld: why there is no estimate: one of the sentences of ``_doubts``; "" where there is one.
-        cut: why no difference to what was logged is given, or None. logged_estimated: whether what was logged is an
-            estimate too, beyond the steps where episodes were cut off.
-    """
-
-    source: str
-    values: np.ndarray
-    logged: np.ndarray | None
-    unsupported: list[float | None]
-    withheld: list[str]
-    cut: str | None
-    logged_estimated: bool = False
-
-    def entries(self, members: list[dict]) -> list[dict]:
-        """Of every member: its estimate [mean, low, high], or None and why there is none."""
-        worths = Worths(self.source, self.values, self.logged, self)
-        return [{**{name: entry[name] for name in ("algorithm", "alpha", "seed")}, "value": worths.cell([n]),
-                 "withheld": self.withheld[n], "unsupported": self.unsupported[n]} for n, entry in enumerate(members)]
-
-
-def estimated(config: Config, world: World, dataset: OfflineDataset, policies: list[Policy | None]) -> Estimated:
+def estimated(config: Config, world: World, dataset: OfflineDataset, policies: list[Policy | None]) -> Worths:
     """The estimates of policies: by networks where no state numbers stand behind vectors, else by state."""
     by_state = dataset.discrete or world.inputs is not None
     known = [n for n, policy in enumerate(policies) if policy is not None]
@@ -232,7 +222,7 @@ def estimated(config: Config, world: World, dataset: OfflineDataset, policies: l
     few = f"{counted(len(dataset.episode_starts), 'episode')}, fewer than {2 * FEWEST}"
     if broken or len(dataset.episode_starts) < 2 * FEWEST:
         why = "broken episodes" if broken else few
-        return Estimated(source, values, None, unsupported, [why] * len(policies), broken)
+        return Worths(source, values, None, unsupported, [why] * len(policies), broken)
     horizon = world.horizon or dataset.metadata.get("horizon")
     used = [policies[n] for n in known]
     lengths = np.diff(dataset.episode_starts, append=len(dataset))
@@ -249,7 +239,7 @@ def estimated(config: Config, world: World, dataset: OfflineDataset, policies: l
     cut = None if lost <= MOST_LOST or logged_estimated else (
         "Logged episodes are cut off before they end: the estimates go on and what was logged does not, so that no "
         "difference between them is given.")
-    return Estimated(source, values, logged, unsupported, withheld, cut, logged_estimated)
+    return Worths(source, values, logged, unsupported, withheld, cut, logged_estimated)
 
 
 def _by_networks(world, dataset, policies, gamma, horizon, cut_off):
@@ -302,21 +292,26 @@ def _by_state(world, dataset, policies, horizon):
 
 def table(judged: dict) -> str:
     """The table for the terminal, with what its numbers are below it."""
+    rows = cells(judged, words)
+    return "\n".join([heading(judged), *aligned(rows, left=range(3, len(rows[0]))), *notes(judged)])
+
+
+def cells(judged: dict, words: Callable) -> list[list]:
+    """The heads and a row of every policy, without columns that say nothing; ``words(estimate, form)`` is a cell."""
     rows = [["policy", "alpha", "networks", "return [95 %]", "minus logged", "than logged", "minus BC", "than BC",
              "unsupported", ""]]
     for row in judged["rows"]:
         if row["policy"] == "logged":
             rows.append(["logged", "", "", words(row["value"]), *[""] * 6])
             continue
+        to_bc = [words(row["minus_bc"], "+.2f"), row["than_bc"]] if row["than_bc"] else ["", ""]
         rows.append([row["policy"].upper(), number(row["alpha"], "g"), str(row["networks"]),
                      "no estimate" if row["why"] else words(row["value"]), words(row["minus_logged"], "+.2f"),
-                     row["than_logged"], "" if row["than_bc"] is None else words(row["minus_bc"], "+.2f"),
-                     row["than_bc"] or "", number(row["unsupported"], ".3f"), "; ".join(row["notes"])])
-    rows = without_unknown(rows)
-    return "\n".join([heading(judged), *aligned(rows, left=range(3, len(rows[0]))), *notes(judged)])
+                     row["than_logged"], *to_bc, number(row["unsupported"], ".3f"), "; ".join(row["notes"])])
+    return without_unknown(rows)
 
 
-def without_unknown(rows: list[list[str]]) -> list[list[str]]:
+def without_unknown(rows: list[list]) -> list[list]:
     """The rows without columns that say nothing, the heads standing in the first."""
     kept = [n for n in range(len(rows[0])) if any(row[n] not in ("", "–") for row in rows[1:])]
     return [[row[n] for n in kept] for row in rows]

@@ -409,49 +409,61 @@ def text(result: dict) -> str:
         f"{'logged' if result['behavior'] == 'logged' else 'by counts'}")
     if (nothing := nothing_to_choose(result)) is not None:
         return f"{heading}\n\n  {nothing}"
-    truth = "rolled-out" if result["truth"] == "rollouts" else "exact"
-    rows = [["rule", "scored", "rank: return", "hazard", "lost: return", "within 1", "hazard", "covered", "ESS",
-             "picks: alpha (times)"]]
-    for e in result["rules"]:
-        if not e["available"]:
-            continue
-        coverage = next((c for c in e["coverage"].values() if c is not None), None)
-        most = sorted(e["picks"], key=lambda pick: (-pick[1], pick[0]))
-        rank, hazard_rank = ((e["rank_correlation"][target] or [None])[0] for target in ope.TARGETS)
-        hazard_regret = (e["regret"]["hazard_probability"] or [None])[0]
-        rows.append([
-            e["label"], f"{e['available']}/{e['of']}", number(rank, "+.2f"), number(hazard_rank, "+.2f"),
-            interval(e["regret"]["return"]), number(e["within_one_point"], ".0%"), number(hazard_regret, ".4f"),
-            number(coverage, ".0%"), number(e["effective_sample_size"], ".1f"),
-            ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + ", …" * (len(most) > 3)])
-    signs = [["alpha", "overfitting", "underfitting", "diverged", "of"], *(
-        [f"{sign['alpha']:g}", *(str(sign[name]) for name in ("overfitting", "underfitting", "diverged", "of"))]
-        for sign in result["signs"])]
-    label = {e["name"]: e["label"] for e in result["rules"]}
-    withheld = [f"  No off-policy estimates: {result['withheld']}", ""] if result["withheld"] else []
-    withheld += [f"  {split(result)}", ""] if result["begun_at_breaks"] else []
-    lines = [
-        heading, "", *withheld, *_indented(rows),
-        *(f"  Without a score: {', '.join(labels)} ({why})." for why, labels in unscored(result)),
-        f"  rank: correlation over alpha with the {truth} return and hazard, 1 = exactly in order. lost: {truth} "
-        "return",
-        "  [95 %] and hazard against the best alpha. within 1: share of data sets that lose at most 1 point of return.",
-        "  covered: 95 % intervals with the exact value. ESS: median effective sample size of members.",
-        "  Means are over data sets. Runaway members are neither picked nor ranked.", "",
-        "  Signs in the training log, members of each alpha:", *_indented(signs), ""]
-    few = too_few(result["draws"], result["seeds"])
-    for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
-        if (verdict := result["verdict"][target]) is not None:
-            baselines = ", ".join(f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items())
-            lines.append(f"  Least {words} lost: {listed([label[name] for name in verdict['rules']])}, "
-                         f"{verdict['regret']:{form}} (the choice within 1 point of the best return in "
-                         f"{number(verdict['within_one_point'], '.0%')} of the data sets); {baselines}.")
-    if all(verdict is None for verdict in result["verdict"].values()):
-        lines.append("  Without the exact values of the policies no rule can be judged; their picks stand above.")
-    elif few:
-        lines.append(f"  On other data another rule may lose less: {few}.")
+    rows = cells(result, lambda rule: rule["label"], interval,
+                 lambda estimate, form: number((estimate or [None])[0], form), number)
+    lines = [heading, "", *("  " + line for line in aligned(rows, left=(0, len(rows[0]) - 1))),
+             *(f"  Without a score: {', '.join(labels)} ({why})." for why, labels in unscored(result)),
+             *(f"  {sentence}" for sentence in notes(result)), ""]
+    lines += [f"  {sentence}" for sentence in verdicts(result)]
     return "\n".join(lines)
 
 
-def _indented(rows) -> list[str]:
-    return ["  " + line for line in aligned(rows, left=(0, len(rows[0]) - 1))]
+def notes(result: dict) -> list[str]:
+    """What the columns of the table are, a sentence or two a line."""
+    truth = "rolled-out" if result["truth"] == "rollouts" else "exact"
+    return [*([f"No off-policy estimates: {result['withheld']}"] if result["withheld"] else []),
+            *([split(result)] if result["begun_at_breaks"] else []),
+            f"rank: correlation over alpha with the {truth} return and hazard, 1 = exactly in order. lost: {truth}",
+            "return [95 %] and hazard against the best alpha of the data set and seed. within 1: share of data sets",
+            "that lose at most 1 point of return. covered: 95 % intervals with the exact value. ESS: median effective",
+            "sample size of members. Means are over data sets. Members that diverged are neither picked nor ranked."]
+
+
+def verdicts(result: dict) -> list[str]:
+    """The rules that lose least and what the baselines lose, or why no rule can be judged, a sentence each."""
+    label, said = {rule["name"]: rule["label"] for rule in result["rules"]}, []
+    for target, words, form in (("return", "return", ".2f"), ("hazard_probability", "hazard probability", ".4f")):
+        if (verdict := result["verdict"][target]) is not None:
+            baselines = ", ".join(f"{label[name]} {lost:{form}}" for name, lost in verdict["baselines"].items())
+            said.append(f"Least {words} lost: {listed([label[name] for name in verdict['rules']])}, "
+                        f"{verdict['regret']:{form}} (the choice within 1 point of the best return in "
+                        f"{number(verdict['within_one_point'], '.0%')} of the data sets); {baselines}.")
+    if not said:
+        return ["Without the exact values of the policies no rule can be judged; the table has their picks."]
+    few = too_few(result["draws"], result["seeds"])
+    return said + ([f"On other data another rule may lose less: {few}."] if few else [])
+
+
+def cells(result: dict, label: Callable, estimate: Callable, brief: Callable, number: Callable) -> list[list]:
+    """The heads and a row of every rule that scores a member.
+
+    Args:
+        label: of a rule. estimate, brief: of [mean, low, high] and a format, the return lost and what is said in
+            passing. number: of a number and a format.
+    """
+    rows = [["rule", "scored", "rank: return", "rank: hazard", "lost: return", "within 1", "lost: hazard", "covered",
+             "ESS", "picks: alpha (times)"]]
+    for rule in (rule for rule in result["rules"] if rule["available"]):
+        coverage = next((share for share in rule["coverage"].values() if share is not None), None)
+        rank, lost = rule["rank_correlation"], rule["regret"]
+        rows.append([label(rule), f"{rule['available']}/{rule['of']}", brief(rank["return"], "+.2f"),
+                     brief(rank["hazard_probability"], "+.2f"), estimate(lost["return"], ".2f"),
+                     number(rule["within_one_point"], ".0%"), brief(lost["hazard_probability"], ".4f"),
+                     number(coverage, ".0%"), number(rule["effective_sample_size"], ".1f"), picked(rule["picks"])])
+    return rows
+
+
+def picked(picks: list) -> str:
+    """[[alpha, times]] in words, the three most frequent first."""
+    most = sorted(picks, key=lambda pick: (-pick[1], pick[0]))
+    return ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + ", …" * (len(most) > 3)

@@ -1,4 +1,4 @@
-"""Statistics of the members of a run: estimates with bootstrap intervals, paired differences, profiles, claims.
+"""Statistics of the members of a run: estimates with bootstrap intervals, paired differences, claims.
 
 Values are arrays ``[D, S]``, data sets by training seeds; exact returns and hazards, so that runs alone vary.
 
@@ -24,8 +24,8 @@ good.
 **Missing values** are NaN: members without a policy or a metric. They are left out of a statistic and counted beside
 it; a data set without values is no unit, a pair needs both. Without values a statistic is None.
 
-The interquartile mean, and profiles and probability of improvement with one seed per data set, are those of Agarwal et
-al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264; rliable).
+The interquartile mean, and the probability of improvement with one seed per data set, are those of Agarwal et al. 2021,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264; rliable).
 """
 
 import math
@@ -46,7 +46,6 @@ PAIRED = ("return", "hazard_probability")
 HIGHER_IS_BETTER = {"return": True, "hazard_probability": False}
 MISMATCH_WITHIN = 0.005  # CQL counts as BC if their mismatch rates differ by at most so much
 FLAWS = ("diverged", "not_converged", "missing")  # what members of a group are counted by
-THRESHOLDS = 101  # of a profile: quantiles of all members' values
 TIE = {True: ", a tie", False: "", None: " (no interval: it may be chance)"}  # what to say of a lead
 ROUNDING = 1e-12  # relative width below which nothing varies
 
@@ -254,20 +253,6 @@ def improvement(values, other, higher_is_better: bool = True) -> np.ndarray:
     return (np.sign(values - other) * (1 if higher_is_better else -1) + 1) / 2
 
 
-def unpaired_difference(values, other, resamples: int = 2000, level: float = 0.95) -> Estimate | None:
-    """[mean(values) - mean(other), low, high] of two independent samples ``[D, S]`` and ``[D', S']``."""
-    if np.isnan(values).all() or np.isnan(other).all():
-        return None
-    difference = float(np.nanmean(values) - np.nanmean(other))
-    n = min(units(~np.isnan(side)) for side in (values, other))
-    if n < units_needed(0.5, level):
-        return [difference, None, None]
-    first, second = (replicates(side, resample_counts(len(side), len(side[0]), resamples, seed), "mean")
-                     for seed, side in enumerate((values, other)))
-    common, scale = min(len(first), len(second)), max(np.nanmax(np.abs(side)) for side in (values, other))
-    return [difference, *expanded_percentile(first[:common] - second[:common], n, level, scale)]
-
-
 def summary(results: Results, resamples: int = 2000, level: float = 0.95) -> dict:
     """All statistics of a run, the content of ``statistics.json``; deterministic.
 
@@ -288,7 +273,6 @@ def summary(results: Results, resamples: int = 2000, level: float = 0.95) -> dic
         "groups": [_group(results, bootstrap, group) for group in results.groups],
         "pairs": [{"alpha": alpha, "other": other, **_against(results, bootstrap, ("cql", alpha), ("cql", other))}
                   for other, alpha in zip(alphas, alphas[1:])],
-        "profiles": {metric: _profiles(results, bootstrap, metric) for metric in PAIRED},
         "claims": claims(results, bootstrap),
     }
 
@@ -321,29 +305,6 @@ def paired(bootstrap: Bootstrap, values: dict, other: dict) -> dict:
     return {**{metric: bootstrap.estimate(values[metric] - other[metric]) for metric in PAIRED},
             "probability_of_improvement": {metric: bootstrap.share(
                 improvement(values[metric], other[metric], HIGHER_IS_BETTER[metric])) for metric in PAIRED}}
-
-
-def _profiles(results, bootstrap, metric):
-    """The profile of every group, at thresholds that are values of members; None without values."""
-    values = {group: results.values(metric, group) for group in results.groups}
-    pooled = np.concatenate([array[~np.isnan(array)] for array in values.values()])
-    if not pooled.size:
-        return None
-    thresholds = np.unique(np.quantile(pooled, np.linspace(0, 1, THRESHOLDS), method="nearest"))
-    groups = []
-    for (algorithm, alpha), array in values.items():
-        shares = profile(array, thresholds, bootstrap, HIGHER_IS_BETTER[metric])
-        if shares is not None:
-            groups.append({"algorithm": algorithm, "alpha": alpha, **dict(zip(("share", "low", "high"), shares))})
-    return {"thresholds": thresholds.tolist(), "groups": groups}
-
-
-def profile(values, thresholds, bootstrap: Bootstrap, higher_is_better: bool = True) -> tuple[list, ...] | None:
-    """(share, low, high) of members ``[D, S]`` at least as good as each threshold ``[T]``, intervals pointwise."""
-    if np.isnan(values).all():
-        return None
-    good = (values >= thresholds[:, None, None]) if higher_is_better else (values <= thresholds[:, None, None])
-    return tuple(map(list, zip(*(bootstrap.share(np.where(np.isnan(values), np.nan, hits)) for hits in good))))
 
 
 def claims(results: Results, bootstrap: Bootstrap) -> dict:
@@ -441,7 +402,9 @@ def table(summary: dict) -> str:
     if pairs and exact:
         lines += ["", "alpha minus the next lower, paired",
                   *difference_lines([(f"{pair['alpha']:g} - {pair['other']:g}", pair) for pair in pairs])]
-    return "\n".join([*lines, "", *_sentences(summary)])
+    if summary["claims"]["best_return"] is None:
+        return "\n".join([*lines, "", "No exact return of a CQL policy is known, so nothing is said of alpha."])
+    return "\n".join([*lines, "", *(f"{statement}: {alpha}; {why}." for statement, alpha, why in statements(summary))])
 
 
 def group_lines(groups: list[dict]) -> list[str]:
@@ -466,23 +429,33 @@ def difference_lines(rows: list[tuple[str, dict]]) -> list[str]:
     return aligned(lines, left=range(1, 5))
 
 
-def _sentences(summary) -> list[str]:
-    def absent(claim: str, metric: str) -> str:
-        known, why = not_found(summary, claim, metric)
-        return f"{why}." if known else f"not known: {why}."
+def statements(summary: dict, words: Callable = interval) -> list[tuple[str, str, str]]:
+    """What the claims of a summary say: statement, alpha ("none", "not known") and evidence of each.
 
-    claims, lines = summary["claims"], []
-    below, same = claims["hazard_below_bc"], claims["becomes_bc"]
-    if claims["best_return"] is None:
-        return ["No exact return of a CQL policy is known, so nothing is said of alpha."]
-    lines.append(f"Hazard below BC's with {summary['level']:.0%} confidence: " + (
-        f"from alpha = {below['alpha']:g}; it holds at {', '.join(f'{alpha:g}' for alpha in below['alphas'])}."
-        if below["alphas"] else absent("hazard_below_bc", "hazard_probability")))
-    for best, words, form in ((claims["best_return"], "Highest mean return", ".2f"),
-                              (claims["best_hazard"], "Lowest mean hazard", ".3f")):
-        if best is not None and best["lead"] is not None:
-            lines.append(f"{words}: alpha = {best['alpha']:g}, {interval(best['mean'], form)}; paired lead over "
-                         f"alpha = {best['runner_up']:g}: {interval(best['lead'], '+' + form)}{TIE[best['tie']]}.")
-    return [*lines, f"CQL acts as BC (equal return, mismatch within {same['mismatch_within']:g}): " + (
-        absent("becomes_bc", "return") if same["alpha"] is None else
-        f"from alpha = {same['alpha']:g} on.")]
+    ``words(estimate, form)`` writes [estimate, low, high].
+    """
+    claims, said = summary["claims"], []
+
+    def about_bc(statement: str, claim: str, metric: str, criterion: str) -> None:
+        found = claims[claim]
+        if found["alpha"] is not None:
+            alphas = ", ".join(f"{alpha:g}" for alpha in found["alphas"])
+            said.append((statement, f"{found['alpha']:g}", f"{criterion}: at alpha = {alphas}"))
+            return
+        known, why = not_found(summary, claim, metric)
+        said.append((statement, "none", f"{criterion}: {why}") if known else (statement, "not known", why))
+
+    about_bc(f"Smallest alpha with a hazard probability below BC’s with {100 * summary['level']:g} % confidence",
+             "hazard_below_bc", "hazard_probability", "the interval of the paired difference to BC lies below 0")
+    for statement, best, what, form in (
+            ("Highest mean return", claims["best_return"], "return", ".2f"),
+            ("Lowest mean hazard probability", claims["best_hazard"], "hazard probability", ".4f")):
+        if best is not None and best["lead"]:
+            said.append((statement, f"{best['alpha']:g}", (
+                f"mean {what} {words(best['mean'], form)}; paired difference to the next best, "
+                f"alpha = {best['runner_up']:g}: {words(best['lead'], '+' + form)}{TIE[best['tie']]}")))
+    about_bc("Smallest alpha from which on CQL acts as BC", "becomes_bc", "return",
+             "from there on the paired difference in return to BC has 0 in its interval, and at most "
+             f"{100 * claims['becomes_bc']['mismatch_within']:g} % more or fewer of the logged actions are not taken "
+             "than by BC")
+    return said

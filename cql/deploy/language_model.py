@@ -5,7 +5,6 @@ import json
 import os
 
 KEY = "GLASSBOX_API_KEY"  # environment variable
-LONGEST = 2**20  # bytes of an answer
 TASK = ("You explain to a field operator why a decision model acts as it does. Use only the facts and numbers in the "
         "JSON that follows, in plain words and at most eight sentences. Null means not known: say so, do not guess.")
 
@@ -25,15 +24,9 @@ def ask(url: str, name: str, explanation: dict, timeout: float = 30.0) -> str:
         async with openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=None,
                                       http_client=http) as api:
             messages: list = [{"role": "system", "content": TASK}, {"role": "user", "content": json.dumps(explanation)}]
-            body = b""
-            async with api.chat.completions.with_streaming_response.create(
-                    model=name, messages=messages,
-                    extra_headers={} if key else {"Authorization": openai.omit}) as reply:
-                async for part in reply.iter_bytes():
-                    body += part
-                    if len(body) > LONGEST:
-                        raise ValueError("too long")
-        text = json.loads(body)["choices"][0]["message"]["content"].strip()
+            reply = await api.chat.completions.create(
+                model=name, messages=messages, extra_headers={} if key else {"Authorization": openai.omit})
+        text = reply.choices[0].message.content.strip()
         return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
     key = os.environ.get(KEY, "")

@@ -36,8 +36,6 @@ def entry_of(path: str | Path, member: str | None) -> tuple[dict[str, bytes], di
     manifest = run.read_json(MANIFEST) if (run.path / MANIFEST).is_file() else {}
     if manifest and any(digests[name] != manifest["files"].get(source) for name, source in sources.items()):
         raise RunError(f"{run.path} changed while it was read.")
-    if not isinstance(manifest.get("versions", {}), dict):
-        raise RunError(f"{run.path / MANIFEST} holds versions in no known form.")
     audit, no_audit = _audit_of(model)
     return contents, {"id": id_of(digests), "member": model.member.name, "registered": None, "files": digests,
                       "data_digest": digests[DATA], "actions": model.actions, "features": model.features,
@@ -54,11 +52,6 @@ def _evaluation_of(run: RunFolder, model: Model) -> dict:
         evaluation = run.read_json(path.name)
         wanted = vars(model.member).items()
         [entry] = [found for found in evaluation["members"] if all(found.get(k) == v for k, v in wanted)]
-        alone = {name: entry[name] for name in ("exact_unsupported_action_rate", "final_alpha")}
-        rollout = dict(entry["rollout"] or {})
-        numbers = [*rollout.pop("returns", []), *rollout.values(), *(entry["exact"] or {}).values(), *alone.values()]
-        if any(x is not None and (type(x) not in (int, float) or abs(x) > 1e300) for x in numbers):
-            raise TypeError("a number is none")
         common = ("environment", "references", "rollout_episodes", "rollout_seed")
         return {**entry, **{name: evaluation[name] for name in common}}
     except (KeyError, TypeError, AttributeError, ValueError):

@@ -1,4 +1,3 @@
-"use strict";
 // Asks the service what its policy does in a cell and why, and draws the answer.
 (() => {
   const element = id => document.getElementById(id);
@@ -91,20 +90,7 @@
 
   // -------------------------------------------------------------------------------------------------------- the map
 
-  const ARROW = "M-.36 -.07H.04V-.22L.38 0L.04 .22V.07H-.36Z", REST = "M-.17 0a.17 .17 0 1 0 .34 0a.17 .17 0 1 0 -.34 0Z";
-  const STAR = "M0 -.4L.095 -.13L.38 -.124L.153 .05L.235 .324L0 .16L-.235 .324L-.153 .05L-.38 -.124L-.095 -.13Z";
-
-  function make(name, attributes, parent) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (parent) parent.append(made);
-    return made;
-  }
-
-  function arrow(parent, move) {
-    const [down, right] = move, turn = Math.atan2(down, right) * 180 / Math.PI;
-    make("path", { class: "arrow", d: down || right ? ARROW : REST, transform: `translate(.5 .5) rotate(${turn})` }, parent);
-  }
+  const arrow = (parent, move) => make("path", { class: "arrow", ...arrowOf(move) }, parent);
 
   const marks = {
     hazard(group) {
@@ -324,23 +310,9 @@
     explain();
   }
 
-  function step(event) {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    const board = shown.map.board;
-    if (!move || event.altKey || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    const row = Math.floor(shown.cell / board.columns) + move[0], column = shown.cell % board.columns + move[1];
-    if (row >= 0 && row < board.rows && column >= 0 && column < board.columns) choose(row * board.columns + column, null);
-  }
-
-  element("map").addEventListener("click", event => {
-    const board = shown.map.board, box = element("map").getBoundingClientRect();
-    const size = Math.min(box.width / board.columns, box.height / board.rows);
-    const column = Math.floor((event.clientX - box.left - (box.width - size * board.columns) / 2) / size);
-    const row = Math.floor((event.clientY - box.top - (box.height - size * board.rows) / 2) / size);
-    if (row >= 0 && row < board.rows && column >= 0 && column < board.columns) choose(row * board.columns + column, null);
-  });
-  element("map").addEventListener("keydown", step);
+  const select = cell => cell !== null && choose(cell, null);
+  element("map").addEventListener("click", event => select(cellUnder(event, element("map"), shown.map.board)));
+  element("map").addEventListener("keydown", event => select(cellBeside(event, shown.cell, shown.map.board)));
   element("observation-form").addEventListener("submit", event => {
     event.preventDefault();
     read(null);

@@ -5,8 +5,8 @@ import hashlib
 from importlib.resources import files
 
 
-def _text(name: str) -> str:
-    return (files("cql.deploy") / name).read_text(encoding="utf-8")
+def _text(name: str, package: str = "cql.deploy") -> str:
+    return (files(package) / name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:
@@ -14,7 +14,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-_STYLE, _SCRIPT = _text("page.css"), _text("page.js")
+_STYLE, _SCRIPT = _text("page.css"), _text("map.js", "cql.analysis.report") + _text("page.js")
 PAGE = _text("page.html").replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT)
 PAGE_HEADERS = {
     "Content-Security-Policy": (

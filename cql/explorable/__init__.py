@@ -38,6 +38,7 @@ FACTS: dict = {"epsilon": (float, 0, 1), "episodes": (int, 1, LARGEST_INTEGER), 
 def script(names) -> str:
     """The modules as one classic script: without ``import`` lines and the word ``export``; names are unique."""
     text = "\n".join((files(__name__) / f"{name}.js").read_text(encoding="utf-8") for name in names)
+    text = text.replace("/*maps*/ {}", json.dumps(envs.MAPS))
     return re.sub(r"^export ", "", re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
 
 

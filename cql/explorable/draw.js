@@ -86,7 +86,8 @@ export function drawMap(canvas, scene) {
   const left = Math.floor((width - side * columns) / 2),
     box = (s) => [left + (s % columns) * side, 1 + Math.floor(s / columns) * side];
   for (let s = 0; s < world.S; s++) {
-    const [x, y] = box(s);
+    const [x, y] = box(s),
+      middle = [x + side / 2, y + side / 2];
     if (world.hazard[s] || world.goal[s]) {
       const { colour, ink, letter } = world.goal[s]
         ? { colour: colours.goal, ink: "#ffffff", letter: "★" }
@@ -95,48 +96,28 @@ export function drawMap(canvas, scene) {
           : { colour: colours.hazard, ink: colours["on-hazard"], letter: "×" };
       context.fillStyle = colour;
       context.fillRect(x, y, side, side);
-      mark(context, letter, x, y, side, ink);
+      mark(context, letter, middle, side, ink);
       continue;
     }
-    let fill = colours.cell;
-    if (view === "softmax" && data.seen[s]) {
-      context.fillStyle = fill;
-      context.fillRect(x, y, side, side);
-      const fills = [0, 1, 2, 3].map((a) => scale.colour(numbers[s * A + a]));
-      triangles(context, x, y, side, fills);
-    } else {
-      if ((data.seen[s] || view === "passing" || view === "truth") && Number.isFinite(numbers[s]))
-        fill = scale.colour(numbers[s]);
-      context.fillStyle = fill;
-      context.fillRect(x, y, side, side);
-    }
+    const split = view === "softmax" && data.seen[s],
+      coloured = !split && (data.seen[s] || view === "passing" || view === "truth") && Number.isFinite(numbers[s]);
+    const fill = coloured ? scale.colour(numbers[s]) : colours.cell;
+    context.fillStyle = fill;
+    context.fillRect(x, y, side, side);
+    if (split) triangles(context, x, y, side, [0, 1, 2, 3].map((a) => scale.colour(numbers[s * A + a])));
     if (!data.seen[s]) hatch(context, x, y, side, colours.hatch);
-    if (s === world.start) {
-      context.strokeStyle = inkOn(fill);
-      context.lineWidth = Math.max(1.5, side / 22);
-      context.beginPath();
-      context.arc(x + side / 2, y + side / 2, side * 0.4, 0, 2 * Math.PI);
-      context.stroke();
-    }
-    if (ood[s]) {
-      context.fillStyle = colours.card;
-      disc(context, x + side / 2, y + side / 2, side * 0.42);
-    }
+    if (s === world.start) stroke(context, circle(...middle, side * 0.4), inkOn(fill), Math.max(1.5, side / 22));
+    if (ood[s]) disc(context, ...middle, side * 0.42, colours.card);
     const ink = ood[s] ? colours.ood : view === "softmax" ? colours.ink : inkOn(fill);
-    if (actions[s] >= 0) arrow(context, x + side / 2, y + side / 2, side, actions[s], ink, ood[s]);
-    else if (data.seen[s] || view === "passing") dot(context, x + side / 2, y + side / 2, side, colours.quiet);
+    if (actions[s] >= 0) arrow(context, middle, side, actions[s], ink, ood[s]);
+    else if (data.seen[s] || view === "passing") disc(context, ...middle, Math.max(1, side * 0.06), colours.quiet);
   }
-  context.strokeStyle = colours.grid;
-  context.lineWidth = 1;
-  for (let i = 0; i <= columns; i++) line(context, left + i * side, 1, left + i * side, 1 + rows * side);
-  for (let i = 0; i <= rows; i++) line(context, left, 1 + i * side, left + columns * side, 1 + i * side);
-  const [x, y] = box(cursor);
-  context.lineWidth = 5;
-  context.strokeStyle = colours.paper;
-  context.strokeRect(x + 1, y + 1, side - 2, side - 2);
-  context.lineWidth = 3;
-  context.strokeStyle = colours.accent;
-  context.strokeRect(x + 1, y + 1, side - 2, side - 2);
+  for (let i = 0; i <= columns; i++) line(context, left + i * side, 1, left + i * side, 1 + rows * side, colours.grid);
+  for (let i = 0; i <= rows; i++) line(context, left, 1 + i * side, left + columns * side, 1 + i * side, colours.grid);
+  const [x, y] = box(cursor),
+    frame = new Path2D(`M${x + 1} ${y + 1}h${side - 2}v${side - 2}h${2 - side}Z`);
+  stroke(context, frame, colours.paper, 5);
+  stroke(context, frame, colours.accent, 3);
   canvas.cellAt = (px, py) => {
     const column = Math.floor((px - left) / side),
       row = Math.floor((py - 1) / side);
@@ -144,19 +125,35 @@ export function drawMap(canvas, scene) {
   };
 }
 
-function mark(context, letter, x, y, side, colour) {
+function stroke(context, path, colour, width = 1) {
+  context.strokeStyle = colour;
+  context.lineWidth = width;
+  context.stroke(path);
+}
+
+function circle(x, y, radius) {
+  const path = new Path2D();
+  path.arc(x, y, radius, 0, 2 * Math.PI);
+  return path;
+}
+
+function disc(context, x, y, radius, colour) {
+  context.fillStyle = colour;
+  context.fill(circle(x, y, radius));
+}
+
+function mark(context, letter, [x, y], side, colour) {
   context.fillStyle = colour;
   context.font = `600 ${Math.round(side * 0.5)}px system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.fillText(letter, x + side / 2, y + side / 2 + side * 0.03);
+  context.fillText(letter, x, y + side * 0.03);
 }
 
-function line(context, x, y, toX, toY) {
-  context.beginPath();
-  context.moveTo(Math.round(x) + 0.5, Math.round(y) + 0.5);
-  context.lineTo(Math.round(toX) + 0.5, Math.round(toY) + 0.5);
-  context.stroke();
+/** A line through the middle of pixels, which is sharp. */
+function line(context, x, y, toX, toY, colour, width = 1) {
+  const [from, to] = [[x, y], [toX, toY]].map((point) => point.map((at) => Math.round(at) + 0.5));
+  stroke(context, new Path2D(`M${from}L${to}`), colour, width);
 }
 
 function hatch(context, x, y, side, colour) {
@@ -164,14 +161,8 @@ function hatch(context, x, y, side, colour) {
   context.beginPath();
   context.rect(x, y, side, side);
   context.clip();
-  context.strokeStyle = colour;
-  context.lineWidth = 1;
-  for (let d = -side; d < side; d += 6) {
-    context.beginPath();
-    context.moveTo(x + d, y + side);
-    context.lineTo(x + d + side, y);
-    context.stroke();
-  }
+  for (let d = -side; d < side; d += 6)
+    stroke(context, new Path2D(`M${x + d} ${y + side}L${x + d + side} ${y}`), colour);
   context.restore();
 }
 
@@ -181,39 +172,21 @@ function triangles(context, x, y, side, fills) {
   const upDownLeftRight = [[topLeft, topRight], [lowLeft, lowRight], [topLeft, lowLeft], [topRight, lowRight]];
   upDownLeftRight.forEach(([from, to], a) => {
     context.fillStyle = fills[a];
-    context.beginPath();
-    context.moveTo(x + side / 2, y + side / 2);
-    context.lineTo(...from);
-    context.lineTo(...to);
-    context.closePath();
-    context.fill();
+    context.fill(new Path2D(`M${x + side / 2} ${y + side / 2}L${from}L${to}Z`));
   });
 }
 
-function arrow(context, x, y, side, action, colour, bold) {
-  const size = side * 0.26,
-    turn = [-Math.PI / 2, Math.PI / 2, Math.PI, 0][action];
-  context.save();
-  context.translate(x, y);
-  context.rotate(turn);
-  context.strokeStyle = colour;
-  context.lineWidth = Math.max(1.3, side / (bold ? 11 : 18));
-  context.lineCap = context.lineJoin = "round";
-  context.beginPath();
-  context.moveTo(-size, 0);
-  context.lineTo(size, 0);
-  context.moveTo(size * 0.35, -size * 0.55);
-  context.lineTo(size, 0);
-  context.lineTo(size * 0.35, size * 0.55);
-  context.stroke();
-  context.restore();
-}
+const ARROW = new Path2D("M-1 0L1 0M.35 -.55L1 0L.35 .55");
 
-function dot(context, x, y, side, colour) {
-  context.fillStyle = colour;
-  context.beginPath();
-  context.arc(x, y, Math.max(1, side * 0.06), 0, 2 * Math.PI);
-  context.fill();
+function arrow(context, middle, side, action, colour, bold) {
+  const size = side * 0.26;
+  context.save();
+  context.translate(...middle);
+  context.rotate([-Math.PI / 2, Math.PI / 2, Math.PI, 0][action]);
+  context.scale(size, size);
+  context.lineCap = context.lineJoin = "round";
+  stroke(context, ARROW, colour, Math.max(1.3, side / (bold ? 11 : 18)) / size);
+  context.restore();
 }
 
 // ---------------------------------------------------------------------------------------------- the axis of alpha
@@ -267,29 +240,22 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
     context.textAlign = "left";
     context.fillText(title, 0, top - 14);
     for (const { colour, [key]: value } of marks) {
-      context.strokeStyle = colours[colour];
-      context.lineWidth = 1;
       context.setLineDash([4, 4]);
-      line(context, x(SLIDER.min), y(value), x(SLIDER.max), y(value));
+      line(context, x(SLIDER.min), y(value), x(SLIDER.max), y(value), colours[colour]);
       context.setLineDash([]);
     }
     if (points.length) {
-      context.strokeStyle = colours.accent;
-      context.lineWidth = 2;
       context.lineJoin = "round";
-      context.beginPath();
-      points.forEach((point, i) => context[i ? "lineTo" : "moveTo"](x(Math.log10(point.alpha)), y(point[key])));
-      context.stroke();
-      context.fillStyle = colours.accent;
-      for (const limit of [zero, infinity]) if (limit) disc(context, x(positionOf(limit.alpha)), y(limit[key]), 3);
+      const through = points.map((point) => [x(Math.log10(point.alpha)), y(point[key])]);
+      stroke(context, new Path2D(`M${through.join("L")}`), colours.accent, 2);
+      for (const limit of [zero, infinity])
+        if (limit) disc(context, x(positionOf(limit.alpha)), y(limit[key]), 3, colours.accent);
     }
-    labels(context, marks, key, y, top, bottom, width, colours);
+    labels(context, marks, key, top, width, colours);
     if (now) {
-      context.strokeStyle = colours.ink;
-      context.lineWidth = 1;
-      line(context, x(positionOf(alpha)), top - 4, x(positionOf(alpha)), bottom + 4);
-      context.fillStyle = colours.ink;
-      disc(context, x(positionOf(alpha)), y(now[key]), 4.5);
+      const at = x(positionOf(alpha));
+      line(context, at, top - 4, at, bottom + 4, colours.ink);
+      disc(context, at, y(now[key]), 4.5, colours.ink);
     }
   }
   context.fillStyle = colours.quiet;
@@ -303,11 +269,10 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
     126,
   );
   for (const flip of flips || []) {
-    const tall = flip.state === own;
-    context.strokeStyle = tall ? colours.ood : colours.quiet;
-    context.lineWidth = tall ? 2 : 1;
-    context.globalAlpha = tall ? 1 : 0.55;
-    line(context, x(Math.log10(flip.alpha)), tall ? 134 : 137, x(Math.log10(flip.alpha)), tall ? 150 : 147);
+    const at = x(Math.log10(flip.alpha));
+    context.globalAlpha = flip.state === own ? 1 : 0.55;
+    if (flip.state === own) line(context, at, 134, at, 150, colours.ood, 2);
+    else line(context, at, 137, at, 147, colours.quiet);
     context.globalAlpha = 1;
   }
   context.textAlign = "center";
@@ -319,14 +284,8 @@ export function drawCurve(canvas, { curve, marks, alpha, now, own, inset, remark
   }
 }
 
-function disc(context, x, y, radius) {
-  context.beginPath();
-  context.arc(x, y, radius, 0, 2 * Math.PI);
-  context.fill();
-}
-
 /** Names of the dashed lines, moved apart, at the right of the title. */
-function labels(context, marks, key, y, top, bottom, width, colours) {
+function labels(context, marks, key, top, width, colours) {
   let right = width;
   context.textAlign = "right";
   for (const { name, colour, [key]: value } of [...marks].sort((a, b) => b[key] - a[key])) {

@@ -1,5 +1,5 @@
 // What leaves the page: the command line that trains the case, and the data set as .npz.
-import { A, BLOCKS, ISLANDS } from "./world.js";
+import { A, MAPS } from "./world.js";
 
 const REWARDS = { free: -1, hazard: -100, goal: 50 }; // of envs/gridworld.py, which no flag changes
 const DATA_FILE = "cql-data.npz";
@@ -13,8 +13,7 @@ export function isTheGridWorld(state) {
 export function commandLine(state) {
   const words = ["python", "train.py"],
     notes = [],
-    same = (map) => map.join() === state.map.join();
-  const name = same(ISLANDS) ? "islands" : same(BLOCKS) ? "blocks" : null;
+    name = Object.keys(MAPS).find((key) => MAPS[key].join() === state.map.join());
   const flag = (text, value, usual) => {
     if (value !== usual) words.push(text, String(value));
   };
@@ -71,7 +70,7 @@ export function commandLine(state) {
 
 // ------------------------------------------------------------------------------------------------------ .npz
 
-/** The bytes of an .npz that OfflineDataset.load reads. */
+/** The bytes of an .npz that OfflineDataset.load reads, in parts. */
 export function datasetFile(state, data) {
   const rows = data.steps,
     column = (kind, read) => kind.from(rows, read),
@@ -122,7 +121,7 @@ function npy(kind, shape, values) {
   return bytes;
 }
 
-/** An archive of [name, bytes], stored without compression. */
+/** An archive of [name, bytes], stored without compression, in parts. */
 function zip(files) {
   const parts = [],
     directory = [];
@@ -141,17 +140,7 @@ function zip(files) {
   const size = directory.reduce((sum, part) => sum + part.length, 0),
     many = little(files.length, 2);
   const end = [0x50, 0x4b, 5, 6, 0, 0, 0, 0, ...many, ...many, ...little(size, 4), ...little(offset, 4), 0, 0];
-  return joined([...parts, ...directory, Uint8Array.from(end)]);
-}
-
-function joined(parts) {
-  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
-  return bytes;
+  return [...parts, ...directory, Uint8Array.from(end)];
 }
 
 function little(number, many) {

@@ -1,5 +1,5 @@
 // Six short lessons: each sets the controls and asks a question.
-import { BLOCKS, ISLANDS } from "./world.js";
+import { MAPS } from "./world.js";
 
 const LOGGED = { source: "sampled", epsilon: 0.22, episodes: 500, seed: 42, edits: new Map() };
 const GRID = { slip: 0.05, rewards: { free: -1, hazard: -100, goal: 50 }, steps: 80, gamma: 0.99, ...LOGGED };
@@ -7,8 +7,8 @@ const ENDS = { slip: 0, rewards: { free: -1, hazard: 0, goal: 5 }, steps: 10, ga
 const counts = (...times) => new Map(times.flatMap(([s, ...four]) => four.map((n, a) => [s * 4 + a, n])));
 
 export const PRESETS = {
-  islands: { name: "Islands, 15 × 15", map: ISLANDS, ...GRID },
-  blocks: { name: "Blocks, 15 × 15", map: BLOCKS, ...GRID },
+  islands: { name: "Islands, 15 × 15", map: MAPS.islands, ...GRID },
+  blocks: { name: "Blocks, 15 × 15", map: MAPS.blocks, ...GRID },
   chain: {
     name: "Two states in a chain",
     map: ["HG", "S.", "HH"],

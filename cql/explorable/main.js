@@ -7,7 +7,7 @@ import { exactCurve, learnedPolicy } from "./curve.js";
 import { commandLine, datasetFile } from "./files.js";
 import { SLIDER, alphaAt, positionOf } from "./draw.js";
 import { LESSONS, PRESETS } from "./lessons.js";
-import { $, LEARNERS, LEARNER_TEXTS, VIEWS, alphaText, showCell, showCurve, showMap, showOutcomes } from "./panels.js";
+import { $, LEARNERS, VIEWS, alphaText, showCell, showCurve, showMap, showOutcomes } from "./panels.js";
 import { LARGEST_ALPHA, addressOf, givenState, settingsOf, stateOf } from "./address.js";
 
 const BRUSHES = { "": "nothing", ".": "free", H: "hazard", G: "goal", S: "start" };
@@ -202,7 +202,8 @@ function showControls() {
   $("epsilon-label").hidden = state.source === "given";
   $("temperature-label").hidden = state.learner !== "logsumexp";
   $("initial-label").hidden = state.learner !== "q-all";
-  $("objective-text").textContent = LEARNER_TEXTS[state.learner];
+  const { text, formula } = LEARNERS[state.learner];
+  $("objective-text").textContent = text || `Penalty: ${formula}`;
   const { data } = now,
     pairs = data.logged.reduce((x, y) => x + y),
     cells = data.seen.reduce((x, y) => x + y);
@@ -240,6 +241,8 @@ function showControls() {
 function change(changes, keepBackups = false) {
   const { learner, alpha } = { ...state, ...changes };
   if (alpha === Infinity && OBJECTIVES[learner] && !OBJECTIVES[learner].pull) changes.alpha = LARGEST_ALPHA; // no limit
+  const drawn = ["map", "source", "epsilon", "episodes", "seed"].some((name) => name in changes);
+  if (drawn && !changes.edits) changes.edits = new Map(); // counts set by hand are of the data before
   const moved = ["map", "slip", "rewards", "steps"].some((name) => name in changes);
   if (moved && state.source === "given" && !changes.source) changes.source = "sampled"; // the run is of another world
   Object.assign(state, changes);
@@ -248,22 +251,18 @@ function change(changes, keepBackups = false) {
   schedule();
 }
 
-function changeMap(rows) {
-  const error = mapError(rows);
+function changeMap(map) {
+  const error = mapError(map);
   $("map-error").textContent = error || "";
-  if (!error) change({ map: rows, edits: new Map() });
+  if (!error) change({ map });
 }
 
 function paint(s, letter) {
-  const { columns, cells } = now.world,
+  const { rows, columns, cells } = now.world,
     next = [...cells];
   if (letter === "S") next[cells.indexOf("S")] = ".";
   next[s] = letter;
-  changeMap(
-    Array.from({ length: next.length / columns }, (_, row) =>
-      next.slice(row * columns, row * columns + columns).join(""),
-    ),
-  );
+  changeMap(Array.from({ length: rows }, (_, row) => next.slice(row * columns, (row + 1) * columns).join("")));
 }
 
 function resize(rows, columns) {
@@ -282,9 +281,11 @@ function stopPlaying() {
   playing = null;
 }
 
+/** Shows the learner after so many backups, or for null its solution. */
 function watch(turn) {
   if (turn === null) stopPlaying();
   sweeps = turn;
+  schedule();
 }
 
 function writeAddress() {
@@ -332,7 +333,7 @@ function build() {
     ...Object.entries(PRESETS).map(([key, { name }]) => new Option(name, key)),
     new Option("a map of your own", "", false, false),
   );
-  $("learner").append(...Object.entries(LEARNERS).map(([key, name]) => new Option(name, key)));
+  $("learner").append(...Object.entries(LEARNERS).map(([key, { name }]) => new Option(name, key)));
   segments(
     "views",
     Object.entries(VIEWS)
@@ -354,29 +355,14 @@ function build() {
   );
   Object.assign($("alpha"), SLIDER);
   const on = (id, kind, act) => $(id).addEventListener(kind, act);
-  const within = (id) => {
-    // the number of a field, or null where it is none that may stand there
-    const { value, min, max } = $(id),
-      x = Number(value);
-    return value === "" || !Number.isFinite(x) || (min !== "" && x < Number(min)) || (max !== "" && x > Number(max))
-      ? null
-      : x;
-  };
   const numeric = (id, take, whole = false) =>
     on(id, "change", () => {
-      const x = within(id),
-        { min, max, labels } = $(id),
-        range = min === "" ? "" : ` from ${Number(min).toLocaleString("en")} to ${Number(max).toLocaleString("en")}`;
-      if (x === null)
-        refuse(
-          $(id),
-          FIELDS[id](),
-          `${labels[0].textContent.trim()}: give a ${whole ? "whole " : ""}number${range}.`,
-        );
-      else {
-        take(whole ? Math.round(x) : x);
-        $(id).value = FIELDS[id]();
-      }
+      const { value, validity, min, max, labels } = $(id),
+        range = min === "" ? "" : ` from ${Number(min).toLocaleString("en")} to ${Number(max).toLocaleString("en")}`,
+        asked = `${labels[0].textContent.trim()}: give a ${whole ? "whole " : ""}number${range}.`;
+      if (value === "" || validity.rangeUnderflow || validity.rangeOverflow) return refuse($(id), FIELDS[id](), asked);
+      take(whole ? Math.round(Number(value)) : Number(value));
+      $(id).value = FIELDS[id]();
     });
   on("alpha", "input", () => change({ alpha: alphaAt(Number($("alpha").value)) }));
   on("alpha-number", "change", () => {
@@ -396,27 +382,15 @@ function build() {
   numeric("rows", (x) => resize(x, state.map[0].length), true);
   numeric("columns", (x) => resize(state.map.length, x), true);
   on("slip", "input", () => change({ slip: Number($("slip").value) }));
-  on("epsilon", "input", () => change({ epsilon: Number($("epsilon").value), edits: new Map() }));
-  on("episodes", "input", () =>
-    change({
-      episodes: Math.min(5000, Math.max(1, Number((10 ** Number($("episodes").value)).toPrecision(2)))),
-      edits: new Map(),
-    }),
-  );
+  on("epsilon", "input", () => change({ epsilon: Number($("epsilon").value) }));
+  on("episodes", "input", () => change({ episodes: Number((10 ** Number($("episodes").value)).toPrecision(2)) }));
   for (const name of ["free", "hazard", "goal"])
     numeric(name, (x) => change({ rewards: { ...state.rewards, [name]: x } }));
-  numeric("gamma", (gamma) => change({ gamma }));
-  numeric("steps", (steps) => change({ steps }), true);
-  numeric("seed", (seed) => change({ seed, edits: new Map() }), true);
-  numeric("temperature", (temperature) => change({ temperature }));
-  numeric("initial", (initial) => change({ initial }));
-  on("resample", "click", () => change({ seed: state.seed + 1, edits: new Map() }));
+  for (const name of ["gamma", "temperature", "initial"]) numeric(name, (x) => change({ [name]: x }));
+  for (const name of ["steps", "seed"]) numeric(name, (x) => change({ [name]: x }), true);
+  on("resample", "click", () => change({ seed: state.seed + 1 }));
   on("source", "change", () =>
-    change({
-      source: $("source").value,
-      ...($("source").value === "given" ? givenState(preload) : {}),
-      edits: new Map(),
-    }),
+    change({ source: $("source").value, ...($("source").value === "given" ? givenState(preload) : {}) }),
   );
   on("learner", "change", () => change({ learner: $("learner").value }));
   on("td-loss", "change", () => change({ tdLoss: $("td-loss").value }));
@@ -435,32 +409,22 @@ function build() {
     else refuse(event.target, now.data.counts[pair], "logged: give a whole number from 0 to 9,999.");
   });
   on("undo-edits", "click", () => change({ edits: new Map() }));
-  on("step", "click", () => {
-    watch((sweeps || 0) + 1);
-    schedule();
-  });
-  on("solution", "click", () => {
-    watch(null);
-    schedule();
-  });
+  on("step", "click", () => watch((sweeps || 0) + 1));
+  on("solution", "click", () => watch(null));
   on("play", "click", () => {
     if (playing) stopPlaying();
     else {
       sweeps = 0;
       playing = setInterval(() => {
-        sweeps++;
+        watch(sweeps + 1);
         if (sweeps > 400 || now.away < 1e-3) stopPlaying();
-        schedule();
       }, 120);
     }
     schedule();
   });
-  const mapPoint = (event) => {
-    const box = $("map").getBoundingClientRect();
-    return $("map").cellAt(event.clientX - box.left, event.clientY - box.top);
-  };
   const touched = (event) => {
-    const cell = mapPoint(event);
+    const box = $("map").getBoundingClientRect(),
+      cell = $("map").cellAt(event.clientX - box.left, event.clientY - box.top);
     if (cell === null) return;
     state.cell = cell;
     if (brush && now.world.cells[cell] !== brush) paint(cell, brush);
@@ -471,20 +435,10 @@ function build() {
     if (event.buttons === 1) touched(event);
   });
   on("map", "keydown", (event) => {
-    const { columns, rows } = now.world,
-      row = Math.floor(state.cell / columns),
-      column = state.cell % columns;
-    const moves = {
-      ArrowUp: [row - 1, column],
-      ArrowDown: [row + 1, column],
-      ArrowLeft: [row, column - 1],
-      ArrowRight: [row, column + 1],
-    };
-    const letter = { f: ".", h: "H", g: "G", s: "S" }[event.key.toLowerCase()];
-    if (moves[event.key]) {
-      const [r, c] = moves[event.key];
-      if (r >= 0 && r < rows && c >= 0 && c < columns) state.cell = r * columns + c;
-    } else if (letter && !event.ctrlKey && !event.metaKey) paint(state.cell, letter);
+    const move = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"].indexOf(event.key),
+      letter = { f: ".", h: "H", g: "G", s: "S" }[event.key.toLowerCase()];
+    if (move >= 0) state.cell = now.world.intended[state.cell * A + move];
+    else if (letter && !event.ctrlKey && !event.metaKey) paint(state.cell, letter);
     else return;
     event.preventDefault();
     schedule();
@@ -501,7 +455,7 @@ function build() {
   });
   on("copy-command", "click", () => copy($("command").textContent, "copy-command"));
   on("save-data", "click", () => {
-    const address = URL.createObjectURL(new Blob([datasetFile(state, now.data)], { type: "application/zip" }));
+    const address = URL.createObjectURL(new Blob(datasetFile(state, now.data), { type: "application/zip" }));
     Object.assign(document.createElement("a"), { href: address, download: "cql-data.npz" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10000);
   });

@@ -7,16 +7,13 @@ import { drawCurve, drawMap, palette, scaleOf } from "./draw.js";
 
 export const $ = (id) => document.getElementById(id);
 export const LEARNERS = {
-  ...Object.fromEntries(Object.entries(OBJECTIVES).map(([key, { name }]) => [key, name])),
-  "q-logged": "Q-learning, logged actions",
-  "q-all": "Q-learning, all actions",
-  bc: "Behaviour Cloning",
-};
-export const LEARNER_TEXTS = {
-  ...Object.fromEntries(Object.entries(OBJECTIVES).map(([key, { formula }]) => [key, `Penalty: ${formula}`])),
-  "q-logged": "Its maximum runs over the logged actions: CQL(H) at α → 0⁺.",
-  "q-all": "A table whose OOD entries keep their initial value.",
-  bc: "The most frequent action of each cell.",
+  ...OBJECTIVES,
+  "q-logged": {
+    name: "Q-learning, logged actions",
+    text: "Its maximum runs over the logged actions: CQL(H) at α → 0⁺.",
+  },
+  "q-all": { name: "Q-learning, all actions", text: "A table whose OOD entries keep their initial value." },
+  bc: { name: "Behaviour Cloning", text: "The most frequent action of each cell." },
 };
 export const VIEWS = {
   policy: ["Policy", "Greedy actions. The darker a cell, the more often it was logged."],
@@ -51,7 +48,7 @@ function endingOf({ harmless, rewards }) {
 export const alphaText = (alpha) =>
   alpha === 0 ? "0⁺" : alpha === Infinity ? "∞" : String(Number(alpha.toPrecision(4)));
 const learnerText = (state) =>
-  LEARNERS[state.learner] + (state.learner in OBJECTIVES ? `, α = ${alphaText(state.alpha)}` : "");
+  LEARNERS[state.learner].name + (state.learner in OBJECTIVES ? `, α = ${alphaText(state.alpha)}` : "");
 const cellText = (world, s) => `row ${Math.floor(s / world.columns) + 1}, column ${(s % world.columns) + 1}`;
 
 /** The map, in the colours and arrows of the chosen view, and its legend. */

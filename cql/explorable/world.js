@@ -6,40 +6,7 @@ export const ACTIONS = ["up", "down", "left", "right"];
 export const ARROWS = ["↑", "↓", "←", "→"];
 const MOVES = [[-1, 0], [1, 0], [0, -1], [0, 1]]; // rows down, columns right
 
-export const ISLANDS = [
-  "S..............",
-  "...............",
-  "...HH.....HH...",
-  "...HH.....HH...",
-  "...............",
-  "...............",
-  "......HH.....H.",
-  "......HH.....H.",
-  "...............",
-  "..H........H...",
-  "..HH......HH...",
-  "...H......H....",
-  "...............",
-  "...............",
-  "..............G",
-];
-export const BLOCKS = [
-  "S..............",
-  "...............",
-  "..HH...HH...HH.",
-  "..HH...HH...HH.",
-  "...............",
-  "....HH...HH....",
-  "....HH...HH....",
-  "...............",
-  "..HH...HH...HH.",
-  "..HH...HH...HH.",
-  "...............",
-  "....HH...HH....",
-  "....HH...HH....",
-  "...............",
-  "..............G",
-];
+export const MAPS = /*maps*/ {}; // of envs/gridworld.py
 
 /** Why these rows are no map, in the words of envs/gridworld.py, or null. */
 export function mapError(rows) {

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from cql.analysis.figures.maps import VALUES, colour_bar, draw_arrows, draw_cells, map_legend, value_norm
-from cql.analysis.figures.plots import group_colours, legend_groups, seeds_words
+from cql.analysis.figures.plots import seeds_words
 from cql.analysis.figures.style import (
     BLACK,
     BLUE,
@@ -268,7 +267,7 @@ def distance(data: ReportData) -> Figure | None:
     return figure
 
 
-# ------------------------------------------------------------------------------------------------ paired, and profiles
+# ------------------------------------------------------------------------------------------------ what runs are worth
 
 
 @house_style()
@@ -314,37 +313,6 @@ def paired(data: ReportData) -> Figure | None:
 
 
 @house_style()
-def profiles(data: ReportData) -> Figure | None:
-    """Performance profiles: the share of members at least as good as a threshold, over all thresholds."""
-    titles = {"return": ("Share of members with at least this return", "return"),
-              "hazard_probability": ("Share of members with at most this hazard probability", "hazard probability")}
-    panels = {name: known for name in titles if (known := data.statistics["profiles"].get(name)) and known["groups"]}
-    if not panels:
-        return None
-    colours, named = group_colours(data.run_data), legend_groups(data.run_data)
-    banded = any(len(profile["groups"]) <= 6 for profile in panels.values())
-    figure = Figure((WIDTH, 4.9), layout="constrained")
-    for ax, (name, profile) in zip(figure.subplots(1, len(panels), squeeze=False).ravel(), panels.items()):
-        step = "pre" if name == "return" else "post"
-        thresholds = profile["thresholds"]
-        for entry in profile["groups"]:
-            colour = colours[entry["algorithm"], entry["alpha"]]
-            ax.step(thresholds, entry["share"], color=colour, where=step, zorder=3 + (entry["alpha"] is None))
-            if banded:
-                ax.fill_between(thresholds, entry["low"], entry["high"], step=step, color=colour, alpha=0.13,
-                                linewidth=0)
-        ax.set(title=titles[name][0], xlabel=titles[name][1], ylim=(-0.02, 1.02))
-        ax.grid(True)
-    handles: list = [line(group_name(*group), colours[group]) for group in named]
-    if banded:
-        handles.append(Patch(color=GREY, alpha=0.3, label="95 % interval, pointwise"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.6)
-    heading(figure, "Performance profiles", seeds_words(data.run_data)
-            + "; colours: rising α, some named" * (len(named) < len(data.results.groups)))
-    return figure
-
-
-@house_style()
 def judged(data: ReportData) -> Figure | None:
     """What policies of a run on given data are worth over alpha, with what was logged and BC as bands."""
     rows = [row for row in data.judged["rows"] if row["value"]] if data.judged else []
@@ -374,5 +342,4 @@ def judged(data: ReportData) -> Figure | None:
 
 
 FIGURES = {"report_judged": judged, "report_alpha": alpha_curves, "report_departure": departure,
-           "report_policies": policies, "report_distance": distance, "report_paired": paired,
-           "report_profiles": profiles}
+           "report_policies": policies, "report_distance": distance, "report_paired": paired}

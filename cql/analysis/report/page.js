@@ -1,4 +1,3 @@
-"use strict";
 // Draws the maps over alpha from the numbers in #maps-data (cql/analysis/report/slider.py says what they are).
 (() => {
   const element = id => document.getElementById(id);
@@ -49,20 +48,6 @@
 
   // ----------------------------------------------------------------------------------------------------- the maps
 
-  function make(name, attributes, parent) {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    set(node, attributes);
-    parent.append(node);
-    return node;
-  }
-
-  function set(node, attributes) {
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  }
-
-  const ARROW = "M-.36 -.07H.04V-.22L.38 0L.04 .22V.07H-.36Z";
-  const REST = "M-.17 0a.17 .17 0 1 0 .34 0a.17 .17 0 1 0 -.34 0Z";
-  const STAR = "M0 -.4L.095 -.13L.38 -.124L.153 .05L.235 .324L0 .16L-.235 .324L-.153 .05L-.38 -.124L-.095 -.13Z";
   const FULL = { width: 1, height: 1 };
   const DISC = { cx: 0.5, cy: 0.5, r: 0.44, fill: "#ffffff", stroke: "#8f2000", "stroke-width": 0.05 };
   const LOOKS = {
@@ -85,8 +70,7 @@
   function drawArrow(node, disc, action, kind) {
     disc.setAttribute("visibility", kind === "ood" ? "visible" : "hidden");
     if (action === null) return node.setAttribute("d", "");
-    const [down, right] = data.moves[action], angle = Math.atan2(down, right) * 180 / Math.PI;
-    set(node, { d: down || right ? ARROW : REST, transform: `translate(.5 .5) rotate(${angle})`, ...LOOKS[kind] });
+    set(node, { ...arrowOf(data.moves[action]), ...LOOKS[kind] });
   }
 
   function build(side, look = cell => { shown.cell = cell; drawCell(); }) {
@@ -104,24 +88,11 @@
       cells.push(cell);
     }
     const cursor = make("rect", { ...FULL, fill: "none", stroke: "#00538a", "stroke-width": 0.16 }, svg);
-    const select = (row, column) => {
-      if (row < 0 || row >= data.rows || column < 0 || column >= data.columns) return;
-      look(row * data.columns + column);
-    };
-    const point = event => {
-      const box = svg.getBoundingClientRect(), size = Math.min(box.width / data.columns, box.height / data.rows);
-      select(Math.floor((event.clientY - box.top - (box.height - size * data.rows) / 2) / size),
-             Math.floor((event.clientX - box.left - (box.width - size * data.columns) / 2) / size));
-    };
-    svg.addEventListener("pointermove", point);
-    svg.addEventListener("pointerdown", point);
-    svg.addEventListener("keydown", event => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      const cell = side === "snapshot" ? way.cell : shown.cell;
-      select(rowOf(cell) + step[0], columnOf(cell) + step[1]);
-    });
+    const select = cell => cell !== null && look(cell);
+    svg.addEventListener("pointermove", event => select(cellUnder(event, svg, data)));
+    svg.addEventListener("pointerdown", event => select(cellUnder(event, svg, data)));
+    svg.addEventListener("keydown", event =>
+      select(cellBeside(event, side === "snapshot" ? way.cell : shown.cell, data)));
     return { svg, cells, cursor };
   }
 

@@ -64,7 +64,7 @@ def render(data: ReportData, figures: dict[str, Path]) -> str:
         figures={**figures, **({"losses": losses} if losses.is_file() else {})},
         level=f"{100 * data.statistics['level']:g} %", reproduction=reproduction(data),
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "page.js").read_text(encoding="utf-8")))
+        script=Markup("".join((folder / name).read_text(encoding="utf-8") for name in ("map.js", "page.js"))))
 
 
 def title(data: ReportData) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from markupsafe import Markup
 
-from cql.analysis import audit, selection, statistics
+from cql.analysis import audit, judging, selection, statistics
 from cql.analysis.report.data import ReportData
 from cql.text import counted
 
@@ -31,7 +31,7 @@ def number(value, form: str = ".2f") -> str:
 
 def estimate(triple, form: str = ".2f") -> str | Markup:
     """[estimate, low, high] as a cell: the interval below, where there is one."""
-    if triple is None or triple[1] is None:
+    if triple is None or triple[1] is None or triple[1] == triple[2]:
         return number(triple and triple[0], form)
     mean, low, high = (number(value, form) for value in triple)
     return Markup("{}<small>{} … {}</small>").format(mean, low, high)
@@ -60,47 +60,19 @@ def named(labels) -> str:
     return selection.listed([f"“{label}”" for label in labels])
 
 
-def picked(picks: list) -> str:
-    """[[alpha, times]], the most frequent first."""
-    most = sorted(picks, key=lambda pick: (-pick[1], pick[0]))
-    return ", ".join(f"{alpha:g} ({times:.3g})" for alpha, times in most[:3]) + (", …" if len(most) > 3 else "")
-
-
 FILTERS = {function.__name__: function for function in (number, estimate, inline, counted, alphas, policy_name, named)}
 
 
 def claims(data: ReportData) -> list[list]:
     """What the statistics allow to be said: rows of statement, alpha, evidence."""
-    claimed, rows, level = data.statistics["claims"], [], f"{100 * data.statistics['level']:g} %"
-
-    def say(statement: str, claim: str, metric: str, criterion: str) -> None:
-        """The criterion and where it holds, or why that is not known."""
-        if (alpha := claimed[claim]["alpha"]) is not None:
-            rows.append([statement, f"{alpha:g}", f"{criterion}: at α = {alphas(claimed[claim]['alphas'])}"])
-            return
-        known, why = statistics.not_found(data.statistics, claim, metric)
-        why = why.replace("alpha", "α")
-        rows.append([statement, "none", f"{criterion}: {why}"] if known else [statement, "not known", why])
-
-    say(f"Smallest α with a hazard probability below BC’s with {level} confidence", "hazard_below_bc",
-        "hazard_probability", "the interval of the paired difference to BC lies below 0")
-    for name, statement, metric in (("best_return", "Highest mean return", "return"),
-                                    ("best_hazard", "Lowest mean hazard probability", "hazard_probability")):
-        best, (words, form) = claimed[name], TARGETS[metric]
-        if best is not None and (lead := best["lead"]):
-            evidence = f"mean {words} {inline(best['mean'], form)}; paired difference to the next best, "
-            evidence += f"α = {best['runner_up']:g}: {inline(lead, form)}{statistics.TIE[best['tie']]}"
-            rows.append([statement, f"{best['alpha']:g}", evidence])
-    say("CQL has become BC from α =", "becomes_bc", "return",
-        "from there on the paired difference in return to BC has 0 in its interval, and at most "
-        f"{100 * claimed['becomes_bc']['mismatch_within']:g} % more or fewer of the logged actions are not taken than "
-        "by BC")
+    rows = [[cell.replace("alpha", "α") for cell in row] for row in statistics.statements(data.statistics, inline)]
     for metric, (words, form) in TARGETS.items():
         if (verdict := data.selection["verdict"][metric]) is not None:
             rules = [rule for rule in data.selection["rules"] if rule["name"] in verdict["rules"]]
             labels, regret = named(rule["label"] for rule in rules), inline(rules[0]["regret"][metric], form)
-            rows.append([f"Offline rule that loses least {words}", picked(rules[0]["picks"]), f"{labels}: mean regret "
-                         f"{regret} against the best α of each data set and seed; α as picked (times)"])
+            rows.append([f"Offline rule that loses least {words}", selection.picked(rules[0]["picks"]),
+                         f"{labels}: mean regret {regret} against the best α of each data set and seed; α as picked "
+                         "(times)"])
     return rows
 
 
@@ -138,24 +110,8 @@ def worth(data: ReportData) -> Table:
 
 def judged(data: ReportData) -> Table:
     """What was logged, BC and every alpha: worth, differences, verdicts; without columns that say nothing."""
-    rows = []
-    for row in data.judged["rows"]:
-        exact = row["value"] and row["value"][1] == row["value"][2]
-        value = "no estimate" if row.get("why") else number(row["value"][0]) if exact else estimate(row["value"])
-        if row["policy"] == "logged":
-            rows.append(["what was logged", "", value, *[""] * 6])
-            continue
-        to_bc = [estimate(row["minus_bc"], "+.2f"), row["than_bc"]] if row["than_bc"] else ["", ""]
-        rows.append([policy_name(row), str(row["networks"]), value, estimate(row["minus_logged"], "+.2f"),
-                     row["than_logged"], *to_bc, number(row["unsupported"], ".3f"), "; ".join(row["notes"])])
-    return known_columns(["policy", "networks", "worth", "less what was logged", "than what was logged", "less BC",
-                          "than BC", "unsupported", "training"], rows)
-
-
-def known_columns(heads: list, rows: list[list]) -> Table:
-    """The table without columns in which every cell is empty or a dash."""
-    kept = [n for n in range(len(heads)) if any(row[n] not in ("", "–") for row in rows)]
-    return [heads[n] for n in kept], [[row[n] for n in kept] for row in rows]
+    heads, *rows = judging.cells(data.judged, estimate)
+    return [head.replace("alpha", "α") or "training" for head in heads], rows
 
 
 def departure(data: ReportData) -> Table:
@@ -175,19 +131,10 @@ def departure(data: ReportData) -> Table:
 
 def rules(data: ReportData) -> Table:
     """The rules that score a member, compared with the truth."""
-    rows = []
-    for rule in data.selection["rules"]:
-        if not rule["available"]:
-            continue
-        coverage = next((share for share in rule["coverage"].values() if share is not None), None)
-        rank, regret = rule["rank_correlation"], rule["regret"]
-        rows.append([Markup("{}<small>{}</small>").format(rule["label"], rule["what"]),
-                     f"{rule['available']} / {rule['of']}", estimate(rank["return"], "+.2f"),
-                     estimate(rank["hazard_probability"], "+.2f"), estimate(regret["return"]),
-                     number(rule["within_one_point"], ".0%"), estimate(regret["hazard_probability"], ".4f"),
-                     number(coverage, ".0%"), number(rule["effective_sample_size"], ".1f"), picked(rule["picks"])])
-    return known_columns(["rule", "scored", "rank: return", "rank: hazard", "regret: return", "within 1 point",
-                          "regret: hazard", "covered", "effective sample", "α picked (times)"], rows)
+    heads, *rows = judging.without_unknown(selection.cells(
+        data.selection, lambda rule: Markup("{}<small>{}</small>").format(rule["label"], rule["what"]), estimate,
+        estimate, number))
+    return [head.replace("alpha", "α") for head in heads], rows
 
 
 def audit_table(data: ReportData, columns: list[audit.Column]) -> Table:
