@@ -21,8 +21,8 @@ def action_weights(config: Config, datasets: list[OfflineDataset], folder: Path 
         datasets: for training as the network reads them: masks belong to the rows of its table of observations.
         folder: of the run, with its own copies of the given policies; without it the config's files are read.
 
-    Raises:
-        ConfigError: the objective needs state numbers and the data have vectors, or a given policy does not fit them.
+    Raises ConfigError if the objective needs state numbers and the data have vectors, or a given policy does not fit
+    them.
     """
     objective, exist = config.objective, existing_actions(datasets)
     if not (objective.follows_policy or objective.supported or objective.penalty == "rho") or config.steps == 0:
@@ -76,8 +76,7 @@ def given_policy(config: Config, name: str, beta: np.ndarray, folder: Path | Non
     Args:
         name: one of ``cql.config.GIVEN_POLICIES``. beta: ``behavior`` of the data set.
 
-    Raises:
-        ConfigError: it is of other states or actions.
+    Raises ConfigError if it is of other states or actions.
     """
     path = getattr(config, name)
     if path == BEHAVIOR:

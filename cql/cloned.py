@@ -22,10 +22,8 @@ def cloned_episodes(config: Config, dataset: OfflineDataset, world: World) -> Of
 
     ``--bc-safe`` leaves out the episodes that met a hazard. Of the E others ``--bc-top`` F keeps the ceil(F E) with the
     highest undiscounted return; of equal returns, the earlier episode.
-
-    Raises:
-        DatasetError: an episode is broken, there is only one, hazards are not known, or every episode met one.
-        RunError: the environment does not say where it starts.
+    Raises DatasetError if an episode is broken, there is only one, hazards are not known, or every episode met one, and
+    RunError if the environment does not say where it starts.
     """
     if config.clones_all:
         return dataset
@@ -65,11 +63,8 @@ def cloned_transitions(config: Config, datasets: list[OfflineDataset], world: Wo
 
 def cloned_in_words(config: Config, datasets: list[OfflineDataset], world: World) -> str | None:
     """One sentence on the episodes that BC clones of the first data set; None where it clones all.
-
-    Raises:
-        DatasetError, RunError: as ``cloned_episodes``, for any of the data sets.
-        ConfigError: a minibatch would hold more transitions than BC clones.
-    """
+    Raises DatasetError or RunError as ``cloned_episodes`` does, and ConfigError if a minibatch would hold more
+    transitions than BC clones."""
     if config.clones_all:
         return None
     first, *further = parts = [cloned_episodes(config, dataset, world) for dataset in datasets]

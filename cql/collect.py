@@ -15,13 +15,12 @@ import numpy as np
 import envs
 from cql.config import Config
 from cql.dataset import ARRAYS, OfflineDataset, number_rows
-from cql.errors import ConfigError, DatasetError
+from cql.errors import ConfigError, DatasetError, first_line
 from cql.model_file import MOST_EPISODE_STEPS, KnownModel
 from cql.text import number
 
 DEFAULT_MAX_EPISODE_STEPS = 80
 WIDEST_DEFAULT_MAP = 20  # cells a side, for 80 steps
-MAX_MAP_FILE = 1_000_000  # bytes
 MAX_RANDOM_MAP = 1000  # cells a side
 GRID_WORLD = (envs.ENV_ID, f"envs:{envs.ENV_ID}")
 GRID_ARGUMENTS = {"desc", "map_name", "slip_probability", "observation"}
@@ -29,10 +28,7 @@ GRID_ARGUMENTS = {"desc", "map_name", "slip_probability", "observation"}
 
 def environment_spec(config: Config) -> dict:
     """What ``make_environment`` needs, as JSON: ``{"id", "arguments", "max_episode_steps"}``.
-
-    Raises:
-        ConfigError: unknown map, unreadable map file, or a wide map without --max-episode-steps.
-    """
+    Raises ConfigError for an unknown map, an unreadable map file, or a wide map without --max-episode-steps."""
     if config.env not in GRID_WORLD:
         return {"id": config.env.rpartition(":")[2], "arguments": _arguments(config.env_args),
                 "max_episode_steps": config.max_episode_steps}
@@ -71,8 +67,7 @@ def with_module(arguments: argparse.Namespace) -> argparse.Namespace:
         import_module(module)
         return arguments
     except Exception as error:  # a module may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--env {env}: the module cannot be imported ({reason}).") from None
+        raise ConfigError(f"--env {env}: the module cannot be imported ({first_line(error)}).") from None
 
 
 def make_environment(spec: dict) -> gymnasium.Env:
@@ -96,9 +91,8 @@ def make_environment(spec: dict) -> gymnasium.Env:
         limit = {} if steps is None else {"max_episode_steps": steps}
         environment = gymnasium.make(name, disable_env_checker=True, **limit, **arguments)
     except Exception as error:  # of arguments from a file an environment may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         unknown = isinstance(error, (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound))
-        raise ConfigError(f"the environment {name} cannot be made: {reason}" + unknown * (
+        raise ConfigError(f"the environment {name} cannot be made: {first_line(error)}" + unknown * (
             f" If a module registers it, name that on the command line (--env MODULE:{name}): no file can.")) from None
     if not environment.spec.max_episode_steps:
         raise ConfigError(f"the environment {name} has no step limit: give --max-episode-steps.")
@@ -157,8 +151,6 @@ def _map_rows(name: str) -> tuple[str, ...]:
         raise ConfigError(f"--map {name} is neither a known map ({', '.join(envs.MAPS)}), random:SIZE[:SEED], nor a "
                           "file.")
     try:
-        if path.stat().st_size > MAX_MAP_FILE:
-            raise ConfigError(f"--map {name} is larger than {MAX_MAP_FILE} bytes.")
         return tuple(line.strip() for line in path.read_text("ascii").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--map {name} cannot be read as text ({error}).") from None
@@ -247,8 +239,7 @@ def generate_offline_episodes(env: gymnasium.Env, n_episodes: int = 500, epsilon
         epsilon: the behaviour policy's share of random safe moves.
         seed: of the environment and of the policy's own draws, as two independent streams.
 
-    Raises:
-        DatasetError: the environment has no such behaviour policy, or no step limit.
+    Raises DatasetError if the environment has no such behaviour policy, or no step limit.
     """
     grid = env.unwrapped
     if not isinstance(grid, envs.SafetyCriticalGridWorld):
@@ -285,21 +276,13 @@ def _draw(probabilities: np.ndarray, cumulative: np.ndarray, uniform: float) -> 
 
 def _metadata(env: gymnasium.Env, episodes: int, epsilon: float, seed: int) -> dict:
     grid: Any = env.unwrapped
-    spec = env.spec
-    metadata = {"environment": {"id": spec.id, "arguments": _jsonable(spec.kwargs),
-                                "max_episode_steps": spec.max_episode_steps},
-                "observation_space": str(env.observation_space), "action_space": str(env.action_space),
-                "num_actions": grid.num_actions, "episodes": int(episodes), "epsilon": float(epsilon),
-                "seed": int(seed),
-                "versions": {name: version(name) for name in ("gymnasium", "numpy")}}
-    if isinstance(env.observation_space, gymnasium.spaces.Discrete):
-        metadata["num_states"] = grid.num_states
-    return metadata
-
-
-def _jsonable(arguments: dict) -> dict:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()
-            if value is not None and name != "render_mode"}
+    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in env.spec.kwargs.items()
+                 if value is not None and name != "render_mode"}
+    return {"environment": {"id": env.spec.id, "arguments": arguments, "max_episode_steps": env.spec.max_episode_steps},
+            "observation_space": str(env.observation_space), "action_space": str(env.action_space),
+            "num_actions": grid.num_actions, "episodes": int(episodes), "epsilon": float(epsilon), "seed": int(seed),
+            "versions": {name: version(name) for name in ("gymnasium", "numpy")},
+            **({"num_states": grid.num_states} if isinstance(env.observation_space, gymnasium.spaces.Discrete) else {})}
 
 
 def summary(dataset: OfflineDataset) -> str:

@@ -66,10 +66,10 @@ class Config:
                                      "GridWorld's)", ALGORITHM, choices=("none", "standard"))
     reward_scale: Any = _option(1.0, "train on the rewards divided by C, and report in their own units; auto: by the "
                                 "returns in the data (the default for vectors that are not the GridWorld's)", ALGORITHM,
-                                parse=reward_scale, metavar="C|auto")
+                                parse=reward_scale, low=1 / LARGEST_SCALE, high=int(LARGEST_SCALE), metavar="C|auto")
     # --- algorithm
     alpha: tuple[float, ...] = _option((6.0,), "weight(s) of the conservative penalty; a member is trained for each",
-                                       ALGORITHM, parse=float, nargs="+", metavar="A")
+                                       ALGORITHM, parse=float, low=0, high=LARGEST_ALPHA, nargs="+", metavar="A")
     penalty_threshold: float | None = _option(
         None, "learn alpha, each member from its --alpha: it rises while the conservative penalty is above TAU and "
         "falls while it is below; no penalty is below the entropy of the logged actions, and constant Q has log A",
@@ -77,7 +77,8 @@ class Config:
     penalty: str = _option("logsumexp", "the conservative penalty, by its formula in cql/losses.py: logsumexp is "
                            "CQL(H), rho and previous CQL(rho), push-down and mu the paper's Eq. 1 and 2", ALGORITHM,
                            choices=PENALTIES)
-    temperature: float = _option(1.0, "tau of the penalty logsumexp, tau log sum exp(Q / tau)", ALGORITHM)
+    temperature: float = _option(1.0, "tau of the penalty logsumexp, tau log sum exp(Q / tau)", ALGORITHM, low=1e-6,
+                                 high=10**6)
     supported: bool = _option(False, "leave OOD actions out of the penalty, of the target's max and of the policy",
                               ALGORITHM)
     target_policy: str | None = _option(
@@ -87,7 +88,7 @@ class Config:
                              ALGORITHM, parse=str, metavar="FILE")
     bc_top: float | None = _option(
         None, "Behaviour Cloning clones the best share F of the episodes by return (of equal ones the earlier), with "
-        "--bc-safe of those that met no hazard; CQL keeps all", ALGORITHM, parse=float, metavar="F")
+        "--bc-safe of those that met no hazard; CQL keeps all", ALGORITHM, parse=float, low=1e-6, high=1, metavar="F")
     bc_safe: bool = _option(False, "Behaviour Cloning clones the episodes that met no hazard; CQL keeps all", ALGORITHM)
     td_loss: str = _option("mse", "loss of one TD error; half_mse is the paper's and doubles the meaning of alpha",
                            ALGORITHM, choices=TD_LOSSES)
@@ -104,7 +105,7 @@ class Config:
     steps: int = _option(80_000, "updates of CQL; 0 leaves it out", OPTIMISATION, low=0)
     batch_size: Any = _option("full", "transitions per update; full: the exact gradient of the whole data set; auto: "
                               "full up to 4,096 distinct transitions, else 256 (the default for vectors that are not "
-                              "the GridWorld's)", OPTIMISATION, parse=batch_size, metavar="N|full|auto")
+                              "the GridWorld's)", OPTIMISATION, parse=batch_size, low=1, metavar="N|full|auto")
     lr: float = _option(2e-3, "Adam's learning rate at the start; it falls to 0 along a cosine", OPTIMISATION)
     target_interval: int = _option(100, "updates between copies to the target network", OPTIMISATION, low=1)
     slice_size: int | None = _option(
@@ -118,7 +119,7 @@ class Config:
     snapshots: bool = _option(False, "keep the outputs in every state at every log entry, for the report's slider over "
                               "updates (off above 64 members)", RUN)
     checkpoint_every: int = _option(10_000, "updates between checkpoints", RUN, low=1)
-    chosen: tuple[str, ...] = _option((), "which settings went by the data, and why: no flag", None)
+    chosen: tuple[str, ...] = _option((), "which settings went by the data, and why: no flag", None, parse=str)
 
     def __post_init__(self):
         for name in ("alpha", "hidden", "chosen"):
@@ -190,10 +191,7 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> "Config":
         """The config of a run; a setting that is younger than the run has its default, which is what was done before.
-
-        Raises:
-            ConfigError: it holds a setting that this version does not know, or a value of the wrong kind.
-        """
+        Raises ConfigError if it holds a setting that this version does not know, or a value of the wrong kind."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -204,19 +202,21 @@ class Config:
         if unknown := sorted(values.keys() - fields.keys()):
             raise ConfigError(f"the config is of another version: unknown entries {unknown}.")
         for name, value in values.items():
-            if not _has_type_of(value, fields[name].default, name):
+            if not _is_of_kind(value, fields[name]):
                 raise ConfigError(f"the config's {name} is {value!r}, which is of the wrong kind.")
         return cls(**values)
 
 
 def add_arguments(parser: argparse.ArgumentParser, groups: tuple[str, ...] | None = None,
-                  without: tuple[str, ...] = ()) -> None:
-    """One flag per field: of the named groups only where given, and without some. Flags that are not given leave no
-    trace in the result, so that ``from_arguments`` and ``given`` tell them from defaults."""
+                  without: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> None:
+    """One flag per field: of the named groups only where given, without some fields and with others.
+
+    Flags that are not given leave no trace in the result, so that ``from_arguments`` and ``given`` tell them from
+    defaults."""
     sections = {}
     for f in dataclasses.fields(Config):
         group = f.metadata["group"]
-        if group is None or groups is not None and group not in groups or f.name in without:
+        if group is None or groups is not None and group not in groups and f.name not in also or f.name in without:
             continue
         if group not in sections:
             sections[group] = parser.add_argument_group(group)
@@ -263,20 +263,16 @@ def command_line(config: Config) -> list[str]:
     return words
 
 
-def _has_type_of(value, default, name: str) -> bool:
-    if default is None:
-        kind = {"penalty_threshold": 0.0, "max_episode_steps": 0, "slice_size": 0, "bc_top": 0.0}.get(name, "")
-        return value is None or _has_type_of(value, kind, "")
-    if name == "batch_size":
-        return value in ("full", "auto") or _has_type_of(value, 0, "")
-    if name == "reward_scale":
-        return value == "auto" or _has_type_of(value, 0.0, "")
-    if isinstance(default, tuple):
-        kind = "" if name == "chosen" else 0.0 if name == "alpha" else 0
-        return isinstance(value, (list, tuple)) and all(_has_type_of(number, kind, "") for number in value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+def _is_of_kind(value, setting: dataclasses.Field) -> bool:
+    """Whether a value, which may come from a file, is of the kind of a setting."""
+    if value is None:
+        return setting.default is None
+    parse = setting.metadata["parse"]
+    words, kind = {batch_size: (("full", "auto"), int), reward_scale: (("auto",), float)}.get(parse, ((), parse))
+    several = isinstance(setting.default, tuple)
+    return isinstance(value, (list, tuple)) == several and all(
+        x in words or isinstance(x, (int, float) if kind is float else kind) and isinstance(x, bool) == (kind is bool)
+        for x in (value if several else (value,)))
 
 
 def _check(c: Config) -> None:
@@ -285,27 +281,21 @@ def _check(c: Config) -> None:
             raise ConfigError(sentence)
 
     for f in dataclasses.fields(c):
-        require(_has_type_of(value := getattr(c, f.name), f.default, f.name), f"{_flag(f.name)} cannot be {value!r}.")
-    for f in dataclasses.fields(c):
         value, low, high, flag = getattr(c, f.name), f.metadata["low"], f.metadata["high"], _flag(f.name)
+        require(_is_of_kind(value, f), f"{flag} cannot be {value!r}.")
         for number in value if isinstance(value, tuple) else (value,):
-            require(not isinstance(number, int) or abs(number) <= LARGEST_INTEGER, f"{flag} is out of any range.")
-            require(not isinstance(number, float) or math.isfinite(number),
-                    f"{flag} must be a finite number, not {number}.")
-        if high is not None:
-            require(low <= value <= high, f"{flag} must lie in [{low}, {high}], not {value}.")
-        elif low is not None and value is not None:
-            require(value >= low, f"{flag} must be at least {low}, not {value}.")
+            if isinstance(number, (int, float)):
+                require(isinstance(number, float) or abs(number) <= LARGEST_INTEGER, f"{flag} is out of any range.")
+                require(math.isfinite(number), f"{flag} must be a finite number, not {number}.")
+                require(high is None or low <= number <= high, f"{flag} must lie in [{low}, {high}], not {number}.")
+                require(low is None or low <= number, f"{flag} must be at least {low}, not {number}.")
         if choices := f.metadata.get("choices"):
             require(value in choices, f"{flag} must be one of {', '.join(choices)}, not {value!r}.")
     require(len(c.alpha) > 0, "--alpha needs at least one value.")
     require(len(set(c.alpha)) == len(c.alpha), "--alpha names a value twice.")
-    for alpha in c.alpha:
-        require(0 <= alpha <= LARGEST_ALPHA, f"--alpha must lie in [0, {LARGEST_ALPHA:g}], not {alpha}.")
     require(c.penalty_threshold is None or min(c.alpha) >= 1 / LARGEST_ALPHA,
             f"--penalty-threshold multiplies alpha: give --alpha of at least {1 / LARGEST_ALPHA:g} to start from.")
     require(c.lr > 0, f"--lr must be positive, not {c.lr}.")
-    require(1e-6 <= c.temperature <= 1e6, f"--temperature must lie in [1e-06, 1e+06], not {c.temperature}.")
     require(c.temperature == 1 or c.penalty == "logsumexp", f"--temperature does not go with --penalty {c.penalty}.")
     follows = c.objective.follows_policy
     require(not (follows and c.supported), f"--supported does not go with --penalty {c.penalty}, whose policy takes "
@@ -317,15 +307,10 @@ def _check(c: Config) -> None:
     require(len(c.alpha) * c.num_seeds * c.num_datasets <= MOST_MEMBERS,
             f"more than {MOST_MEMBERS:,} members are too many for one run.")
     require(c.bc_steps + c.steps > 0, "--bc-steps 0 and --steps 0 together leave nothing to train.")
-    require(c.bc_top is None or 1e-6 <= c.bc_top <= 1, f"--bc-top must lie in [1e-06, 1], not {c.bc_top}.")
     require(c.clones_all or c.bc_steps > 0, "--bc-top and --bc-safe choose what Behaviour Cloning clones: they do not "
             "go with --bc-steps 0.")
     require(all(width >= 1 for width in c.hidden),
             "--hidden takes widths of at least 1, or a single 0 for the linear network.")
-    require(c.batch_size in ("full", "auto") or c.batch_size >= 1,
-            f"--batch-size must be at least 1, full or auto, not {c.batch_size}.")
-    require(c.reward_scale == "auto" or 1 / LARGEST_SCALE <= c.reward_scale <= LARGEST_SCALE,
-            f"--reward-scale must be auto or lie in [{1 / LARGEST_SCALE:g}, {LARGEST_SCALE:g}], not {c.reward_scale}.")
     require(c.dataset is None or c.num_datasets == 1,
             "--dataset is one data set: it does not go with --num-datasets above 1.")
     require(c.env_args is None or c.env.rpartition(":")[2] != ENVIRONMENT,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cql.dataset import OfflineDataset
-from cql.errors import ConfigError, DatasetError
+from cql.errors import ConfigError, DatasetError, first_line
 
 try:
     import pyarrow
@@ -35,8 +35,7 @@ def dataset_of_table(path, episode: str, step: str, action: str, reward: str, fe
         horizon: steps after which an episode is cut off, kept in the metadata.
         irregular: whether the steps of an episode may be unevenly far apart; otherwise a gap is refused.
 
-    Raises:
-        ConfigError: columns that do not go together. DatasetError: a table that cannot be read or used.
+    Raises ConfigError for columns that do not go together, and DatasetError for a table that cannot be read or used.
     """
     if bool(features) == bool(state):
         raise ConfigError("give --features, the columns of numbers that a policy sees, or --state, one of labels.")
@@ -107,7 +106,7 @@ def _read(path, names: list[str]):
     except FileNotFoundError:
         raise DatasetError(f"there is no table at {path}.") from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as a table ({str(error).splitlines()[0][:200]}).") from None
+        raise DatasetError(f"{path} cannot be read as a table ({first_line(error)}).") from None
     if not len(table):
         raise DatasetError(f"{path} has no rows.")
     return table

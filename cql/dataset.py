@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cql.errors import DatasetError
+from cql.errors import DatasetError, GlassboxError, first_line
 from cql.files import atomic_write
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ MASKS = ("action_masks", "next_action_masks")
 INTEGERS = np.iinfo(np.int32)
 LARGEST_NUMBER = INTEGERS.max - 1  # of a state or an action: there is one more of them
 LARGEST_REWARD = 1e30  # so that sums over episodes and squares stay within floating point
-MANY_ROWS = 2**17  # from here on equal vectors are found by a hash before they are sorted
 FINENESS = 1e-3  # of a column's standard deviation: rounding that moves no number by more is no loss
 ROUNDING = 1e-6  # by which the sum of probabilities may differ from 1
 REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminations")
@@ -65,8 +64,7 @@ class OfflineDataset:
             right: ``first_state``, ``first_action``, ``terminated_and_truncated`` and ``begun_at_breaks``.
         model: the true model, where a file of one was given (``cql.model_file``); not saved with the data.
 
-    Raises:
-        DatasetError: on construction, if any of the above does not hold.
+    Raises DatasetError on construction, if any of the above does not hold.
     """
 
     observations: np.ndarray
@@ -269,7 +267,7 @@ class OfflineDataset:
         try:
             arrays["metadata"] = np.array(json.dumps({"format": FORMAT, **self.metadata}, sort_keys=True))
         except (TypeError, ValueError, RecursionError) as error:
-            raise DatasetError(f"the metadata cannot be written as JSON ({_first_line(error)}).") from None
+            raise DatasetError(f"the metadata cannot be written as JSON ({first_line(error)}).") from None
         # digest first, metadata (which require it) last: no single hole removes both
         arrays = {"sha256": np.array(_digest(arrays)), **arrays}
         buffer = io.BytesIO()
@@ -286,37 +284,14 @@ class OfflineDataset:
         """The data set in an ``.npz`` (a path, or its contents as a file); optional arrays and metadata may be missing.
 
         ``first_state`` and ``first_action`` in the metadata of plain arrays are those of ``from_arrays``.
-
-        Raises:
-            DatasetError: the file is missing, cut short, of another kind, or its contents are not valid.
+        Raises DatasetError if the file is missing, cut short, of another kind, or its contents are not valid.
         """
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > MAX_BYTES:
-                raise DatasetError(f"{path} unpacks to {unpacked / 2**30:,.0f} GiB, more than this machine's memory.")
-            if isinstance(path, io.BytesIO):
-                path.seek(0)  # from where NumPy reads
-            with np.load(path, allow_pickle=False) as archive:
-                missing = [name for name in REQUIRED if name not in archive]
-                if missing:
-                    raise DatasetError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-                if unknown := sorted(set(archive.files) - {*ARRAYS, "metadata", "sha256"}):
-                    raise DatasetError(f"{path} has {', '.join(unknown)}: the arrays of a data set are "
-                                       f"{', '.join(ARRAYS)} and metadata.")
-                arrays = {name: archive[name] for name in ARRAYS if name in archive}
-                metadata, digested, digest = {}, None, str(archive["sha256"]) if "sha256" in archive else None
-                if "metadata" in archive:
-                    metadata = json.loads(str(archive["metadata"]))
-                    digested = _digest({**arrays, "metadata": archive["metadata"]})
-        except DatasetError:
-            raise
-        except FileNotFoundError:
-            raise DatasetError(f"there is no data set at {path}.") from None
-        except Exception as error:  # NumPy and zipfile raise many kinds on a damaged archive
-            raise DatasetError(f"{path} cannot be read as a data set ({_first_line(error)}).") from None
-        if not isinstance(metadata, dict):
-            raise DatasetError(f"{path}: its metadata are not a JSON object.")
+        found = read_npz(path, "data set", DatasetError)
+        digest = str(found.pop("sha256")) if "sha256" in found else None
+        refuse_other_arrays(path, found, REQUIRED, [*ARRAYS, "metadata"], "data set", DatasetError)
+        arrays = {name: found[name] for name in ARRAYS if name in found}
+        digested = _digest({**arrays, "metadata": found["metadata"]}) if "metadata" in found else None
+        metadata = read_metadata(path, found, DatasetError)
         if "format" in metadata or digest is not None:  # written by this project: whole, or not at all
             if metadata.pop("format", None) != FORMAT:
                 raise DatasetError(f"{path} is of a format that this version does not know.")
@@ -334,11 +309,9 @@ class OfflineDataset:
 
     def compress(self) -> "CompressedDataset":
         """The distinct (s, a, r, s', terminated, truncated) and how often each occurs."""
-        first, counts = _distinct(*_combined([self.observations, self.actions, self.rewards, self.next_observations,
-                                              self.terminations, self.truncations]))
-        return CompressedDataset(self.observations[first], self.actions[first], self.rewards[first],
-                                 self.next_observations[first], self.terminations[first], self.truncations[first],
-                                 counts)
+        names = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+        first, _, counts = _distinct([getattr(self, name) for name in names])
+        return CompressedDataset(**{name: getattr(self, name)[first] for name in names}, counts=counts)
 
     def episode_returns(self) -> np.ndarray:
         """Undiscounted return of every episode ``[E]``, float64. Raises DatasetError if episodes are broken."""
@@ -369,6 +342,45 @@ class CompressedDataset:
         return self.counts / self.counts.sum()
 
 
+def read_npz(path, what: str, error: type[GlassboxError]) -> dict[str, np.ndarray]:
+    """The arrays in an ``.npz``, a path or its contents as a file. Raises ``error`` if it is missing, damaged or too
+    large."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MAX_BYTES:
+            raise error(f"{path} unpacks to {unpacked / 2**30:,.0f} GiB, more than this machine's memory.")
+        if isinstance(path, io.BytesIO):
+            path.seek(0)  # from where NumPy reads
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise error(f"there is no {what} at {path}.") from None
+    except Exception as damage:  # NumPy and zipfile raise many kinds on a damaged archive
+        if isinstance(damage, error):
+            raise
+        raise error(f"{path} cannot be read as a {what} ({first_line(damage)}).") from None
+
+
+def read_metadata(path, arrays: dict[str, np.ndarray], error: type[GlassboxError]) -> dict:
+    """The JSON object in the array ``metadata`` of a file; empty without one."""
+    try:
+        metadata = json.loads(str(arrays.get("metadata", "{}")))
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise error(f"{path}: its metadata are not a JSON object.")
+    return metadata
+
+
+def refuse_other_arrays(path, arrays, required, known, what: str, error: type[GlassboxError]) -> None:
+    """Raises ``error`` if a required array is missing or one is not known."""
+    if missing := [name for name in required if name not in arrays]:
+        raise error(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)} of a {what}.")
+    if unknown := sorted(set(arrays) - set(known)):
+        raise error(f"{path} has {', '.join(unknown)}: the arrays of a {what} are {', '.join(known)}.")
+
+
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in arrays.items():
@@ -384,84 +396,37 @@ def observation_keys(observations, dtype) -> list[bytes]:
 
 def number_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct rows in lexicographic order, and the number of each row: ``[D] or [D, n] -> [U] or [U, n], [D]``."""
-    key, size = _combined([rows])
-    first, _ = _distinct(key, size)
-    return rows[first], _ranks(key, size)[0]
+    first, number, _ = _distinct([rows])
+    return rows[first], number
 
 
-def _combined(arrays: list[np.ndarray]) -> tuple[np.ndarray, int]:
-    """A key ``[D]`` int64 per row, equal for equal rows and sorted as they are; and a bound above all keys.
+def _distinct(arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First occurrence ``[U]`` of each distinct row in lexicographic order, number ``[D]`` of each row among them, and
+    how often each occurs ``[U]``.
+
+    Only one row of each hash is sorted, since sorting rows takes many times longer than hashing them.
 
     Args:
-        arrays: each ``[D]`` or ``[D, n]``, not empty, without NaN.
+        arrays: the columns, each ``[D]`` or ``[D, n]``, not empty, without NaN.
     """
-    if len(arrays[0]) >= MANY_ROWS and any(array.ndim > 1 for array in arrays) and (equal := _equal_rows(arrays)):
-        first, group = equal
-        if len(first) < len(group):  # of equal rows one, so that soon all that are left differ
-            key, size = _combined([array[first] for array in arrays])
-            return key[group], size
-    key, size = np.zeros(len(arrays[0]), np.int64), 1
-    for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
-        ids, cardinality = _ids(column)
-        if size * cardinality > _counted(key) >= size or size * cardinality >= 2**62:  # renumber: cheap, or needed
-            key, size = _ranks(key, size)
-            if size == len(key):
-                break  # all differ already
-        key *= cardinality
-        key += ids
-        size *= cardinality
-    return key, size
-
-
-def _equal_rows(arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """One row of each group of equal rows ``[G]``, and the group of every row ``[D]``; None where hashing failed.
-
-    Rows are grouped by a hash of 64 bits; every row is then compared with the first of its group.
-    """
+    columns = [column for array in arrays for column in (array.T if array.ndim > 1 else array[None])]
     hashes = np.zeros(len(arrays[0]), np.uint64)
-    for column in (column for array in arrays for column in (array.T if array.ndim > 1 else array[None])):
+    for column in columns:
         hashes ^= np.ascontiguousarray(column).view(f"u{column.itemsize}")
         hashes *= np.uint64(0x9E3779B97F4A7C15)  # odd: distinct numbers stay distinct
         hashes ^= hashes >> np.uint64(32)
-    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    return (first, group) if all((array[first][group] == array).all() for array in arrays) else None
-
-
-def _ids(column: np.ndarray) -> tuple[np.ndarray, int]:
-    """Order-preserving codes ``[D]`` int64 of a column's values, and a bound above them."""
-    if column.dtype == np.bool_:
-        return column.astype(np.int64), 2
-    if np.issubdtype(column.dtype, np.integer):  # numbers already
-        low = int(column.min())
-        return np.subtract(column, low, dtype=np.int64), int(column.max()) - low + 1
-    values = np.unique(column)  # values alone are sorted many times faster than values with their places
-    return np.searchsorted(values, column), len(values)
-
-
-def _counted(key: np.ndarray) -> int:
-    """The largest key range for which counting in a table is faster than sorting."""
-    return max(2**22, len(key))
-
-
-def _distinct(key: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First occurrence and count of each distinct number below ``size``, ordered."""
-    if size > _counted(key):
-        return np.unique(key, return_index=True, return_counts=True)[1:]
-    counts = np.bincount(key, minlength=size)
-    first = np.empty(size, np.int64)
-    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # of equal numbers the last one written is the first in order
-    present = counts > 0
-    return first[present], counts[present]
-
-
-def _ranks(key: np.ndarray, size: int) -> tuple[np.ndarray, int]:
-    """The numbers below ``size`` without gaps, order kept, and how many different ones there are."""
-    if size > _counted(key):
-        values, ranks = np.unique(key, return_inverse=True)
-        return ranks, len(values)
-    present = np.zeros(size, np.bool_)
-    present[key] = True
-    return (np.cumsum(present) - 1)[key], int(present.sum())
+    _, one, group = np.unique(hashes, return_index=True, return_inverse=True)  # a row of each hash, and each row's
+    if any((column[one][group] != column).any() for column in columns):  # different rows share a hash
+        one = group = np.arange(len(hashes))
+    rank = np.zeros(len(one), np.int64)  # of each of these rows, by the columns so far
+    for column in columns:
+        if rank.max() == len(rank) - 1:
+            break  # all differ already
+        values, code = np.unique(column[one], return_inverse=True)
+        rank = np.unique(rank * len(values) + code, return_inverse=True)[1]
+    number = rank[group]
+    _, first, counts = np.unique(number, return_index=True, return_counts=True)
+    return first, number, counts
 
 
 def _array(values, name: str) -> np.ndarray:
@@ -623,9 +588,7 @@ def _refuse_contradictions(data: OfflineDataset) -> None:
     An action may have several probabilities in a state. In no state may the smallest of each logged action sum to more
     than 1.
     """
-    state, num_states = _ranks(*_combined([data.observations]))  # [D]
-    if num_states == len(data):
-        return  # one action each
+    _, state = number_rows(data.observations)  # [D]
     pairs, pair = np.unique(state * data.num_actions + data.actions, return_inverse=True)  # [P], [D]
     smallest = np.ones(len(pairs))
     np.minimum.at(smallest, pair, data.behavior_probabilities)
@@ -689,7 +652,3 @@ def _validate_range(data: OfflineDataset, name: str, number: str) -> None:
     values = getattr(data, name)
     if values.min() < 0 or values.max() >= size:
         raise DatasetError(f"{name} go from {values.min()} to {values.max()}, outside 0 … {size - 1}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -11,7 +11,7 @@ import torch
 from cql import engine
 from cql.config import Config
 from cql.dataset import OfflineDataset
-from cql.errors import RunError
+from cql.errors import RunError, first_line
 from cql.members import largest_slice
 from cql.network import PopulationMLP
 
@@ -19,9 +19,8 @@ from cql.network import PopulationMLP
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """``auto`` is CUDA if present and usable; ``cuda`` without a number is the device of this rank's number on its
     node.
-
-    Raises:
-        RunError: CUDA where there is none (or fewer devices than ranks) or none that can be used, or an unknown name.
+    Raises RunError for CUDA where there is none (or fewer devices than ranks) or none that can be used, or an unknown
+    name.
     """
     if automatic := name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +48,7 @@ def _why_unusable(device: torch.device) -> str | None:
         try:
             torch.ones(1, device=device).add(1).item()
         except RuntimeError as error:
-            return str(error).splitlines()[0]
+            return first_line(error)
     return None
 
 
@@ -62,17 +61,18 @@ def network_for(config: Config, dataset: OfflineDataset) -> PopulationMLP:
 def config_for(device: torch.device, config: Config, dataset: OfflineDataset) -> tuple[Config, str | None]:
     """The config with the device that ``auto`` chose, and with its slice size halved as often as it takes until the
     members of a slice fit the free memory; and one sentence where it was.
-
-    Raises:
-        RunError: not even one member fits.
+    Raises RunError if not even one member fits.
     """
     if config.device == "auto":  # each rank has a device of its own number
         config = replace(config, device=device.type)
     present, asked = _memory(device), largest_slice(config)
     while (needed := memory_needed(config, dataset)) > present:
         if largest_slice(config) == 1:
+            inputs = "states" if dataset.discrete else "features"
             raise RunError(f"a member of this population needs {needed / 2**30:,.0f} GiB and there are "
-                           f"{present / 2**30:,.0f}: {_cause(config, dataset, present)}.")
+                           f"{present / 2**30:,.0f}: the data have {network_for(config, dataset).inputs:,} {inputs} "
+                           f"and {dataset.num_actions:,} actions, by their largest numbers; if that is right, give a "
+                           "smaller --hidden, --batch-size or --steps.")
         config = replace(config, slice_size=max(1, largest_slice(config) // 2))
     if (size := largest_slice(config)) == asked:
         return config, None
@@ -81,25 +81,8 @@ def config_for(device: torch.device, config: Config, dataset: OfflineDataset) ->
 
 def memory_needed(config: Config, dataset: OfflineDataset) -> int:
     """Bytes that the largest slice takes, about."""
-    return _memory_of(network_for(config, dataset), config, dataset)
-
-
-def _cause(config: Config, dataset: OfflineDataset, present: int) -> str:
-    """The numbers of states or actions, if they alone make a member too large; else the settings to lower."""
-    network = network_for(config, dataset)
-    if _memory_of(replace(network, outputs=1), config, dataset) <= present:
-        return (f"the data set has {network.outputs:,} actions, its largest action number being "
-                f"{dataset.actions.max():,}, and the network as many outputs")
-    if dataset.discrete and _memory_of(replace(network, inputs=1), config, dataset) <= present:
-        largest = max(dataset.observations.max(), dataset.next_observations.max())
-        return (f"the data set has {network.inputs:,} states, its largest state number being {largest:,}, and the "
-                "network as many inputs")
-    return "give a smaller --hidden, --batch-size or --steps"
-
-
-def _memory_of(network: PopulationMLP, config: Config, dataset: OfflineDataset) -> int:
     observed = min(len(dataset), dataset.num_states) if dataset.discrete else len(dataset)
-    return engine.memory_needed(network, len(dataset), config.full_batch,
+    return engine.memory_needed(network_for(config, dataset), len(dataset), config.full_batch,
                                 observed if config.full_batch else config.batch_size, largest_slice(config),
                                 max(config.steps, config.bc_steps), config.on_cuda)
 
@@ -117,9 +100,7 @@ def torch_settings(device: torch.device):
 
     One thread is set: small products on several wait longer for each other than they take. Denormals are flushed, and
     on CUDA algorithms are deterministic; memory that is about to be written is not filled first.
-
-    Raises:
-        RunError: the device ran out of memory.
+    Raises RunError if the device ran out of memory.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_flush_denormal(True)  # Adam's moments of rarely visited states decay into denormals, which are slow
@@ -135,7 +116,7 @@ def torch_settings(device: torch.device):
         if not any(words in str(error) for words in ("out of memory", "not enough memory", "ALLOC_FAILED")):
             raise
         raise RunError(f"the memory of {device} is full: give a smaller --slice-size, --hidden or --batch-size "
-                       f"({str(error).splitlines()[0]})") from None
+                       f"({first_line(error)})") from None
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)

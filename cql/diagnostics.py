@@ -71,21 +71,16 @@ class Diagnostics:
         pairs = [value_bounds(self.rewards[n], alpha, objective) for n, alpha in zip(data_index.tolist(), alphas)]
         return torch.tensor(pairs, dtype=torch.float32, device=data_index.device)
 
-    def measure(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
-                bounds: Tensor) -> dict[str, list[float]]:
-        """Every measurement of every member, ``name -> [M]``.
+    @torch.no_grad()
+    def read(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
+             bounds: Tensor) -> tuple[dict[str, list[float]], np.ndarray | None]:
+        """The measurements that the device makes, ``name -> [M]``, and what the exact ones need of it: the greedy
+        actions ``[M, S]``, or None without a model. Waits for the device.
 
         Args:
             parameters: each ``[M, ...]``. data_index: ``[M]``, the number of each member's data set.
             bounds: ``value_bounds`` of each member ``[M, 2]``.
         """
-        return self.with_exact(*self.read(network, parameters, data_index, algorithm, bounds))
-
-    @torch.no_grad()
-    def read(self, network: PopulationMLP, parameters: list[Tensor], data_index: Tensor, algorithm: str,
-             bounds: Tensor) -> tuple[dict[str, list[float]], np.ndarray | None]:
-        """The measurements that the device makes, and what the exact ones need of it: the greedy actions ``[M, S]``,
-        or None without a model. Waits for the device; arguments as of ``measure``."""
         raw = population_outputs(network, parameters, self.inputs)  # [M, R, A]
         allowed = self.allowed[algorithm]
         outputs = raw if allowed is None else raw.masked_fill(~allowed[data_index[:, None], self.rows], -torch.inf)

@@ -21,6 +21,11 @@ class RunError(GlassboxError):
     """A run folder, or a file of one, that cannot be used."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says first, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def reports_errors(command: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
     """The command, with its errors printed to standard error: status 2 for bad input, 130 for an interrupt."""
 

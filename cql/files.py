@@ -3,13 +3,14 @@
 import datetime
 import hashlib
 import io
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from cql.errors import RunError
+from cql.errors import RunError, first_line
 
 
 def atomic_write(path, contents: bytes) -> None:
@@ -18,13 +19,15 @@ def atomic_write(path, contents: bytes) -> None:
         file.write(contents)
 
 
+def write_json(path, value) -> None:
+    """The file with this value as JSON, without NaN and infinity, which JSON does not have."""
+    atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
 @contextmanager
 def atomic_file(path):
     """An open file beside the target, flushed to disk and renamed at the end: readers see the old file or the new one.
-
-    Raises:
-        OSError: the folder is missing, unwritable or full; nothing is left behind.
-    """
+    Raises OSError if the folder is missing, unwritable or full; nothing is left behind."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -59,17 +62,14 @@ def archive_bytes(contents: dict) -> bytes:
 
 def load_archive(path) -> dict:
     """Reads a ``.pt`` archive of ``archive_bytes`` without unpickling anything but tensors and plain values.
-
-    Raises:
-        RunError: missing, damaged, or of another kind.
-    """
+    Raises RunError if it is missing, damaged or of another kind."""
     try:
         archive = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"there is no file {path}.") from None
     except Exception as error:  # torch raises many kinds on a damaged archive
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise RunError(f"{path} cannot be read: it is damaged or no archive of tensors ({reason}).") from None
+        raise RunError(f"{path} cannot be read: it is damaged or no archive of tensors "
+                       f"({first_line(error)}).") from None
     if not isinstance(archive, dict) or archive.keys() != {"contents", "sha256"} or not isinstance(
             archive["contents"], dict):
         raise RunError(f"{path} is no archive of this project.")
@@ -84,10 +84,7 @@ def load_archive(path) -> dict:
 
 def contents_digest(value) -> str:
     """SHA-256 of nested dictionaries, lists, plain values and dense tensors, whatever container they stand in.
-
-    Raises:
-        TypeError: a value of another kind.
-    """
+    Raises TypeError for a value of another kind."""
     digest = hashlib.sha256()
 
     def add(value) -> None:
@@ -128,10 +125,7 @@ def utc_now() -> str:
 
 def new_folder(out: str | None, prefix: str = "") -> Path:
     """The folder ``out``, newly made; without it one under ``runs/``, named after the time.
-
-    Raises:
-        RunError: it exists, or cannot be made.
-    """
+    Raises RunError if it exists, or cannot be made."""
     stamp, number = prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), 0
     while True:  # two runs may start within a second
         path = Path(out) if out is not None else Path("runs") / (stamp + (f"-{number}" if number else ""))

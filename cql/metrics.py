@@ -9,6 +9,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from cql.background import Background
 from cql.config import Config
 from cql.errors import RunError
 from cql.files import atomic_file
@@ -86,13 +86,9 @@ class LossSums:
         return [*(total.cpu() for total in self.sums), self.updates]
 
     def restore(self, contents: list) -> None:
-        """Takes over ``contents``. Raises ValueError if they are of other sums."""
-        *sums, updates = contents
-        shapes = [total.shape for total in sums]
-        if type(updates) is not int or not 0 <= updates < 2**53 or shapes != [total.shape for total in self.sums]:
-            raise ValueError("these are the contents of other sums")
+        """Takes over ``contents``."""
+        *sums, self.updates = contents
         torch._foreach_copy_(self.sums, sums)
-        self.updates = updates
 
 
 class MetricsLog:
@@ -102,14 +98,15 @@ class MetricsLog:
         folder: of the run.
         lines: the file to write instead of the run's ``metrics.csv``.
         names: the members whose event files are this log's; by default all that are there, pictures too.
-        beside: whether what is to be done ``later`` is done in a thread of its own.
+        beside: whether entries are written in a thread of their own, where that takes no core from the trainer.
     """
 
     def __init__(self, folder: Path, lines: Path | None = None, names: list[str] | None = None, beside: bool = False):
         self.folder, self.names = folder, names
         self.csv = lines or folder / "metrics.csv"
         self.tensorboard = folder / "tensorboard"
-        self.background = Background(beside)
+        self.pool = ThreadPoolExecutor(1) if beside else None
+        self.pending: Future[None] | None = None
         self.create()
 
     def create(self) -> None:
@@ -135,7 +132,17 @@ class MetricsLog:
 
     def later(self, write: Callable[[], None]) -> None:
         """Has an entry written, after those before it: at once, or while a CUDA device goes on training."""
-        self.background.do(write)
+        self.wait()
+        if self.pool is None:
+            write()
+        else:
+            self.pending = self.pool.submit(write)
+
+    def wait(self) -> None:
+        """Until all entries are written; raises what the writing raised."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
     def start(self, members: list[Member], config: Config) -> None:
         """The first records of each member: file version, and its settings as one trial of the hyperparameters tab.
@@ -178,7 +185,7 @@ class MetricsLog:
 
     def sizes(self) -> dict[str, int]:
         """Length in bytes of every file of the log, by its path relative to the run, once all entries are written."""
-        self.background.wait()
+        self.wait()
         if self.names is None:
             events = sorted(self.tensorboard.rglob(EVENT_FILE))
         else:
@@ -187,10 +194,7 @@ class MetricsLog:
 
     def cut_back(self, sizes: dict[str, int]) -> None:
         """Makes the log what it was when ``sizes`` was taken: later lines, events and files go.
-
-        Raises:
-            RunError: a file is missing or shorter than it was then.
-        """
+        Raises RunError if a file is missing or shorter than it was then."""
         present = self.sizes()
         for name, length in sizes.items():
             if present.get(name, -1) < length:

@@ -9,9 +9,6 @@ Axes: S state, A action, K outcome of one (state, action). The arrays of a file:
     metadata                                                  optional JSON: {"horizon": N}, most steps of an episode
 """
 
-import io
-import json
-import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from cql.dataset import LARGEST_REWARD, MAX_BYTES, OfflineDataset
+from cql.dataset import LARGEST_REWARD, OfflineDataset, read_metadata, read_npz, refuse_other_arrays
 from cql.errors import ConfigError, DatasetError
 from cql.exact import TabularMDP, start_distribution
 
@@ -46,16 +43,15 @@ class KnownModel:
     @classmethod
     def load(cls, path, max_episode_steps: int | None = None) -> "KnownModel":
         """The model in a file; ``max_episode_steps`` takes the place of the horizon in its metadata.
-
-        Raises:
-            ConfigError: the file is missing, damaged, or no model; or nothing says how long an episode may be.
-        """
-        arrays = _arrays(path)
-        try:
-            horizon = json.loads(str(arrays.pop("metadata", "{}"))).get("horizon")
-        except (ValueError, AttributeError, RecursionError):
-            raise ConfigError(f"{path}: its metadata are not a JSON object.") from None
-        horizon = horizon if max_episode_steps is None else max_episode_steps
+        Raises ConfigError if the file is missing, damaged, or no model; or nothing says how long an episode may be."""
+        arrays = read_npz(path, "model file", ConfigError)
+        form = OUTCOMES if "probability" in arrays else ("P", "R")
+        refuse_other_arrays(path, arrays, (*form, "start", "terminal"), (*form, "start", "terminal", *OPTIONAL,
+                            "metadata"), "model file", ConfigError)
+        for name, array in arrays.items():
+            if name != "metadata" and array.dtype.kind not in "biuf":
+                raise ConfigError(f"{path}: {name} must be numbers.")
+        horizon = max_episode_steps or read_metadata(path, arrays, ConfigError).get("horizon")
         if horizon is None:
             raise ConfigError(f"{path} does not say after how many steps an episode is cut: give --max-episode-steps.")
         if type(horizon) is not int or not 1 <= horizon <= MOST_EPISODE_STEPS:
@@ -118,36 +114,6 @@ class ModelEnvironment(gymnasium.Env):
         outcome = pair + (self.np_random.choice(self.mdp.probability.shape[-1], p=self.mdp.probability[pair]),)
         self.state = int(self.mdp.next_state[outcome])
         return self.state, float(self.mdp.reward[outcome]), bool(self.mdp.terminated[outcome]), False, {}
-
-
-def _arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of a model file, all that it must have among them."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # a path, or contents as a file
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if isinstance(path, io.BytesIO):
-            path.seek(0)  # from where NumPy reads
-        if unpacked > MAX_BYTES:
-            raise ConfigError(f"{path} unpacks to {unpacked / 2**30:,.0f} GiB, more than this machine's memory.")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(f"there is no model file {path}.") from None
-    except Exception as error:  # NumPy and zipfile raise many kinds on a damaged archive
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(f"{path} cannot be read as a model file ({reason}).") from None
-    form = OUTCOMES if "probability" in arrays else ("P", "R")
-    if missing := [name for name in (*form, "start", "terminal") if name not in arrays]:
-        raise ConfigError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)} of a model file.")
-    if unknown := sorted(arrays.keys() - {*form, "start", "terminal", *OPTIONAL, "metadata"}):
-        raise ConfigError(f"{path} has {', '.join(unknown)}: the arrays of a model file are {', '.join(form)}, start, "
-                          f"terminal, {', '.join(OPTIONAL)} and metadata.")
-    for name, array in arrays.items():
-        if name != "metadata" and array.dtype.kind not in "biuf":
-            raise ConfigError(f"{path}: {name} must be numbers.")
-    return arrays
 
 
 def _outcomes(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -64,9 +64,7 @@ class Fit:
         """Writes a run folder that ``evaluate.py`` and ``python -m cql`` read, and evaluates it; returns its path.
 
         It has no checkpoint and no TensorBoard files.
-
-        Raises:
-            RunError: the folder exists. OSError: it cannot be made or written; then nothing is left behind.
+        Raises RunError if the folder exists, and OSError if it cannot be made or written; then nothing is left behind.
         """
         target = Path(path)
         if target.exists():
@@ -137,11 +135,8 @@ def fit(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, seeds: in
 def solve(dataset: OfflineDataset, alpha: float | Sequence[float] = 6.0, gamma: float = 0.99,
           td_loss: str = "mse") -> Solution:
     """The exact CQL solution of a data set at every alpha: what training would reach without any error of its own.
-
-    Raises:
-        RunError: the data name no environment with a known model, or gamma is 1.
-        DatasetError: the data set is of another environment.
-    """
+    Raises RunError if the data name no environment with a known model, or gamma is 1, and DatasetError if the data
+    set is of another environment."""
     objective = Config(alpha=_values(alpha), gamma=gamma, td_loss=td_loss).objective
     world = World.of(dataset).known()
     _warn_of_misfit(world, dataset)
@@ -165,8 +160,7 @@ def evaluate(policies: Policy | Sequence[Policy], dataset: OfflineDataset, episo
         dataset: the one that the policies were trained on: it names the environment and says which actions are logged.
         episodes, seed: rollout i starts from environment seed ``seed + i``.
 
-    Raises:
-        RunError: a policy has other observations or actions than the data set.
+    Raises RunError if a policy has other observations or actions than the data set.
     """
     policies = [policies] if isinstance(policies, Policy) else list(policies)
     if episodes < 1 or seed < 0 or not 0 <= gamma <= 1:

@@ -13,7 +13,6 @@ from cql.scales import Scales
 
 FORMAT, SCALED, MASKED = 3, 4, 5  # without and with scales of observations and rewards; acting by a mask
 AT_ONCE = 2**16  # states that the network reads at once
-MAX_PARAMETERS, MAX_TABLE = 2**31, 2**28  # numbers
 
 
 class Policy:
@@ -52,13 +51,15 @@ class Policy:
                  else {"type": "Box", "shape": [self.network.inputs]})
         parameters = {name: tensor[0].detach().cpu().clone()
                       for name, tensor in zip(self.network.shapes, self.parameters)}
+        columns = {} if self.scales.mean is None else {name: torch.from_numpy(getattr(self.scales, name))
+                                                       for name in ("mean", "scale")}
         atomic_write(path, archive_bytes({
             "format": MASKED if self.masked else SCALED if self.scales.used else FORMAT,
             "algorithm": self.algorithm, "alpha": self.alpha, "seed": self.seed, "data_seed": self.data_seed,
             "observation_space": space,
             "num_actions": self.network.outputs, "hidden": list(self.network.hidden), "parameters": parameters,
             **({} if self.allowed is None else {"allowed": self.allowed}),
-            **({"scales": _scales_on_disk(self.scales)} if self.scales.used else {})}))
+            **({"scales": {"reward": self.scales.reward, **columns}} if self.scales.used else {})}))
 
     @classmethod
     def _from_contents(cls, contents: dict) -> "Policy":
@@ -66,37 +67,19 @@ class Policy:
             raise ValueError(f"format {contents['format']!r} is not known")
         if contents["algorithm"] not in ("cql", "bc"):
             raise ValueError(f"algorithm {contents['algorithm']!r} is not known")
-        alpha, seeds = contents["alpha"], (contents["seed"], contents["data_seed"])
-        if not all(type(seed) is int for seed in seeds) or (
-                contents["algorithm"] == "cql" and type(alpha) not in (int, float)):
-            raise ValueError("it does not say which member it is")
-        space, hidden = contents["observation_space"], contents["hidden"]
+        space, parameters = contents["observation_space"], contents["parameters"]
         discrete = space["type"] == "Discrete"
-        inputs = space["n"] if discrete else space["shape"][0]
-        for size in (inputs, contents["num_actions"], *hidden):
-            if not isinstance(size, int) or not 1 <= size < MAX_PARAMETERS:
-                raise ValueError(f"a size is {size!r}")
-        if discrete and inputs * contents["num_actions"] > MAX_TABLE:
-            raise ValueError(f"{inputs} states of {contents['num_actions']} actions are too many")
-        network = PopulationMLP(inputs, contents["num_actions"], tuple(hidden), discrete)
-        parameters = contents["parameters"]
-        if parameters.keys() != network.shapes.keys():
+        network = PopulationMLP(space["n"] if discrete else space["shape"][0], contents["num_actions"],
+                                tuple(contents["hidden"]), discrete)
+        if {name: tensor.shape for name, tensor in parameters.items()} != network.shapes:
             raise ValueError("its parameters do not fit its sizes")
-        for name, shape in network.shapes.items():
-            tensor = parameters[name]
-            if tensor.shape != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} is not {list(shape)} finite float32")
-        allowed = contents.get("allowed")
-        if allowed is not None and (not discrete or allowed.shape != (inputs, contents["num_actions"])
-                                    or allowed.dtype != torch.bool or not bool(allowed.any(-1).all())):
-            raise ValueError("allowed is not [states, actions] bool with an action in every state")
-        masked = contents["format"] == MASKED
-        scaled = contents["format"] == SCALED or (masked and "scales" in contents)
-        scales = _scales_of(contents["scales"], inputs, discrete) if scaled else None
-        if masked and discrete:
-            raise ValueError("a policy over states has no masks from elsewhere")
-        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"], alpha, *seeds,
-                   allowed, scales, masked)
+        if not all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in parameters.values()):
+            raise ValueError("its parameters are not finite float32")
+        scales = Scales(**{name: value if name == "reward" else value.numpy()
+                           for name, value in contents.get("scales", {}).items()})
+        return cls(network, [parameters[name][None] for name in network.shapes], contents["algorithm"],
+                   contents["alpha"], contents["seed"], contents["data_seed"], contents.get("allowed"), scales,
+                   contents["format"] == MASKED)
 
     @property
     def finite(self) -> bool:
@@ -110,10 +93,7 @@ class Policy:
 
     def q_values(self, observation, mask=None) -> np.ndarray:
         """Q(s, .): ``[A]`` or ``[B, A]`` float32.
-
-        Raises:
-            ValueError: a BC policy, whose outputs are logits, or an observation of another kind.
-        """
+        Raises ValueError for a BC policy, whose outputs are logits, or an observation of another kind."""
         if self.algorithm != "cql":
             raise ValueError("a Behaviour Cloning policy has no Q-values.")
         return self.outputs(observation, mask)
@@ -129,9 +109,7 @@ class Policy:
         The result for an observation does not depend on the batch around it: float32 products of other sizes round
         differently, which would decide between two actions that are all but equal. So indices are looked up in a table
         of all states, and vectors go through the network in float64.
-
-        Raises:
-            ValueError: an observation of another kind, or the lack of a mask, or one that is none.
+        Raises ValueError for an observation of another kind, or the lack of a mask, or one that is none.
         """
         observations, single = self._batched(np.asarray(observation))
         outputs = self._table[observations] if self.network.discrete else self._read_in_float64(observations)
@@ -142,10 +120,7 @@ class Policy:
 
     def possible(self, observation, mask=None) -> np.ndarray | None:
         """The actions that it may take there, ``[A]`` or ``[B, A]`` bool; None: all, everywhere.
-
-        Raises:
-            ValueError: as ``outputs``.
-        """
+        Raises ValueError as ``outputs`` does."""
         seen, actions = np.asarray(observation), self.network.outputs
         if self.network.discrete:
             if mask is not None:
@@ -202,23 +177,3 @@ class Policy:
         if not np.isfinite(vectors).all():
             raise ValueError("an observation holds NaN or infinite numbers.")
         return torch.from_numpy(vectors), array.ndim == 1
-
-
-def _scales_on_disk(scales: Scales) -> dict:
-    return {"reward": scales.reward, **({} if scales.mean is None else {
-        "mean": torch.from_numpy(scales.mean), "scale": torch.from_numpy(scales.scale)})}
-
-
-def _scales_of(contents: dict, inputs: int, discrete: bool) -> Scales:
-    """The scales in a policy's file. Raises ValueError if they are none."""
-    mean, scale, reward = contents.get("mean"), contents.get("scale"), contents["reward"]
-    if type(reward) is not float or not 0 < reward < np.inf or (mean is None) != (scale is None):
-        raise ValueError("its scales are none")
-    if mean is None:
-        return Scales(reward=reward)
-    for column in (mean, scale):
-        if discrete or column.shape != (inputs,) or column.dtype != torch.float64 or not torch.isfinite(column).all():
-            raise ValueError(f"mean and scale are not [{inputs}] finite float64")
-    if not bool((scale > 0).all()):
-        raise ValueError("a scale is not positive")
-    return Scales(mean.numpy(), scale.numpy(), reward)

@@ -23,7 +23,7 @@ from pathlib import Path
 from cql.config import BEHAVIOR, GIVEN_POLICIES, Config
 from cql.dataset import OfflineDataset
 from cql.errors import ConfigError, DatasetError, RunError
-from cql.files import atomic_write, new_folder, sha256, utc_now
+from cql.files import atomic_write, new_folder, sha256, utc_now, write_json
 from cql.members import Member
 from cql.model_file import NAME as MODEL
 from cql.model_file import KnownModel
@@ -77,8 +77,7 @@ class RunFolder:
         Args:
             again: take ``out`` as it is if it was made, or half made, of this config and data before.
 
-        Raises:
-            RunError: the folder exists, with ``again`` one of something else, or cannot be made or written.
+        Raises RunError if the folder exists, with ``again`` one of something else, or cannot be made or written.
         """
         path = Path(out) if again and _made_here(Path(out)) else new_folder(out)
         finished = (path / "config.json").exists()
@@ -147,8 +146,7 @@ class RunFolder:
             shared: a lock that several may hold; ``share_lock`` turns an exclusive lock into one.
             wait: if another process has it, say so and wait until it ends.
 
-        Raises:
-            RunError: another process has it.
+        Raises RunError if another process has it.
         """
         # locks config.json: a run holds nothing but results; open for writing, as NFS requires
         file = open(self.path / "config.json", "r+b")
@@ -168,7 +166,7 @@ class RunFolder:
         fcntl.flock(file, fcntl.LOCK_SH)
 
     def write_json(self, name: str, value) -> None:
-        atomic_write(self.path / name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        write_json(self.path / name, value)
 
     def read_json(self, name: str):
         try:
@@ -185,12 +183,10 @@ class RunFolder:
 
     def write_manifest(self, **facts) -> None:
         """SHA-256 of every file, versions, commit, times; ``facts`` (device, seconds) are kept from call to call."""
-        before = {}
-        if (self.path / MANIFEST).is_file():
-            before = self.read_json(MANIFEST)
-            before = before if isinstance(before, dict) else {}
-        self.write_json(MANIFEST, {**before, **facts, "written": utc_now(), "versions": versions(), "commit": commit(),
-                                   "files": {name: sha256(self.path / name) for name in self.files()}})
+        before = self.read_json(MANIFEST) if (self.path / MANIFEST).is_file() else {}
+        self.write_json(MANIFEST, {
+            **(before if isinstance(before, dict) else {}), **facts, "written": utc_now(), "versions": versions(),
+            "commit": commit(), "files": {name: sha256(self.path / name) for name in self.files()}})
 
     def check_manifest(self, derived: bool = True) -> None:
         """Raises RunError if a run has a manifest and is not what it records.
@@ -206,18 +202,9 @@ class RunFolder:
                            (f", and {len(problems) - 1} more" if len(problems) > 1 else "") +
                            "): delete manifest.json to take it as it is.")
 
-    def _recorded(self) -> dict[str, str]:
-        manifest = self.read_json(MANIFEST)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-            raise RunError(f"{self.path / MANIFEST} lists no files.")
-        return manifest["files"]
-
     def digests(self, config: Config, policies: list[str]) -> dict[str, str]:
         """SHA-256 of what a checkpoint goes on from: the config, given policies, the data, policies that are done.
-
-        Raises:
-            RunError: one of them is missing.
-        """
+        Raises RunError if one of them is missing."""
         given = (f"{name}.pt" for name in GIVEN_POLICIES if getattr(config, name) not in (None, BEHAVIOR))
         names = ["config.json", *given, *[MODEL] * (config.model is not None),
                  *(f"datasets/{seed}.npz" for seed in config.data_seeds),
@@ -234,8 +221,9 @@ class RunFolder:
 
     def verify(self) -> list[str]:
         """What differs from the manifest, a line each; empty if the run is sound."""
-        recorded = self._recorded()
-        present = set(self.files())
+        manifest, present = self.read_json(MANIFEST), set(self.files())
+        if not isinstance(manifest, dict) or not isinstance(recorded := manifest.get("files"), dict):
+            raise RunError(f"{self.path / MANIFEST} lists no files.")
         problems = [f"{name}: missing" for name in sorted(recorded.keys() - present)]
         problems += [f"{name}: not in the manifest" for name in sorted(present - recorded.keys())]
         problems += [f"{name}: contents differ from the manifest" for name in sorted(present & recorded.keys())

@@ -112,9 +112,8 @@ def resolved(config: Config, dataset: OfflineDataset, given: dict) -> Config:
     Args:
         given: the settings that the user named: they are kept.
 
-    Raises:
-        ConfigError: state numbers are to be standardised.
-        DatasetError: masks differ between vectors that are one to the network.
+    Raises ConfigError if state numbers are to be standardised, and DatasetError if masks differ between vectors that
+    are one to the network.
     """
     if dataset.discrete and config.observation_scale == "standard":
         raise ConfigError("--observation-scale standard is for vectors, and the observations are state numbers.")

@@ -6,7 +6,6 @@
 import io
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,17 +44,14 @@ def recorder(run: RunFolder, config: Config) -> Callable:
         contents = io.BytesIO()
         np.save(contents, state_outputs(part, network, parameters, inputs, scales), allow_pickle=False)
         (run.path / "snapshots").mkdir(exist_ok=True)
-        atomic_write(_path(run, step, part), contents.getvalue())
+        atomic_write(run.path / "snapshots" / f"{step:010d}-{part[0].name}.npy", contents.getvalue())
 
     return record
 
 
 def load(run: RunFolder, config: Config, member: Member) -> tuple[np.ndarray, np.ndarray] | None:
     """The updates ``[T]`` and outputs ``[T, S, A]`` of a member; None where no snapshots were kept.
-
-    Raises:
-        RunError: a file is damaged.
-    """
+    Raises RunError if a file is damaged."""
     part = next(part for part in slices(config) if member in part)
     paths = sorted((run.path / "snapshots").glob(f"{'[0-9]' * 10}-{part[0].name}.npy"))
     if not paths:
@@ -81,7 +77,3 @@ def state_outputs(part: list[Member], network: PopulationMLP, parameters: list[T
     read = torch.from_numpy(scales.inputs(inputs.numpy())).to(parameters[0].device)
     outputs = population_outputs(network, parameters, read).float().cpu().numpy()
     return outputs * np.float32(scales.reward) if part[0].algorithm == "cql" else outputs
-
-
-def _path(run: RunFolder, step: int, part: list[Member]) -> Path:
-    return run.path / "snapshots" / f"{step:010d}-{part[0].name}.npy"

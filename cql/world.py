@@ -59,10 +59,7 @@ class World:
     @classmethod
     def around(cls, environment: gymnasium.Env | None) -> "World":
         """The world of an environment, with its model where it has a transition table ``P`` and shows its states.
-
-        Raises:
-            ConfigError: the table is none, or not of the sizes of the environment's spaces.
-        """
+        Raises ConfigError if the table is none, or not of the sizes of the environment's spaces."""
         if environment is None or getattr(environment.unwrapped, "P", None) is None:
             return cls(environment, None)
         spaces, name = (environment.observation_space, environment.action_space), environment.spec.id
@@ -134,9 +131,7 @@ class World:
         """The columns of a data set with states ``[D]`` in place of observations.
 
         Observations may be indices or vectors; vectors must be those that the environment shows in its states.
-
-        Raises:
-            RunError: there is no true model. DatasetError: the data set has other observations or actions.
+        Raises RunError if there is no true model, and DatasetError if the data set has other observations or actions.
         """
         mdp, inputs = self.known().mdp, self.inputs
         if dataset.num_actions != mdp.num_actions:
@@ -154,11 +149,8 @@ class World:
 
     def empirical(self, dataset: OfflineDataset) -> tuple[TabularMDP, np.ndarray]:
         """The model that a data set gives, over the states of the true one: (empirical MDP, counts ``[S, A]``).
-
-        Raises:
-            RunError: there is no true model.
-            DatasetError: as ``transitions``, or a logged transition cannot happen in this environment.
-        """
+        Raises RunError if there is no true model, and DatasetError as ``transitions`` does, or if a logged
+        transition cannot happen in this environment."""
         logged, mdp = self.transitions(dataset), self.mdp
         try:
             empirical, counts = empirical_mdp(logged, mdp.num_states, mdp.num_actions, mdp.hazard, mdp.goal, mdp.start,
@@ -207,10 +199,7 @@ class World:
 
 def environment_of(dataset: OfflineDataset) -> gymnasium.Env | None:
     """The environment that a data set names in its metadata; None if it names none.
-
-    Raises:
-        ConfigError: it names one that cannot be made, or whose spaces are not the data set's.
-    """
+    Raises ConfigError if it names one that cannot be made, or whose spaces are not the data set's."""
     spec = dataset.metadata.get("environment")
     if spec is None:
         return None
@@ -370,8 +359,7 @@ def exact_solution(objective: Objective, mdp: TabularMDP, counts, alphas, strict
         mdp, counts, alphas, strict, initial_value: as for ``cql_fixed_point``. With a reward scale C, rewards are
             divided by it and Q is multiplied by it; the certificate's residuals stay those of the divided problem.
 
-    Raises:
-        RunError: no exact solution of this objective is known, none need exist (gamma 1), or none was certified.
+    Raises RunError if no exact solution of this objective is known, none need exist (gamma 1), or none was certified.
     """
     if objective.gamma == 1:
         raise RunError("at gamma 1 the exact solution of CQL need not exist: take gamma below 1.")

@@ -8,10 +8,6 @@ from envs.gridworld import MAPS, SafetyCriticalGridWorld, generate_random_map
 ENV_ID = "SafetyCriticalGridWorld-v0"
 
 if ENV_ID not in gymnasium.registry:  # a reload would otherwise warn that it overrides itself
-    gymnasium.register(
-        id=ENV_ID,
-        entry_point="envs.gridworld:SafetyCriticalGridWorld",
-        max_episode_steps=80,
-    )
+    gymnasium.register(ENV_ID, "envs.gridworld:SafetyCriticalGridWorld", max_episode_steps=80)
 
 __all__ = ["ENV_ID", "MAPS", "SafetyCriticalGridWorld", "generate_random_map", "safe_behavior_policy"]

@@ -9,7 +9,7 @@ from envs.gridworld import intended_cells
 
 
 def safe_behavior_policy(env: gymnasium.Env, epsilon: float = 0.22) -> np.ndarray:
-    """Return the action probabilities of a goal-seeking policy that never means to enter a hazard.
+    """The action probabilities of a goal-seeking policy that never means to enter a hazard.
 
     A move is safe if the cell it leads to without a slip is no hazard; in a cell with hazards on all sides
     every move counts as safe. Of the safe moves the policy takes
@@ -27,8 +27,7 @@ def safe_behavior_policy(env: gymnasium.Env, epsilon: float = 0.22) -> np.ndarra
     Returns:
         float64 `[S, A]`, each row a distribution; uniform in terminal cells, where nothing depends on it.
 
-    Raises:
-        ValueError: `epsilon` is outside [0, 1] or no number.
+    Raises ValueError if `epsilon` is outside [0, 1] or no number.
     """
     if not isinstance(epsilon, Real) or not 0.0 <= epsilon <= 1.0:
         raise ValueError(f"epsilon must be a number in [0, 1], not {epsilon!r}.")
@@ -46,12 +45,12 @@ def safe_behavior_policy(env: gymnasium.Env, epsilon: float = 0.22) -> np.ndarra
 
 
 def _goal_distance(grid) -> np.ndarray:
-    """Return the Manhattan distance of every cell to its nearest goal, int `[S]`."""
+    """The Manhattan distance of every cell to its nearest goal, int `[S]`."""
     row, column = np.divmod(np.arange(grid.num_states), grid.shape[1])
     goals = np.flatnonzero(grid.goals)
     return (abs(row[:, None] - row[goals]) + abs(column[:, None] - column[goals])).min(axis=1)
 
 
 def _uniform_over(mask: np.ndarray) -> np.ndarray:
-    """Return, row by row, the uniform distribution over the true entries of a bool `[S, A]`."""
+    """Row by row, the uniform distribution over the true entries of a bool `[S, A]`."""
     return mask / mask.sum(axis=1, keepdims=True)

@@ -16,8 +16,6 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # (row, column) step of each action
 START, FREE, HAZARD, GOAL = "S.HG"
 REWARDS = {START: -1.0, FREE: -1.0, HAZARD: -100.0, GOAL: 50.0}  # of the cell entered
 
-OBSERVATION_MODES = ("index", "coordinates")
-
 MAPS = {
     "islands": (
         "S..............",
@@ -124,30 +122,20 @@ class SafetyCriticalGridWorld(gymnasium.Env):
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
 
-    def __init__(
-        self,
-        map_name: str = "islands",
-        desc: Sequence[str] | None = None,
-        slip_probability: float = 0.05,
-        observation: str = "index",
-        render_mode: str | None = None,
-    ):
+    def __init__(self, map_name: str = "islands", desc: Sequence[str] | None = None, slip_probability: float = 0.05,
+                 observation: str = "index", render_mode: str | None = None):
         if desc is None and map_name not in MAPS:
             raise ValueError(f"Unknown map_name {map_name!r}: the known maps are {', '.join(MAPS)}.")
         if not _is_probability(slip_probability):
             raise ValueError(f"slip_probability must be a number in [0, 1], not {slip_probability!r}.")
-        if observation not in OBSERVATION_MODES:
-            known = " or ".join(map(repr, OBSERVATION_MODES))
-            raise ValueError(f"Unknown observation mode {observation!r}: it must be {known}.")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            known = " or ".join(map(repr, self.metadata["render_modes"]))
-            raise ValueError(f"Unknown render_mode {render_mode!r}: it must be None or {known}.")
+        if observation not in ("index", "coordinates"):
+            raise ValueError(f"Unknown observation mode {observation!r}: it must be 'index' or 'coordinates'.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"Unknown render_mode {render_mode!r}: it must be None or 'ansi' or 'rgb_array'.")
 
         self.desc = _validated_map(MAPS[map_name] if desc is None else desc)
         self.shape = (len(self.desc), len(self.desc[0]))
-        self.slip_probability = float(slip_probability)
-        self.observation = observation
-        self.render_mode = render_mode
+        self.slip_probability, self.observation, self.render_mode = float(slip_probability), observation, render_mode
 
         cells = "".join(self.desc)
         self.num_states, self.num_actions = len(cells), len(MOVES)
@@ -162,14 +150,10 @@ class SafetyCriticalGridWorld(gymnasium.Env):
         else:
             self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
             self._coordinates = _coordinates(self.shape)  # [S, 2]
-        self._board = None  # the picture without the agent, drawn when first needed
 
     def observe(self, states):
-        """Return what the agent observes in `states`, an int or an int array of any shape `[...]`.
-
-        In index mode that is the argument itself, as an int or an int64 array `[...]`; in coordinates mode
-        a new float32 array `[..., 2]`.
-        """
+        """What the agent observes in `states`, an int or an int array `[...]`: the same as int or int64, or with
+        coordinates a new float32 array `[..., 2]`."""
         if self.observation == "coordinates":
             return np.take(self._coordinates, states, axis=0)
         return int(states) if np.ndim(states) == 0 else np.array(states, dtype=np.int64)
@@ -181,20 +165,15 @@ class SafetyCriticalGridWorld(gymnasium.Env):
         return self.observe(self.state), {"hazard": False, "cost": 0, "probability": 1.0}
 
     def step(self, action: int):
-        """Sample `P[state][action]` and return `(observation, reward, terminated, False, info)`.
-
-        Raises `ValueError` for an action that is no integer in 0..3.
-        """
+        """Sample `P[state][action]`: `(observation, reward, terminated, False, info)`. Raises `ValueError` for an
+        action that is no integer in 0..3."""
         if not self.action_space.contains(action):
             raise ValueError(f"The action must be an integer in 0..{self.num_actions - 1}, not {action!r}.")
         outcomes = self.P[self.state][int(action)]
         probability, next_state, reward, terminated = _sample(outcomes, self.np_random.random())
         hazard = bool(self.hazards[next_state])
-        info = {
-            "hazard": hazard,
-            "cost": int(hazard and next_state != self.state),  # a self-loop enters nothing
-            "probability": probability,
-        }
+        cost = int(hazard and next_state != self.state)  # a self-loop enters nothing
+        info = {"hazard": hazard, "cost": cost, "probability": probability}
         self.state = next_state
         return self.observe(next_state), reward, terminated, False, info
 
@@ -203,19 +182,12 @@ class SafetyCriticalGridWorld(gymnasium.Env):
         if self.render_mode is None:
             gymnasium.logger.warn("render() needs the render_mode 'ansi' or 'rgb_array' at construction.")
             return None
-        row, column = divmod(self.state, self.shape[1])
-        if self.render_mode == "ansi":
-            return rendering.text(self.desc, row, column)
-        if self._board is None:
-            self._board = rendering.draw_board(self.desc)
-        return rendering.draw_agent(self._board, self.desc, row, column)
+        cell = divmod(self.state, self.shape[1])
+        return (rendering.text if self.render_mode == "ansi" else rendering.picture)(self.desc, cell)
 
 
 def intended_cells(shape: tuple[int, int]) -> np.ndarray:
-    """Return the state that each action leads to when it does not slip, int64 `[S, A]`.
-
-    `shape` is `(rows, columns)`. A move into the border stays.
-    """
+    """The state that each action leads to when it does not slip, int64 `[S, A]`, of a map of `(rows, columns)`."""
     rows, columns = shape
     row, column = np.divmod(np.arange(rows * columns), columns)
     step = np.array(MOVES)  # [A, 2]
@@ -224,9 +196,7 @@ def intended_cells(shape: tuple[int, int]) -> np.ndarray:
     return row * columns + column
 
 
-def generate_random_map(
-    size: int, hazard_probability: float = 0.2, seed: int | None = None
-) -> tuple[str, ...]:
+def generate_random_map(size: int, hazard_probability: float = 0.2, seed: int | None = None) -> tuple[str, ...]:
     """Return a random solvable map: `size` rows of `size` characters, ready to be passed as `desc`.
 
     The start is the top left cell, the goal the bottom right one, and every other cell is a hazard with
@@ -277,19 +247,15 @@ def _is_probability(value) -> bool:
 
 def _validated_map(desc: Sequence[str]) -> tuple[str, ...]:
     """Return `desc` as a tuple of str, or raise the `ValueError` that says what is wrong with it."""
-    if isinstance(desc, str):
-        raise ValueError("desc must be a sequence of rows such as ('S.', '.G'), not a single str.")
     try:
-        rows = tuple("".join(row) for row in desc)
+        rows = () if isinstance(desc, str) else tuple("".join(row) for row in desc)
     except TypeError:
-        raise ValueError("desc must be a sequence of rows such as ('S.', '.G').") from None
+        rows = ()
     if not rows or not rows[0]:
-        raise ValueError("The map is empty: it needs at least one row and one column.")
+        raise ValueError("A map is a sequence of rows of one length, such as ('S.', '.G').")
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
-            raise ValueError(
-                f"The map is ragged: row {number} has {len(row)} cells, but row 0 has {len(rows[0])}."
-            )
+            raise ValueError(f"The map is ragged: row {number} has {len(row)} cells, but row 0 has {len(rows[0])}.")
     cells = "".join(rows)
     unknown = sorted(set(cells) - set(REWARDS))
     if unknown:
@@ -318,20 +284,15 @@ def _goal_is_reachable(cells: str, neighbours: np.ndarray) -> bool:
 
 
 def _transition_table(cells: str, intended: np.ndarray, slip_probability: float) -> dict:
-    """Return `P[s][a] = [(probability, next_state, reward, terminated), ...]`; `intended` is `[S, A]`."""
-    table = {}
-    for state, targets in enumerate(intended.tolist()):
+    """`P[s][a] = [(probability, next_state, reward, terminated), ...]`; `intended` is `[S, A]`."""
+    def outcomes(state: int, action: int) -> list[tuple]:
         if cells[state] in (HAZARD, GOAL):
-            table[state] = {action: [(1.0, state, 0.0, True)] for action in range(len(MOVES))}
-            continue
-        table[state] = {}
-        for action in range(len(MOVES)):
-            probabilities = _next_state_probabilities(targets, action, slip_probability)
-            table[state][action] = [
-                (probability, target, REWARDS[cells[target]], cells[target] in (HAZARD, GOAL))
-                for target, probability in probabilities.items()
-            ]
-    return table
+            return [(1.0, state, 0.0, True)]
+        probabilities = _next_state_probabilities(intended[state].tolist(), action, slip_probability)
+        return [(probability, target, REWARDS[cells[target]], cells[target] in (HAZARD, GOAL))
+                for target, probability in probabilities.items()]
+
+    return {state: {action: outcomes(state, action) for action in range(len(MOVES))} for state in range(len(cells))}
 
 
 def _next_state_probabilities(targets: list[int], action: int, slip_probability: float) -> dict[int, float]:

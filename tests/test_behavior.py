@@ -6,12 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import (
-    MAPS,
-    SafetyCriticalGridWorld,
-    generate_random_map,
-    safe_behavior_policy,
-)
+from envs import MAPS, SafetyCriticalGridWorld, generate_random_map, safe_behavior_policy
 
 STEPS = {0: (-1, 0), 1: (1, 0), 2: (0, -1), 3: (0, 1)}  # up, down, left, right
 
@@ -42,11 +37,8 @@ def rule(desc, epsilon):
 
 def test_small_map_by_hand():
     # epsilon 0.2: each of n safe moves 0.2 / n, each of m best ones 0.8 / m more
-    policy = policy_of(
-        "S.H",
-        "..G",
-        epsilon=0.2,
-    )
+    policy = policy_of("S.H",
+                       "..G", epsilon=0.2)
     assert policy.dtype == np.float64 and policy.shape == (6, 4)
     expected = [
         [0.05, 0.45, 0.05, 0.45],  # down and right both lead to distance 2
@@ -60,31 +52,22 @@ def test_small_map_by_hand():
 
 
 def test_hazards_on_all_sides_make_every_move_safe():
-    policy = policy_of(
-        "S.H.",
-        ".H.H",
-        "..H.",
-        "...G",
-        epsilon=0.2,
-    )
+    policy = policy_of("S.H.",
+                       ".H.H",
+                       "..H.",
+                       "...G", epsilon=0.2)
     # in row 1, column 2, down and right lead to distance 2, up and left to distance 4
     np.testing.assert_allclose(policy[1 * 4 + 2], [0.05, 0.45, 0.05, 0.45])
 
 
 def test_where_every_closer_move_is_unsafe_staying_at_the_border_is_best():
-    policy = policy_of(
-        "S.H",
-        "..H",
-        "..G",
-        epsilon=0.0,
-    )
+    policy = policy_of("S.H",
+                       "..H",
+                       "..G", epsilon=0.0)
     assert policy[1].tolist() == [0, 1, 0, 0]
-    policy = policy_of(
-        "S.HG",
-        "..H.",
-        "....",
-        epsilon=0.0,
-    )
+    policy = policy_of("S.HG",
+                       "..H.",
+                       "....", epsilon=0.0)
     # in row 0, column 1, up stays at distance 2; left and down lead to distance 3
     assert policy[1].tolist() == [1, 0, 0, 0]
 

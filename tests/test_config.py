@@ -61,7 +61,7 @@ def test_config_reads_back():
     (dict(gamma=1.01), "--gamma must lie in"),
     (dict(lr=0.0), "--lr must be positive"),
     (dict(lr=float("inf")), "--lr must be a finite number"),
-    (dict(batch_size=0), "--batch-size must be at least 1, full or auto"),
+    (dict(batch_size=0), "--batch-size must be at least 1, not 0"),
     (dict(episodes=0), "--episodes must be at least 1"),
     (dict(num_seeds=0), "--num-seeds must be at least 1"),
     (dict(steps=0, bc_steps=0), "leave nothing to train"),

@@ -153,17 +153,14 @@ def test_compression_loses_nothing_but_the_order(seed, vectors):
     assert small.weights.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("many", [2, 2**17])  # equal vectors found by a hash first, or not
-@pytest.mark.parametrize("largest_table", [1, 30, 2**22])  # numbers sorted, sorted and counted, counted
 @pytest.mark.parametrize("rows", [
     np.random.default_rng(0).integers(0, 5, (300, 3)).astype(np.float32),  # many rows equal
     np.random.default_rng(1).normal(size=(300, 40)).astype(np.float32),  # all differ: more combinations than 2^62
     np.random.default_rng(2).normal(size=(300, 40)).round(0).astype(np.float32)[np.arange(300) // 2],  # and in pairs
     np.random.default_rng(3).integers(0, 2**31, 300).astype(np.int32),
-    np.array([7, 7, 7], np.int32), np.array([[0.0], [-0.0]], np.float32)])
-def test_rows_are_numbered_in_order(monkeypatch, rows, largest_table, many):
-    monkeypatch.setattr("cql.dataset._counted", lambda key: largest_table)
-    monkeypatch.setattr("cql.dataset.MANY_ROWS", many)
+    np.array([7, 7, 7], np.int32), np.array([[0.0], [-0.0]], np.float32),
+    np.array([[1, 0], [0, 0x9E3779B97F4A7C15 ^ 0x9E3779B9]], np.uint64).view(np.int64)])  # these share a hash
+def test_rows_are_numbered_in_order(rows):
     distinct, number = number_rows(rows)
     expected, expected_number = np.unique(rows, axis=0, return_inverse=True)
     np.testing.assert_array_equal(distinct, expected)
@@ -240,7 +237,7 @@ def test_environments_that_cannot_be_made(setting, sentence):
 
 
 @pytest.mark.parametrize("text, sentence", [("S..\n..\n..G", "row"), ("S..\n...\n...", "G"), ("SHG\nHHH", "reach"),
-                                            ("S.X\n..G", "X"), ("", "map"), ("héé", "cannot be read as text")])
+                                            ("S.X\n..G", "X"), ("", "A map is"), ("héé", "cannot be read as text")])
 def test_map_files_that_are_no_map(tmp_path, text, sentence):
     (tmp_path / "map.txt").write_text(text, "utf-8")
     with pytest.raises(ConfigError, match=sentence):

@@ -26,7 +26,7 @@ from cql.exact import (
     policy_evaluation,
     soft_fixed_point,
 )
-from cql.exact.family import soft_certificate
+from cql.exact.fixed_point import certificate
 from cql.policy import Policy
 from cql.world import World, exact_solution
 from tests.mdps import random_policies, random_table, roll
@@ -124,7 +124,7 @@ def test_a_certificate_tells_what_is_no_solution():
     q = soft_fixed_point(mdp, counts, ALPHAS, GAMMA, penalty="rho").q.copy()
     logged = np.argwhere(counts > 0)[3]
     q[:, logged[0], logged[1]] += 1e-3
-    residual, *_ = soft_certificate(mdp, counts, q, ALPHAS, GAMMA, penalty="rho")
+    residual, *_ = certificate(mdp, counts, q, ALPHAS, GAMMA, penalty="rho")
     assert (residual > 1e-5).all()
     for wrong in (dict(td_loss="huber"), dict(penalty="mean")):
         with pytest.raises(ValueError, match="got"):

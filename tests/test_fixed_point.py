@@ -70,9 +70,9 @@ def test_thirty_alphas_on_islands_are_certified_in_seconds(islands):
     alphas = np.logspace(-2, 3, 30)
     seconds = []
     for td_loss in ("mse", "half_mse"):
-        started = time.perf_counter()
+        started = time.process_time()
         solution = cql_fixed_point(mdp, counts, alphas, 0.99, td_loss)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         assert (solution.residual <= 1e-9 * (1 + alphas)).all() and solution.certified.all()
         assert (solution.bellman_residual <= 1e-9 * (1 + alphas)).all()
     assert min(seconds) < 5

@@ -17,7 +17,7 @@ LEVELS = [  # from the top; a module imports only from its own level and from th
      "cql.cloned", "cql.snapshots"},
     {"cql.action_weights", "cql.policy", "cql.sampling", "cql.members", "cql.config", "cql.data_table", "cql.scales"},
     {"cql.dataset", "cql.model_file"},
-    {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors", "cql.background",
+    {"cql.losses", "cql.network", "cql.exact", "cql.files", "cql.text", "cql.errors",
      "envs"},
 ]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

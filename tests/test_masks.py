@@ -187,7 +187,7 @@ def test_the_log_measures_the_largest_q_among_actions_that_exist():
     dataset, policy = toy(), linear_policy(WEIGHT)
     transitions = Transitions([dataset], torch.device("cpu"), True, existing_actions([dataset]))
     diagnostics = Diagnostics(transitions, [dataset], World(None, None), 0.5)
-    found = diagnostics.measure(policy.network, policy.parameters, torch.tensor([0]), "cql",
+    found, _ = diagnostics.read(policy.network, policy.parameters, torch.tensor([0]), "cql",
                                 torch.tensor([[-99.0, 99.0]]))
     assert found["q/max_mean"] == [pytest.approx((3 + 8) / 2)] and found["q/max"] == [8] and found["q/start"] == [8]
     assert found["policy/ood_mass"] == [pytest.approx(0)]  # every action that exists was logged

@@ -230,7 +230,7 @@ def test_a_missing_model_and_a_model_without_data(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     assert train.main(["--dataset", data_at("d.npz"), "--model", "no.npz"]) == 2
     assert train.main(["--model", "no.npz"]) == 2
-    assert capsys.readouterr().err == ("error: there is no model file no.npz.\n"
+    assert capsys.readouterr().err == ("error: there is no model file at no.npz.\n"
                                        "error: --model is the true model of given data: give --dataset too.\n")
 
 

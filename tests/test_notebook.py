@@ -41,7 +41,7 @@ def test_it_trains_as_the_command_does(data, tmp_path):
 
 def test_a_state_number_too_large_for_the_memory_is_named():
     data = cql.OfflineDataset.from_arrays([2**31 - 2], [0], [0.0], [0], [True])
-    with pytest.raises(RunError, match="its largest state number being 2,147,483,646, and the network as many inputs"):
+    with pytest.raises(RunError, match="the data have 2,147,483,647 states and 1 actions, by their largest numbers"):
         cql.fit(data, steps=10, hidden=[64, 64])
 
 

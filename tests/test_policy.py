@@ -93,17 +93,15 @@ def change(name, value):
 
 @pytest.mark.parametrize("edit, sentence", [
     (change("format", 9), "format 9"), (change("algorithm", "ppo"), "algorithm 'ppo'"),
-    (change("num_actions", 4), "is not"), (change("num_actions", 10**12), "a size is"),
-    (change("hidden", [3]), "do not fit"), (change("hidden", ["x"]), "a size is"),
-    (change("observation_space", {"type": "Discrete", "n": -1}), "a size is"),
+    (change("num_actions", 4), "do not fit"), (change("hidden", [3]), "do not fit"),
+    (change("observation_space", {"type": "Discrete", "n": -1}), "do not fit"),
     (change("observation_space", 3), "is no policy"), (change("parameters", {}), "do not fit"),
-    (change("parameters", {"table": torch.zeros(2, 4)}), "is not"),
+    (change("parameters", {"table": torch.zeros(2, 4)}), "do not fit"),
     (change("parameters", {"table": torch.full((2, 3), torch.nan)}), "finite"),
     (change("parameters", {"table": torch.zeros(2, 3).double()}), "finite float32"),
     (change("parameters", {"table": "weights"}), "is no policy"), (lambda contents: {}, "is no policy"),
     (lambda contents: [1], "is no archive of this project"), (change("alpha", b"bytes"), "of another kind"),
-    (change("alpha", torch.zeros(2)), "does not say which member"),
-    (change("seed", "42"), "does not say which member"), (change("format", torch.zeros(2)), "is no policy"),
+    (change("format", torch.zeros(2)), "is no policy"),
     (change("observation_space", {"type": "Box", "shape": []}), "is no policy"),
 ])
 def test_files_that_are_no_policy(tmp_path, edit, sentence):

@@ -16,7 +16,7 @@ from cql.config import Config
 from cql.dataset import OfflineDataset
 from cql.deploy.export import FORMATS, program
 from cql.diagnostics import Diagnostics, RewardRange, value_bounds
-from cql.errors import ConfigError, RunError
+from cql.errors import ConfigError
 from cql.exact import TabularMDP, cql_fixed_point, empirical_mdp, soft_fixed_point
 from cql.losses import Objective
 from cql.metrics import read_metrics
@@ -193,16 +193,6 @@ def test_an_export_reads_observations_and_answers_in_units_of_the_data():
     assert actions.tolist() == policy.act(seen).tolist() and len(np.unique(outputs[:, 0])) == 5
 
 
-@pytest.mark.parametrize("changes", [dict(reward=-1.0), dict(reward="2"), dict(scale=np.zeros(2)),
-                                     dict(mean=np.zeros(3)), dict(mean=np.array([np.nan, 0.0]))])
-def test_a_policy_with_scales_that_are_none_is_refused(tmp_path, changes):
-    network = PopulationMLP(2, 3, (4,), False)
-    scales = Scales(**{**dict(mean=np.zeros(2), scale=np.ones(2), reward=2.0), **changes})
-    Policy(network, network.initial([1]), "cql", 6.0, 1, 1, scales=scales).save(tmp_path / "p.pt")
-    with pytest.raises(RunError, match="is no policy of this project"):
-        Policy.load(tmp_path / "p.pt")
-
-
 def test_a_reward_scale_is_alpha_times_c_at_temperature_c():
     """Both problems have the same exact solution in the units of the data."""
     random = np.random.default_rng(3)
@@ -283,7 +273,7 @@ def measured(data: OfflineDataset, outputs, objective: Objective, alpha: float =
     network, member = PopulationMLP(data.observations.shape[1], data.num_actions, (), False), torch.tensor([0])
     parameters = [torch.zeros(1, data.num_actions, data.observations.shape[1]), torch.tensor([[outputs]])]
     bounds = diagnostics.bounds(member, [alpha], objective)
-    return diagnostics.measure(network, parameters, member, "cql", bounds)["health/diverged"][0]
+    return diagnostics.read(network, parameters, member, "cql", bounds)[0]["health/diverged"][0]
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(td_loss="huber"), Objective(double_q=True),
@@ -306,7 +296,7 @@ def test_one_observation_above_the_bound_is_no_divergence_where_a_network_genera
     transitions = Transitions([data], torch.device("cpu"), False)
     diagnostics = Diagnostics(transitions, [data], World.around(None), 0.99)
     member, parameters = torch.tensor([0]), [torch.full((1, 2, 1), 90.0), torch.full((1, 1, 2), -50.0)]
-    found = diagnostics.measure(PopulationMLP(1, 2, (), False), parameters, member, "cql",
+    found, _ = diagnostics.read(PopulationMLP(1, 2, (), False), parameters, member, "cql",
                                 diagnostics.bounds(member, [0.0], Objective()))
     assert found["q/max"] == [40.0] and found["q/max_mean"][0] < -49 and found["health/diverged"] == [0.0]
 

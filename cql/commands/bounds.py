@@ -36,10 +36,8 @@ def _mean(values, form):
 
 def read_run(path):
     """The config of a run, its data sets, and for each the policies of its CQL members at alpha 0.
-
-    Raises:
-        RunError: no run, a damaged file, no CQL member at alpha 0, or an objective of which nothing exact is known.
-    """
+    Raises RunError for no run, a damaged file, no CQL member at alpha 0, or an objective of which nothing exact is
+    known."""
     run = RunFolder.open(path)
     config = run.config()
     refuse_unknown(config.objective)

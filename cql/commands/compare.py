@@ -1,12 +1,11 @@
 """``python -m cql compare RUN RUN``: settings that differ, statistics of each run, differences to the first run."""
 
 import argparse
-import json
 from pathlib import Path
 
 from cql.analysis.compare import comparison, text
 from cql.errors import ConfigError, reports_errors
-from cql.files import atomic_write
+from cql.files import write_json
 from cql.run_folder import RunFolder
 
 
@@ -32,6 +31,6 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--out {arguments.out} lies in the run {run.path}, which is read only.")
     result = comparison(runs, arguments.resamples, arguments.level)
     if arguments.out is not None:
-        atomic_write(arguments.out, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        write_json(arguments.out, result)
     print(text(result))
     return 0

@@ -1,7 +1,6 @@
 """``python -m cql phase``: the exact curve over alpha of a data set, printed, written and drawn."""
 
 import argparse
-import json
 from pathlib import Path
 
 from cql import config as settings
@@ -13,7 +12,7 @@ from cql.collect import datasets_for, with_module
 from cql.commands.theorems import print_misfit
 from cql.errors import ConfigError, reports_errors
 from cql.exact import curve
-from cql.files import atomic_write, new_folder
+from cql.files import atomic_write, new_folder, write_json
 from cql.run_folder import RunFolder
 from cql.world import World
 
@@ -30,11 +29,7 @@ def parse(argv):
                         help=f"points from {curve.LOWEST:g} to {curve.HIGHEST:g} (default {curve.POINTS})")
     parser.add_argument("--alpha", type=float, nargs="+", default=argparse.SUPPRESS, metavar="A",
                         help="these values instead of evenly spaced ones")
-    parser.add_argument("--gamma", type=float, default=argparse.SUPPRESS, metavar="X",
-                        help="discount factor (default 0.99)")
-    parser.add_argument("--td-loss", choices=("mse", "half_mse"), default=argparse.SUPPRESS,
-                        help="the loss whose units alpha has (default mse)")
-    settings.add_arguments(parser, groups=("environment and data",))
+    settings.add_arguments(parser, groups=(settings.DATA,), also=("gamma", "td_loss"))
     return with_module(parser.parse_args(argv))
 
 
@@ -78,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     result["trained"] = trained
     picture = png(phase_figure(result))
     folder = new_folder(arguments.out, "phase-")
-    atomic_write(folder / "phase.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    write_json(folder / "phase.json", result)
     atomic_write(folder / "phase.png", picture)
     print(table(result, world.state_names, world.action_names))
     print_misfit(world, dataset, config)

@@ -15,12 +15,10 @@ from cql.world import World
 
 def add_arguments(parser: argparse.ArgumentParser, default_alphas) -> None:
     """Adds the options that commands on exact values share: those of the data, --alpha and --gamma."""
-    settings.add_arguments(parser, groups=("environment and data",))
+    settings.add_arguments(parser, groups=(settings.DATA,), also=("gamma",))
     parser.add_argument("--alpha", type=float, nargs="+", metavar="A", default=argparse.SUPPRESS,
                         help="alpha(s) of the default loss, twice alpha_half (default "
                              f"{' '.join(format(a, 'g') for a in default_alphas)})")
-    parser.add_argument("--gamma", type=float, metavar="X", default=argparse.SUPPRESS,
-                        help="discount factor, below 1 (default 0.99)")
 
 
 def config_of(arguments: argparse.Namespace, default_alphas) -> Config:

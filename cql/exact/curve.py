@@ -71,9 +71,8 @@ def alpha_curve(mdp: TabularMDP, counts, solve: Solver, alphas, gamma, horizon) 
     """The curve at `alphas` [N] > 0. `mdp` is the true model, with a start; counts [S, A] are those of the data.
 
     `solve` gives the exact solutions at given alphas on the data's own model, with the same terminal states.
-
-    Raises:
-        ValueError: arguments out of range (gamma = 1, alpha <= 0). CertificateError: a solution was not certified.
+    Raises ValueError for arguments out of range (gamma = 1, alpha <= 0), and CertificateError if a solution was not
+    certified.
     """
     alphas = np.sort(np.atleast_1d(np.asarray(alphas, dtype=np.float64)))
     if not (alphas > 0).all():

@@ -165,15 +165,11 @@ def evaluate_policies(mdp: TabularMDP, policies, start=None, horizon=None) -> Ep
 
 
 def evaluate_first_actions(mdp: TabularMDP, policy, horizon) -> EpisodeEvaluation:
-    """The evaluation [S, A] of each action taken once and the policy [S, A] followed after it, over `horizon` steps.
+    """Evaluations [S, A] of each action taken once and the policy [S, A] followed after it, over `horizon` > 0 steps.
 
     0 in terminal states. The mean under the policy is `evaluate_policies` from that state.
     """
-    policies, single = checked_policies(mdp, policy)
-    if not single:
-        raise ValueError(f"A policy must be [S, A] here, got {policies.shape}.")
-    if _check_horizon(horizon) < 1:
-        raise ValueError("horizon must be at least 1: the first action is a step.")
+    policies, _ = checked_policies(mdp, policy)
 
     def expected(mdp, per_pair):                                                                      # [S, A]
         per_step = (policies[0] * per_pair).sum(-1)[:, None]

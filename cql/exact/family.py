@@ -13,25 +13,23 @@ where p is what the penalty's gradient pushes down and pull is 1 where the penal
 
 (Eq. 1 and Eq. 2 for a given policy are linear: `fixed_point.eq1_fixed_point`, `fixed_point.eq2_fixed_point`.)
 
-**One dimension.** With p = w exp(Q / tau) / sum w exp(Q / tau), z = log sum w exp(Q / tau) and v = Q / tau - z, every
-action solves
+**One dimension** (docs/math.md, section 10). With p = w exp(Q / tau) / sum w exp(Q / tau), z = log sum w exp(Q / tau)
+and v = Q / tau - z, every action solves
 
     v + c exp v = (E[y] + pull alpha_half) / tau - z,    c = alpha_half w / (tau beta),
 
-which has one root v(z), decreasing in z (Wright's omega function), and z is the one root of sum_a w exp v_a(z) = 1.
-So the solution of a state exists and is unique. Since v is increasing in E[y] where c is the same for all actions,
-CQL(rho) with rho = beta orders the actions of a state as E[y] does: at no alpha is a worse action greedy. Its value is
-a lower bound too: exp max Q >= sum beta exp Q, so that V <= E[y] of the greedy action, in every state.
+which has one root v(z), decreasing in z, and z is the one root of sum_a w exp v_a(z) = 1.
 
 Axes: N alpha, S state, S' state with data, A action. float64.
 """
 
 import numpy as np
 
-from cql.exact.dynamic_programming import bellman_backup, greedy_actions, solve_linear, state_value
+from cql.exact.dynamic_programming import bellman_backup, greedy_actions, solve_linear
 from cql.exact.fixed_point import (
     CertificateError,
     Solution,
+    certificate,
     checked_data,
     half_square_alpha,
     with_data_only,
@@ -49,8 +47,7 @@ def soft_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", pena
         mdp, counts, alphas, gamma, strict: as for `cql_fixed_point`. td_loss: mse or half_mse.
         penalty: one of PENALTIES. temperature: tau, of logsumexp.
 
-    Raises:
-        ValueError: arguments out of range. CertificateError: the residual is too large, and `strict`.
+    Raises ValueError for arguments out of range, and, if `strict`, CertificateError for a residual that is too large.
     """
     if td_loss not in ("mse", "half_mse") or penalty not in PENALTIES:
         raise ValueError(f"td_loss must be mse or half_mse and penalty one of {', '.join(PENALTIES)}, "
@@ -89,33 +86,11 @@ def soft_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", pena
     full = np.full((alphas.size, *beta.shape), -np.inf)
     full[:, states] = q
     q = with_data_only(mdp, logged, full)
-    solution = Solution(alphas, q, *soft_certificate(mdp, counts, q, alphas, gamma, td_loss, penalty, temperature))
+    solution = Solution(alphas, q, *certificate(mdp, counts, q, alphas, gamma, td_loss, penalty, temperature))
     if strict and not solution.certified.all():
         raise CertificateError(f"No certified solution of the penalty {penalty}: the residuals are "
                                f"{solution.residual}, those of the level {solution.level_residual}.")
     return solution
-
-
-def soft_certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse", penalty="logsumexp", temperature=1.0):
-    """(residual [N], level_residual [N], bellman_residual [N]) of any q [N, S, A], from the equations above alone."""
-    beta, logged = checked_data(mdp, counts, gamma)
-    alphas = np.asarray(alphas, dtype=np.float64)[:, None, None]
-    values, q = np.where(logged.any(-1), state_value(q), 0.0), np.where(logged, q, 0.0)
-    weight = beta if penalty == "rho" else logged * 1.0
-    scaled = np.where(logged, q / temperature, -np.inf)
-    top = np.where(logged.any(-1, keepdims=True), scaled.max(-1, keepdims=True), 0.0)
-    p = weight * np.exp(scaled - top)
-    p = p / np.maximum(p.sum(-1, keepdims=True), 1e-300)
-    pulled = 0.0 if penalty == "softmax-push-down" else beta
-    error = q - bellman_backup(mdp, values, gamma)
-    slope = (2 if td_loss == "mse" else 1) * error
-    ratio = np.divide(pulled - p, beta, out=np.zeros_like(p), where=logged)
-    stationarity = beta * slope + alphas * (p - pulled)
-    level = np.where(logged, beta * slope, 0.0).sum(-1)
-    if penalty == "softmax-push-down":
-        level = level + alphas[..., 0] * logged.any(-1)
-    off = np.where(logged, np.abs(error - half_square_alpha(alphas, td_loss) * ratio), 0.0)
-    return np.where(logged, np.abs(stationarity), 0.0).max((1, 2)), np.abs(level).max(-1), off.max((1, 2))
 
 
 class _State:

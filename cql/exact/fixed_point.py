@@ -85,9 +85,8 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
         strict: raise if a certificate fails; else read `Solution.certified`.
         initial_value: [N, S] or [S], where to start from; default 0. Without effect on the squared losses' result.
 
-    Raises:
-        ValueError: arguments out of range, gamma = 1, a logged pair without a model.
-        CertificateError: a certificate fails, and `strict`: from alpha of about 1e6 float64 does not hold a solution.
+    Raises ValueError for arguments out of range, gamma = 1, a logged pair without a model, and, if `strict`,
+    CertificateError for a certificate that fails: from alpha of about 1e6 float64 does not hold a solution.
     """
     alphas = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if alphas.ndim != 1 or alphas.size == 0:
@@ -114,15 +113,18 @@ def cql_fixed_point(mdp: TabularMDP, counts, alphas, gamma, td_loss="mse", stric
     return solution
 
 
-def certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse"):
+def certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse", penalty="logsumexp", temperature=1.0):
     """(residual [N], level_residual [N], bellman_residual [N] or None) of any q [N, S, A], as defined at `Solution`.
 
-    Written from the equations and not from the solver: a Q with small residuals is a solution, whatever computed it.
+    Written from the equations, here and in `family`, and not from a solver: a Q with small residuals is a solution,
+    whatever computed it. In `family` p is that of its penalty, and `pull` stands in place of 1 in 1 - p / beta.
     """
     beta, logged = checked_data(mdp, counts, gamma)
     alphas, q = np.asarray(alphas, dtype=np.float64)[:, None, None], np.asarray(q, dtype=np.float64)
-    values = np.where(logged.any(-1), state_value(q), 0.0)                                           # [N, S]
-    p, q = softmax(np.where(logged, q, -np.inf)), np.where(logged, q, 0.0)                           # [N, S, A]
+    seen, pull = logged.any(-1), float(penalty != "softmax-push-down")
+    values = np.where(seen, state_value(q), 0.0)                                                     # [N, S]
+    log_weight = np.log(np.where(logged, beta, 1.0)) if penalty == "rho" else 0.0                    # [S, A]
+    p, q = softmax(np.where(logged, q / temperature + log_weight, -np.inf)), np.where(logged, q, 0.0)  # [N, S, A]
     bellman_residual = None
     if td_loss == "huber":
         slope = huber.mean_slope(mdp, q, values, gamma)
@@ -130,10 +132,10 @@ def certificate(mdp: TabularMDP, counts, q, alphas, gamma, td_loss="mse"):
         error = q - bellman_backup(mdp, values, gamma)
         slope = (2 if td_loss == "mse" else 1) * error
         ratio = np.divide(p, beta, out=np.zeros_like(p), where=beta > 0)
-        shift = half_square_alpha(alphas, td_loss) * (1 - ratio)
+        shift = half_square_alpha(alphas, td_loss) * (pull - ratio)
         bellman_residual = np.where(logged, np.abs(error - shift), 0.0).max((1, 2))
-    stationarity = beta * slope + alphas * (p - beta)
-    level = np.where(logged, beta * slope, 0.0).sum(-1)
+    stationarity = beta * slope + alphas * (p - pull * beta)
+    level = np.where(logged, beta * slope, 0.0).sum(-1) + alphas[..., 0] * (1 - pull) * seen
     return np.where(logged, np.abs(stationarity), 0.0).max((1, 2)), np.abs(level).max(-1), bellman_residual
 
 

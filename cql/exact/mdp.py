@@ -86,9 +86,8 @@ class TabularMDP:
         1e-6 are scaled to do so. A table whose keys begin at `first`, the numbers of the first state and action, counts
         states (`start` too) and actions from there. ValueError, with the pair named, if the table is no such thing.
         """
-        first_state = _first(P, first[0])
-        rows = _numbered(P, "P", "state", first_state)
-        actions = [_numbered(row, f"P[{s}]", "action", _first(row, first[1])) for s, row in enumerate(rows)]
+        rows, first_state = _numbered(P, "P", "state", first[0])
+        actions = [_numbered(row, f"P[{s}]", "action", first[1])[0] for s, row in enumerate(rows)]
         num_states, num_actions = len(rows), len(actions[0])
         flat: list[tuple] = []
         for s, row in enumerate(actions):
@@ -102,19 +101,7 @@ class TabularMDP:
                                      ) from None
         pair, probability, target, reward, end = np.array(flat, dtype=np.float64).reshape(-1, 5).T
         pair, target = pair.astype(np.intp), target - first_state
-        for wrong, complaint in [
-                (~np.isfinite(probability) | (probability < 0), "has a negative or non-finite probability"),
-                ((target != np.floor(target)) | (target < 0) | (target >= num_states),
-                 f"leads to a state outside 0..{num_states - 1}"),
-                (~np.isfinite(reward), "has a reward that is not finite")]:
-            if wrong.any():
-                s, a = divmod(int(pair[np.argmax(wrong)]), num_actions)
-                raise ValueError(f"P[{s}][{a}] {complaint}.")
-        total = np.bincount(pair, weights=probability, minlength=num_states * num_actions)
-        bad = np.flatnonzero(np.abs(total - 1) > 1e-6)
-        if bad.size:
-            s, a = divmod(int(bad[0]), num_actions)
-            raise ValueError(f"Probabilities must sum to 1: those of state {s}, action {a} sum to {total[bad[0]]:.6g}.")
+        total = _checked_sums(probability, target, reward, pair, np.ones((num_states, num_actions), dtype=bool))
         possible = probability > 0
         probability, next_state, reward, terminated = _outcome_arrays(
             num_states, num_actions, pair[possible], target[possible].astype(np.intp), reward[possible],
@@ -134,10 +121,11 @@ class TabularMDP:
         maximum over all actions is one over the admissible ones. Terminal states keep nothing of their rows, which may
         be 0 throughout. ValueError, with the place named, if the arrays are no such thing.
         """
-        probability, reward = np.asarray(probability, np.float64), np.asarray(reward, np.float64)
+        probability = np.asarray(probability, np.float64)
         if probability.ndim != 3 or not probability.size:
             raise ValueError(f"probabilities must be [S, A, K], got {probability.shape}.")
         num_states, num_actions, _ = shape = probability.shape
+        actions = np.arange(num_actions)
         for name, array in {"next_state": next_state, "reward": reward, "terminated": terminated}.items():
             if np.shape(array) != shape:
                 raise ValueError(f"{name} must be {shape} as the probabilities are, got {np.shape(array)}.")
@@ -149,28 +137,21 @@ class TabularMDP:
             raise ValueError(f"state {np.argmax(none)} has no admissible action.")
         if terminal.all():
             raise ValueError("every state is terminal.")
-        possible = probability != 0
-        ends = terminal[np.nan_to_num(np.where(possible, next_state, 0)).clip(0, num_states - 1).astype(np.intp)]
-        for wrong, complaint in [
-                (~np.isfinite(probability) | (probability < 0), "has a negative or non-finite probability"),
-                (possible & ~((next_state == np.floor(next_state)) & (next_state >= 0) & (next_state < num_states)),
-                 f"leads to a state outside 0..{num_states - 1}"),
-                (possible & ~np.isfinite(reward), "has a reward that is not finite"),
-                (possible & terminal[:, None, None] & ~ends, "leaves a terminal state"),
-                (possible & terminal[:, None, None] & (reward != 0), "has a reward in a terminal state")]:
-            if (wrong := wrong.any(-1)).any():
-                s, a = np.argwhere(wrong)[0]
-                raise ValueError(f"action {a} in state {s} {complaint}.")
-        total = probability.sum(-1)
-        if (bad := (np.abs(total - 1) > 1e-6) & admissible & ~terminal[:, None]).any():
-            s, a = np.argwhere(bad)[0]
-            raise ValueError(f"probabilities must sum to 1: those of state {s}, action {a} sum to {total[s, a]:.6g}.")
-        s, a, _ = at = np.nonzero(possible & admissible[..., None] & ~terminal[:, None, None])
-        arrays = _outcome_arrays(
-            num_states, num_actions, s * num_actions + a, np.asarray(next_state)[at].astype(np.intp), reward[at],
-            np.asarray(terminated)[at].astype(bool) | ends[at], probability[at])
+        s, a, _ = possible = np.nonzero(probability)                         # [D] each, the outcomes one by one
+        pair, probability, next_state, reward, terminated = s * num_actions + a, *(
+            np.asarray(x)[possible] for x in (probability, next_state, reward, terminated))
+        _checked_sums(probability, next_state, reward, pair, admissible & ~terminal[:, None])
+        next_state = next_state.astype(np.intp)
+        ends = terminal[next_state]
+        for wrong, complaint in [(~ends, "leaves a terminal state"), (reward != 0, "has a reward in a terminal state")]:
+            if (wrong & terminal[s]).any():
+                n = np.argmax(wrong & terminal[s])
+                raise ValueError(f"action {a[n]} in state {s[n]} {complaint}.")
+        used = admissible[s, a] & ~terminal[s]
+        arrays = _outcome_arrays(num_states, num_actions, *(
+            x[used] for x in (pair, next_state, reward, terminated.astype(bool) | ends, probability)))
         arrays[0][terminal, :, 0] = 1                                        # the padding is a loop without reward
-        same_as = np.where(admissible, np.arange(num_actions), admissible.argmax(1)[:, None])              # [S, A]
+        same_as = np.where(admissible, actions, admissible.argmax(1)[:, None])                             # [S, A]
         probability, next_state, reward, terminated = (x[np.arange(num_states)[:, None], same_as] for x in arrays)
         return cls(probability, next_state, reward, terminated, hazard, goal, terminal, start)
 
@@ -195,7 +176,8 @@ class TabularMDP:
             hazard, goal = letters == "H", letters == "G"
         start = getattr(env, "start", None)
         start = getattr(env, "initial_state_distrib", None) if start is None else start
-        first = [getattr(getattr(env, name, None), "start", 0) for name in ("observation_space", "action_space")]
+        starts = [getattr(getattr(env, name, None), "start", 0) for name in ("observation_space", "action_space")]
+        first = [0 if np.ndim(number) else number for number in starts]  # those of MultiDiscrete are arrays
         return cls.from_P(env.P, hazard, goal, start, first)
 
 
@@ -274,9 +256,8 @@ def empirical_mdp(dataset, num_states, num_actions, hazard=None, goal=None, star
         hazard, goal, start, terminal: as for `TabularMDP`, since the data do not say. Without `terminal`, a state is
             terminal if the data enter it, only by terminated steps, and never leave it.
 
-    Raises:
-        ValueError: observations are not single integers or lie outside 0..S-1 (a continuous data set, or one of
-            another environment), actions likewise, rewards not finite, columns of unequal length, no rows.
+    Raises ValueError if observations are not single integers or lie outside 0..S-1 (a continuous data set, or one of
+    another environment), or actions likewise.
     """
     columns = {name: np.asarray(getattr(dataset, name)) for name in ("observations", "next_observations", "actions")}
     for name, column in columns.items():
@@ -284,20 +265,12 @@ def empirical_mdp(dataset, num_states, num_actions, hazard=None, goal=None, star
         if column.ndim != 1 or not np.issubdtype(column.dtype, np.integer):
             raise ValueError(f"{name} must be one integer a step, got {column.dtype} of shape {column.shape}: an exact "
                              "model needs index observations and discrete actions, not continuous ones.")
-        if column.size and (column.min() < 0 or column.max() >= size):
+        if column.min() < 0 or column.max() >= size:
             raise ValueError(f"{name} reach from {column.min()} to {column.max()}, outside 0..{size - 1}: this is a "
                              "data set of another environment.")
-    columns["rewards"] = rewards = np.asarray(dataset.rewards, dtype=np.float64)
-    columns["terminations"] = ends = np.asarray(dataset.terminations, dtype=np.bool_)
-    columns["counts"] = times = np.asarray(getattr(dataset, "counts", np.ones(len(rewards), dtype=np.int64)))
-    length = columns["observations"].shape
-    if length == (0,):
-        raise ValueError("The data set is empty.")
-    for name, column in columns.items():
-        if column.shape != length:
-            raise ValueError(f"Columns must be of one length: {name} has shape {column.shape}, observations {length}.")
-    if not np.isfinite(rewards).all():
-        raise ValueError("Rewards of the data set must be finite.")
+    rewards = np.asarray(dataset.rewards, dtype=np.float64)
+    ends = np.asarray(dataset.terminations, dtype=np.bool_)
+    times = np.asarray(getattr(dataset, "counts", np.ones(len(rewards), dtype=np.int64)))
     states, next_states = columns["observations"].astype(np.intp), columns["next_observations"].astype(np.intp)
     pair = states * num_actions + columns["actions"]
     counts = np.zeros(num_states * num_actions, dtype=np.int64)
@@ -309,6 +282,24 @@ def empirical_mdp(dataset, num_states, num_actions, hazard=None, goal=None, star
         bootstrapped[next_states[~ends]] = True
         terminal = ended & ~bootstrapped & (np.bincount(states, minlength=num_states) == 0)
     return TabularMDP(*arrays, hazard, goal, terminal, start), counts.reshape(num_states, num_actions)
+
+
+def _checked_sums(probability, next_state, reward, pair, needed):
+    """[S A]: the sums of the probabilities of outcomes [D] by their pair.
+    Raises ValueError if an outcome is none, or the sum of a `needed` pair, [S, A] bool, is not 1. It names the pair."""
+    for wrong, complaint in [
+            (~np.isfinite(probability) | (probability < 0), "has a negative or non-finite probability"),
+            (~((next_state == np.floor(next_state)) & (next_state >= 0) & (next_state < len(needed))),
+             f"leads to a state outside 0..{len(needed) - 1}"),
+            (~np.isfinite(reward), "has a reward that is not finite")]:
+        if wrong.any():
+            s, a = divmod(int(pair[np.argmax(wrong)]), needed.shape[1])
+            raise ValueError(f"action {a} in state {s} {complaint}.")
+    total = np.bincount(pair, weights=probability, minlength=needed.size)
+    if (wrong := needed.ravel() & (np.abs(total - 1) > 1e-6)).any():
+        s, a = divmod(int(np.argmax(wrong)), needed.shape[1])
+        raise ValueError(f"probabilities must sum to 1: those of state {s}, action {a} sum to {total[wrong][0]:.6g}.")
+    return total
 
 
 def _outcome_arrays(num_states, num_actions, pair, next_state, reward, terminated, weight):
@@ -333,18 +324,14 @@ def _outcome_arrays(num_states, num_actions, pair, next_state, reward, terminate
     return columns
 
 
-def _first(table, first) -> int:
-    """The number of a table's first entry: `first` if its keys are first..first+n-1, else 0."""
-    keyed = isinstance(table, Mapping) and np.ndim(first) == 0 and first in table and first + len(table) - 1 in table
-    return int(first) if keyed else 0
-
-
-def _numbered(table, name, what, first=0):
-    """The entries of a dict with keys first..first+n-1, or of a sequence, as a list."""
+def _numbered(table, name, what, first):
+    """(entries, number of the first one) of a sequence, or of a dict with keys first..first+n-1 or 0..n-1."""
     if not isinstance(table, (Mapping, list, tuple, np.ndarray)) or not len(table):
         raise ValueError(f"{name} must be a non-empty dict or list over {what}s.")
+    keyed = isinstance(table, Mapping) and first in table and first + len(table) - 1 in table
+    first = int(first) if keyed else 0
     try:
-        return [table[first + i] for i in range(len(table))]
+        return [table[first + i] for i in range(len(table))], first
     except KeyError as missing:
         raise ValueError(f"{name} must number its {what}s {first}..{first + len(table) - 1}: {missing} is missing."
                          ) from None
