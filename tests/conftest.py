@@ -25,9 +25,12 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """The whole suite runs in up to four processes; tests that are named run in this one, where ``-s`` works."""
+    """How many processes the whole suite uses; tests that are named run in this one, where ``-s`` works.
+
+    One more than cores: tests of torchrun, servers and browsers mostly wait.
+    """
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    return min(os.cpu_count(), 4) if whole and config.option.capture != "no" else 0
+    return min(os.cpu_count() + 1, 4) if whole and config.option.capture != "no" else 0
 
 
 def pytest_sessionfinish():

@@ -184,8 +184,8 @@ def test_a_machine_joins_and_is_lost(tmp_path, script, whole, slow):
 
     def machine(host: bool) -> subprocess.Popen:
         return torchrun("--nnodes", "1:2", "--max-restarts", 3, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint,
-                        "--rdzv-conf", f"is_host={int(host)},last_call_timeout=2", script, *SWEEP, "--out", run,
-                        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+                        "--rdzv-conf", f"is_host={int(host)},last_call_timeout=2,keep_alive_interval=1",
+                        script, *SWEEP, "--out", run, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
 
     first = machine(host=True)
     wait_for_progress(first, run)

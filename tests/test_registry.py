@@ -295,9 +295,10 @@ def promote_often(path, ids, number, each, started):
         Registry(path).promote(ids[(number + k) % len(ids)], f"process {number}", f"promotion {k}", ANY)
 
 
-def test_processes_that_promote_at_once(copied):
-    """20 processes promote 10 times each, while this one asks what is in service."""
-    (reg, ids), processes, each, answers = copied, 20, 10, []
+def test_processes_that_promote_at_once(copied, times):
+    """Four processes (with ``--times`` 20) promote five times each (ten), while this one asks what is in service."""
+    (reg, ids), answers = copied, []
+    processes, each = (20, 10) if times else (4, 5)
     cut(reg, 3)
     started = FORKS.Barrier(processes)
     working = [FORKS.Process(target=promote_often, args=(reg.path, ids, n, each, started)) for n in range(processes)]
