@@ -144,7 +144,7 @@ def estimates_tables(read: dict) -> tuple[list[list[str]], list[list[str]], list
     rows, ranked, lost = [["settings", "task", "draw", "policy", "rollouts", "FQE", "believed [95 %]", ""]], [], []
     for (_, name, task, draw, *_), answer in read.items():
         first = [member for member in answer.get("members", ()) if "estimate" in member]
-        for member in first:
+        for member in first[name != "MSE" :]:  # BC is the same with every loss of CQL
             entry, mean, error = member["estimate"], member["discounted"], member["error"]
             verdict = entry["withheld"]
             if not verdict:
