@@ -419,7 +419,7 @@ def text(result: dict) -> str:
 
 
 def notes(result: dict) -> list[str]:
-    """What the columns of the table are, a sentence or two a line."""
+    """What the columns of the table are, in lines of text."""
     truth = "rolled-out" if result["truth"] == "rollouts" else "exact"
     return [*([f"No off-policy estimates: {result['withheld']}"] if result["withheld"] else []),
             *([split(result)] if result["begun_at_breaks"] else []),

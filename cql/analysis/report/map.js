@@ -14,7 +14,8 @@ function set(node, attributes) {
 }
 
 function arrowOf([down, right]) {  // the path of a move, a dot where it leads nowhere
-  const arrow = "M-.36 -.07H.04V-.22L.38 0L.04 .22V.07H-.36Z", dot = "M-.17 0a.17 .17 0 1 0 .34 0a.17 .17 0 1 0 -.34 0Z";
+  const arrow = "M-.36 -.07H.04V-.22L.38 0L.04 .22V.07H-.36Z";
+  const dot = "M-.17 0a.17 .17 0 1 0 .34 0a.17 .17 0 1 0 -.34 0Z";
   const turn = Math.atan2(down, right) * 180 / Math.PI;
   return { d: down || right ? arrow : dot, transform: `translate(.5 .5) rotate(${turn})` };
 }
