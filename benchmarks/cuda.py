@@ -9,7 +9,8 @@ check     trained on the device against the CPU; again, without graphs and after
 speed     member-updates per second and memory
 switches  the same with one thing turned off
 profile   the kernels of an update
-jobs      train.py from end to end on device and CPU, the ablation of 352 members, JAX where it is installed
+jax       the same updates in JAX, where it is installed
+jobs      train.py from end to end on device and CPU, the ablation of 352 members
 
 At the end all of it is printed as tables.
 """
@@ -55,7 +56,7 @@ SPEED = {  # name -> settings; names that begin with BC train BC
     "1,024 members, 256-256, full batch": WIDE | dict(num_seeds=1024, batch_size="full"),
     "4,096 members, 256-256, batch 64": WIDE | dict(num_seeds=4096)}
 SWITCHED = list(SPEED)[:3]
-SWITCHES = ["without Triton", "without graphs", "short blocks", "PyTorch's Adam", "PyTorch's sums", "PIECES = 1"]
+SWITCHES = ["without Triton", "without graphs", "short blocks", "PyTorch's sums", "float32 units"]
 MINIBATCH, COORDINATES, LEARNED, DOUBLE = (dict(batch_size=64), dict(observation="coordinates"),
                                            dict(penalty_threshold=1.3), dict(double_q=True))
 CHECKS = {"index": {}, "index, batch 64": MINIBATCH, "coordinates": COORDINATES,
@@ -65,7 +66,9 @@ CHECKS = {"index": {}, "index, batch 64": MINIBATCH, "coordinates": COORDINATES,
           "linear, batch 64": dict(hidden=(0,)) | MINIBATCH, "256-256, batch 64": WIDE, "two data sets":
           dict(num_datasets=2), "BC, index": {}, "BC, coordinates, batch 64": COORDINATES | MINIBATCH}
 UPDATES = 300  # of a check
-LARGEST_ERROR = 5e-3  # of |Q - Q on the CPU| / |Q|: the last bits of products grow to that in 300 updates
+# |Q - Q on the CPU| / |Q|, the members' median and largest: where a ReLU is about to change its side, the last
+# bit of a product decides, and a member goes another way (on a CPU as well, from weights that differ by 1e-7)
+LARGEST_MEDIAN, LARGEST_ERROR = 1e-3, 0.1
 
 
 def say(part: str, name: str, **facts) -> None:
@@ -115,7 +118,7 @@ def replayed(work, device: torch.device, seconds: float = 0.3) -> float:
 @torch.no_grad()
 def check(device: torch.device, name: str) -> None:
     """Trains a few members for some hundred updates in five ways and compares."""
-    settings = {"alpha": (1.0, 6.0), "num_seeds": 2, "episodes": 100, "target_interval": 50, "log_every": 120,
+    settings = {"alpha": (1.0, 6.0), "num_seeds": 8, "episodes": 100, "target_interval": 50, "log_every": 120,
                 **CHECKS[name]}
 
     def trained(device: torch.device, interrupted: bool = False, graphs: bool = True):
@@ -140,9 +143,11 @@ def check(device: torch.device, name: str) -> None:
         eager, resumed = trained(device, graphs=False), trained(device, interrupted=True)
     with torch_settings(torch.device("cpu")):
         reference = trained(torch.device("cpu"))
-    error = float((ours[0] - reference[0]).norm() / reference[0].norm())
+    errors = ((ours[0] - reference[0]).flatten(1).norm(dim=1) / reference[0].flatten(1).norm(dim=1)).tolist()
+    median, largest = statistics.median(errors), max(errors)
     facts = {"again": same(ours, again), "without graphs": same(ours, eager), "resumed": same(ours, resumed)}
-    say("check", name, ok=error < LARGEST_ERROR and all(facts.values()), error=error, **facts)
+    say("check", name, ok=median < LARGEST_MEDIAN and largest < LARGEST_ERROR and all(facts.values()), median=median,
+        largest=largest, **facts)
 
 
 @contextlib.contextmanager
@@ -154,12 +159,12 @@ def switched(name: str):
             stack.enter_context(patch.object(cohort, "Graphs", lambda record: None))
         if name == "short blocks":
             stack.enter_context(patch.object(cohort, "CUDA_BLOCK_VALUES", cohort.BLOCK_VALUES))
-        if name.startswith("PyTorch's"):
-            field = {"PyTorch's Adam": "adam", "PyTorch's sums": "sum_by_pair"}[name]
-            found = passes.steps_on(torch.device("cuda"))._replace(**{field: getattr(PYTORCH, field)})
+        if name == "PyTorch's sums":
+            found = passes.steps_on(torch.device("cuda"))._replace(sum_by_pair=PYTORCH.sum_by_pair)
             stack.enter_context(patch.object(cohort, "steps_on", lambda device: found))
-        if name == "PIECES = 1":
-            stack.enter_context(patch.object(passes, "PIECES", 1))
+        if name == "float32 units":
+            from cql.engine import kernels
+            stack.enter_context(patch.object(kernels, "PRECISION", "ieee"))
         yield
 
 
@@ -286,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", default="cuda", metavar="FOLDER")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--only", nargs="+", default=["machine", "check", "speed", "switches", "profile", "jobs"])
+    parser.add_argument("--only", nargs="+", default=["machine", "check", "speed", "switches", "profile",
+                                                             "jax", "jobs"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child:
@@ -306,10 +312,26 @@ def main(argv: list[str] | None = None) -> int:
             report.run([("speed", name, switch) for name in SWITCHED])
     if "profile" in arguments.only:
         report.run([("profile", name) for name in SWITCHED])
+    if "jax" in arguments.only:
+        jax(report)
     if "jobs" in arguments.only:
         jobs(report)
     report.tables()
     return 0 if all(facts.get("ok", True) for facts in report.facts) else 1
+
+
+def jax(report: Report) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = data_file(folder, "coordinates")
+        for members in (1, 1024):
+            settings = {"algorithm": "cql", "members": members, "data": data, "batch": 64, "width": 256}
+            with contextlib.suppress(SystemExit):  # JAX is not there
+                found = in_turns({0: Command(sys.executable, "benchmarks.peer_jax", settings)}, 3, 1.0)[0]
+                rates = [answer["rate"] for answer in found]
+                precision = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "default")
+                report.add({"part": "jax", "name": f"256-256, batch 64, {members} members, {precision}",
+                            "member_updates_per_second": statistics.median(rates), "lowest": min(rates),
+                            "highest": max(rates)})
 
 
 def jobs(report: Report) -> None:
@@ -319,13 +341,6 @@ def jobs(report: Report) -> None:
         report.command("ablation, 352 members of 20,000 updates", "train.py", "--device", report.device, "--alpha",
                        *map(str, ALPHAS), "--num-seeds", "2", "--num-datasets", "16", "--steps", "20000", "--bc-steps",
                        "0", "--out", f"{folder}/ablation")
-        data = data_file(folder, "coordinates")
-        for members in (1, 1024):
-            settings = {"algorithm": "cql", "members": members, "data": data, "batch": 64, "width": 256}
-            with contextlib.suppress(SystemExit):  # JAX is not there
-                found = in_turns({0: Command(sys.executable, "benchmarks.peer_jax", settings)}, 3, 1.0)[0]
-                report.add({"part": "jobs", "name": f"JAX, 256-256, batch 64, {members} members",
-                            "member_updates_per_second": statistics.median(answer["rate"] for answer in found)})
         report.command("train.py on the CPU", "train.py", "--device", "cpu", "--out", f"{folder}/cpu")
 
 

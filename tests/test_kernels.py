@@ -11,34 +11,81 @@ from cql.engine.passes import steps_on  # noqa: E402
 from cql.engine.steps import PYTORCH, Layer  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # there interpreted: tests/conftest.py
-SIZES = [(1, 201, 64), (3, 16, 12), (2, 70, 33), (5, 1, 1)]  # members, rows, width
+SIZES = [(1, 70, 40, 33), (3, 16, 2, 70), (2, 70, 33, 5), (7, 5, 4, 3), (5, 1, 1, 1)]
+# members, rows, inputs, outputs
+
+
+@pytest.fixture(autouse=True)
+def both_kinds_of_tiles(monkeypatch):
+    """With more programs the tiles of all SIZES would be small, as they are for one member."""
+    monkeypatch.setattr(kernels, "PROGRAMS", 4)
 
 
 def numbers(*shape):
     return (torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) - 0.5).to(DEVICE)
 
 
-@pytest.mark.parametrize("members, rows, width", SIZES)
-def test_hidden_layer(members, rows, width):
-    weight, bias, below = numbers(members, width, 7), numbers(members, 1, width), numbers(members, rows, 7)
-    layer = Layer(weight, weight.mT, bias, bias.mT, *(bias,) * 3)
-    ours, expected = (torch.full((members, rows, width), torch.nan, device=DEVICE) for _ in range(2))
-    kernels.hidden_layer(layer, below, ours)
-    PYTORCH.hidden_layer(layer, below, expected)
-    torch.testing.assert_close(ours, expected)
-    assert (ours == 0).any() or width == 1
+def layer_of(members, inputs, outputs):
+    weight, bias = numbers(members, outputs, inputs), numbers(members, 1, outputs)
+    moments = [numbers(k, *tensor.shape)[0].abs() for tensor in (weight, bias) for k in (2, 3)]
+    nothing = [torch.full_like(tensor, torch.nan) for tensor in (weight, bias)]
+    return Layer(weight, weight.mT, bias, bias.mT, nothing[0], nothing[1].mT, moments)
 
 
-@pytest.mark.parametrize("members, rows, width", SIZES)
-def test_relu_backward(members, rows, width):
-    output, given = numbers(members, rows, width).relu(), numbers(rows, members, width).transpose(0, 1).contiguous()
+def by_both(shape, work):
+    """What ``work(steps, memory)`` writes, by the kernels and by PyTorch."""
     found = []
-    for steps in (kernels, PYTORCH):
-        delta, bias_gradient = given.clone(), torch.full((members, 1, width), torch.nan, device=DEVICE)
-        steps.relu_backward(delta, output, bias_gradient)
-        found += [delta, bias_gradient]
-    assert torch.equal(found[0], found[2])
-    torch.testing.assert_close(found[1], found[3])
+    for steps in (kernels.FUSED, PYTORCH):
+        found.append(torch.full(shape, torch.nan, device=DEVICE))
+        work(steps, found[-1])
+    torch.testing.assert_close(*found)
+    return found[0]
+
+
+@pytest.mark.parametrize("members, rows, inputs, outputs", SIZES)
+def test_layers(members, rows, inputs, outputs):
+    layer, below = layer_of(members, inputs, outputs), numbers(1, rows, inputs).expand(members, -1, -1)
+    above = by_both((members, rows, outputs), lambda steps, memory: steps.hidden_layer(layer, below, memory))
+    assert (above == 0).any() or rows == 1
+    outputs = by_both((members, outputs, rows), lambda steps, memory: steps.last_layer(layer, below.mT, memory))
+    torch.testing.assert_close(outputs.mT.relu(), above)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("members, rows, inputs, outputs", SIZES)
+def test_deltas(members, rows, inputs, outputs, last):
+    layer, below = layer_of(members, inputs, outputs), numbers(members, rows, inputs).relu()
+    delta = numbers(members, outputs, rows).mT if last else numbers(members, rows, outputs)
+    by_both(below.shape, lambda steps, memory: steps.delta_below(layer, delta, below, memory))
+    by_both(below.shape, lambda steps, memory: steps.delta_below(layer, delta, None, memory))
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("members, rows, inputs, outputs", SIZES)
+def test_the_step_of_a_layer_is_adams_with_its_gradient(members, rows, inputs, outputs, last):
+    below = numbers(1, rows, inputs).expand(members, -1, -1)
+    delta_mT = numbers(members, outputs, rows) if last else numbers(members, rows, outputs).mT
+    rate, number = torch.tensor(1e-2, device=DEVICE), torch.tensor(7.0, device=DEVICE)
+    layer, expected = layer_of(members, inputs, outputs), layer_of(members, inputs, outputs)
+    kernels.weight_step(layer, delta_mT, below, rate, number)
+    PYTORCH.weight_step(expected, delta_mT, below, rate, number)
+    gradients = [expected.weight_gradient, expected.bias_gradient_mT.mT]
+    PYTORCH.adam([expected.weight, expected.bias], gradients, expected.moments[::2], expected.moments[1::2], rate,
+                 number)
+    torch.testing.assert_close([layer.weight, layer.bias, *layer.moments],
+                               [expected.weight, expected.bias, *expected.moments], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+def test_products_are_as_exact_as_those_of_float32_units():
+    layer, below = layer_of(16, 256, 256), numbers(16, 64, 256)
+    exact = (below.double() @ layer.weight.double().mT).mT + layer.bias.double().mT
+    errors = []
+    for steps in (kernels.FUSED, PYTORCH):
+        found = torch.empty(16, 256, 64, device=DEVICE)
+        steps.last_layer(layer, below.mT, found)
+        errors.append(float((found - exact).abs().max() / exact.abs().max()))
+    assert errors[0] <= errors[1] < 1e-6
 
 
 @pytest.mark.parametrize("td_loss", ["mse", "half_mse"])
@@ -51,10 +98,8 @@ def test_cql_gradient(rows, actions, td_loss):
     alpha = torch.tensor([0.5, 6.0], device=DEVICE)
     found = []
     for steps in (kernels, PYTORCH):
-        sums = torch.full((members, actions, 1), torch.nan, device=DEVICE)
-        found += [steps.cql_gradient(pairs, q_values, targets, alpha, td_loss, sums), sums]
-        assert torch.equal(steps.cql_gradient(pairs, q_values, targets, alpha, td_loss, None), found[-2])
-    torch.testing.assert_close(found[:2], found[2:], rtol=1e-5, atol=1e-5)
+        found.append(steps.cql_gradient(pairs, q_values, targets, alpha, td_loss))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", [1, 2, 1000, 80_000])
@@ -84,23 +129,32 @@ def test_sum_by_pair(batch, actions, rows):
 
 
 def test_what_is_not_a_number_stays_so():
-    nothing = torch.full((1, 4, 8), torch.nan, device=DEVICE)
-    layer = Layer(*(torch.zeros(1, 8, 8, device=DEVICE),) * 2, *(torch.zeros(1, 1, 8, device=DEVICE),) * 5)
-    above = torch.empty_like(nothing)
+    nothing, layer = torch.full((1, 4, 8), torch.nan, device=DEVICE), layer_of(1, 8, 8)
+    above, delta = torch.empty_like(nothing), torch.empty_like(nothing)
     kernels.hidden_layer(layer, nothing, above)
     assert above.isnan().all()
-    delta, bias_gradient = nothing.clone(), torch.zeros(1, 1, 8, device=DEVICE)
-    kernels.relu_backward(delta, torch.ones_like(delta), bias_gradient)
-    assert delta.isnan().all() and bias_gradient.isnan().all()
+    kernels.delta_below(layer, nothing, torch.ones_like(delta), delta)
+    assert delta.isnan().all()
+    kernels.delta_below(layer, torch.ones_like(delta), nothing, delta)
+    assert not delta.isnan().any()  # as PyTorch's ReLU
+    kernels.weight_step(layer, nothing.mT, torch.ones_like(nothing), *torch.ones(2, device=DEVICE))
+    assert all(tensor.isnan().all() for tensor in (layer.weight, layer.bias, *layer.moments))
 
 
 def test_the_same_bits_again():
     found = []
     for _ in range(3):
-        delta, bias_gradient = numbers(4, 500, 64), torch.empty(4, 1, 64, device=DEVICE)
-        kernels.relu_backward(delta, numbers(4, 64, 500).mT.contiguous(), bias_gradient)
-        found.append(bias_gradient)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        layer = layer_of(4, 33, 64)
+        kernels.weight_step(layer, numbers(4, 64, 500), numbers(4, 500, 33), *torch.ones(2, device=DEVICE))
+        found.append(layer.moments)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found))
+
+
+def test_tiles_cover_the_matrix():
+    for members, rows, columns, depth in [(1, 201, 64, 64), (1024, 64, 256, 256), (1024, 64, 4, 256), (1, 1, 1, 1)]:
+        (programs,), at_rows, at_columns, terms = kernels.tiles(members, rows, columns, 64, 128, depth)
+        assert programs == members * -(-rows // at_rows) * -(-columns // at_columns) and 16 <= terms <= 64
+        assert 16 <= at_rows <= 64 and 16 <= at_columns <= 128
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")

@@ -13,7 +13,6 @@ from cql.algorithm import DUAL_RATE, Settings, State, dual_ascent, next_values
 from cql.engine.batches import Block, FullBatch, Minibatches
 from cql.engine.capture import Graphs, Recorder
 from cql.engine.passes import Passes, steps_on
-from cql.engine.steps import sum_rows
 from cql.losses import Objective, td_target
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
@@ -85,9 +84,7 @@ class Cohort:
             no_targets = q_history
             for t, (inputs, gradient_lines, pairs, _, logits) in enumerate(block.updates(q_history, no_targets)):
                 self.passes.forward(inputs, logits)
-                gradient = pairs.bc_gradient(logits)
-                sum_rows(gradient, self.passes.bias_gradient)
-                self.passes.step(gradient, gradient_lines, rates[t], numbers[t])
+                self.passes.step(pairs.bc_gradient(logits), gradient_lines, rates[t], numbers[t])
             terms = [block.pairs.penalty(q_history)]
         else:
             targets, variance = self._targets(block, count)
@@ -97,8 +94,7 @@ class Cohort:
                 if self.objective.double_q:
                     variance[t] = self._set_double_q_targets(block, t, targets[t])
                 self.passes.forward(inputs, q)
-                gradient = self.steps.cql_gradient(pairs, q, target, self.state.alpha, self.objective.td_loss,
-                                                   self.passes.bias_gradient)
+                gradient = self.steps.cql_gradient(pairs, q, target, self.state.alpha, self.objective.td_loss)
                 self.passes.step(gradient, gradient_lines, rates[t], numbers[t])
                 if self.settings.learn_alpha:
                     alpha[t] = self.state.alpha

@@ -1,7 +1,12 @@
-"""The steps of ``cql.engine.steps``, where PyTorch takes two to six CUDA kernels, as one kernel each, in Triton.
+"""The steps of ``cql.engine.steps`` as one CUDA kernel each, in Triton.
 
-``tests/test_kernels.py`` compares the two. Every sum is made in one order, so that a step gives the same bits again.
-Comparisons are written so that NaN stays NaN.
+The gradient of a weight is never written: the kernel that sums it makes Adam's step with it. Products in the forward
+pass and of the deltas are each made of three products of tensor cores (TF32): every number is split into two of 11
+bits, and the product of the two smaller ones is left out. Their sums are nearer to the exact ones than those of float32
+units (docs/cuda.md), which round after every term.
+
+``tests/test_kernels.py`` compares them with PyTorch's. Every sum is made in one order, so that a step gives the same
+bits again. Comparisons are written so that NaN stays NaN.
 """
 
 import math
@@ -12,49 +17,115 @@ import triton.language as tl
 from torch import Tensor
 
 from cql.engine.pairs import Pairs, slope
-from cql.engine.steps import ADAM, PYTORCH, Layer, Steps, sum_rows
+from cql.engine.steps import ADAM, PYTORCH, Layer, Steps
 
 ELEMENTS = 1024  # of one program
 MOST_PARTS = 2**16 - 1  # of a grid's second axis
-TILE = 4096  # elements, at most, of one program that sums over rows
-LONGEST = 256  # rows of one program in the ReLU's backward pass, at most
+PROGRAMS = 264  # at least, where there is enough to do: two for each of a large device's multiprocessors
+PRECISION = "tf32x3"  # of products, where it is faster than float32's own units; "ieee" are those
+ADAM_NUMBERS = (ADAM["beta1"], ADAM["beta2"], ADAM["eps"], math.log2(ADAM["beta1"]), math.log2(ADAM["beta2"]))
 LARGEST_BATCH = 512  # of larger ones, PyTorch's sum by pairs is faster: it sorts
 
 
 @triton.jit
-def _bias_relu(values, bias, rows, width: tl.constexpr, ELEMENTS: tl.constexpr):
-    """values ``[M, R, width]`` = relu(values + bias ``[M, width]``); program (member, part of its values)."""
-    member = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
-    inside = at < rows * width
-    place = values + member * rows * width + at
-    value = tl.load(place, mask=inside) + tl.load(bias + member * width + at % width, mask=inside)
-    tl.store(place, tl.where(value <= 0, 0.0, value), mask=inside)
+def _layer(above, below, weight, bias, rows, inputs, outputs, below_member, below_row, above_member, above_row,
+           above_column, RELU: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+           COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+    """above ``[M, R, o]`` = below ``[M, R, i]`` W ``[M, o, i]``^T + b ``[M, o]``, of RELU its positive part; program
+    (member, some rows, some columns)."""
+    parts = tl.cdiv(outputs, COLUMNS)
+    member = (tl.program_id(0) // (tl.cdiv(rows, ROWS) * parts)).to(tl.int64)
+    row = tl.program_id(0) // parts % tl.cdiv(rows, ROWS) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) % parts * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    below += member * below_member + row * below_row
+    weight += (member * outputs + column) * inputs
+    value = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, inputs, DEPTH):
+        i = first + tl.arange(0, DEPTH)
+        b = tl.load(below + i[None, :], mask=(row < rows) & (i[None, :] < inputs), other=0.0)
+        w = tl.load(weight + i[:, None], mask=(column < outputs) & (i[:, None] < inputs), other=0.0)
+        value = tl.dot(b, w, value, input_precision=PRECISION)
+    value += tl.load(bias + member * outputs + column, mask=column < outputs, other=0.0)
+    if RELU:
+        value = tl.where(value <= 0, 0.0, value)
+    above += member * above_member + row * above_row + column * above_column
+    tl.store(above, value, mask=(row < rows) & (column < outputs))
 
 
 @triton.jit
-def _relu_backward(delta, output, bias_gradient, rows, width: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """delta ``[M, R, width]`` = 0 where output is not positive; bias_gradient ``[M, width]``, its sum over the rows;
-    program (member, some columns)."""
-    member = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+def _delta_below(delta_below, delta, weight, below, rows, inputs, outputs, delta_member, delta_row, delta_column,
+                 RELU: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                 DEPTH: tl.constexpr):
+    """delta_below ``[M, R, i]`` = delta ``[M, R, o]`` W ``[M, o, i]``, of RELU 0 where below is not positive; program
+    (member, some rows, some columns), which computes the transpose: three times TF32 wants delta^T."""
+    parts = tl.cdiv(inputs, COLUMNS)
+    member = (tl.program_id(0) // (tl.cdiv(rows, ROWS) * parts)).to(tl.int64)
+    row = tl.program_id(0) // parts % tl.cdiv(rows, ROWS) * ROWS + tl.arange(0, ROWS)[None, :]
+    column = tl.program_id(0) % parts * COLUMNS + tl.arange(0, COLUMNS)[:, None]
+    delta += member * delta_member + row * delta_row
+    weight += member * outputs * inputs + column
+    value = tl.zeros((COLUMNS, ROWS), tl.float32)
+    for first in range(0, outputs, DEPTH):
+        o = first + tl.arange(0, DEPTH)
+        w = tl.load(weight + o[None, :] * inputs, mask=(column < inputs) & (o[None, :] < outputs), other=0.0)
+        d = tl.load(delta + o[:, None] * delta_column, mask=(row < rows) & (o[:, None] < outputs), other=0.0)
+        value = tl.dot(w, d, value, input_precision=PRECISION)
+    inside, at = (row < rows) & (column < inputs), (member * rows + row) * inputs + column
+    if RELU:
+        value = tl.where(tl.load(below + at, mask=inside, other=0.0) <= 0, 0.0, value)
+    tl.store(delta_below + at, value, mask=inside)
+
+
+@triton.jit
+def _adam_at(at, inside, g, parameters, first_moment, second_moment, learning_rate, number, beta1: tl.constexpr,
+             beta2: tl.constexpr, eps: tl.constexpr, log2_beta1: tl.constexpr, log2_beta2: tl.constexpr):
+    """Adam's step of the parameters ``at``, whose gradient is g, in place."""
+    m, v = tl.load(first_moment + at, mask=inside), tl.load(second_moment + at, mask=inside)
+    m += (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    tl.store(first_moment + at, m, mask=inside)
+    tl.store(second_moment + at, v, mask=inside)
+    n = tl.load(number).to(tl.float64)  # 1 − beta^n loses digits in float32
+    step = (tl.load(learning_rate) / (1 - tl.exp2(n * log2_beta1))).to(tl.float32)
+    correction = tl.sqrt(1 - tl.exp2(n * log2_beta2)).to(tl.float32)
+    p = tl.load(parameters + at, mask=inside)
+    tl.store(parameters + at, p - step * m / (tl.sqrt(v) / correction + eps), mask=inside)
+
+
+@triton.jit
+def _weight_step(weight, weight_first, weight_second, bias, bias_first, bias_second, delta, below, learning_rate,
+                 number, rows, inputs, outputs, delta_member, delta_column, delta_row, below_member, below_row,
+                 beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, log2_beta1: tl.constexpr,
+                 log2_beta2: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
+    """Adam's step of W ``[M, o, i]`` by delta ``[M, R, o]``^T below ``[M, R, i]``, and of b ``[M, o]`` by the sum of
+    delta over the rows; program (member, some outputs, some inputs)."""
+    parts = tl.cdiv(inputs, INPUTS)
+    member = (tl.program_id(0) // (tl.cdiv(outputs, OUTPUTS) * parts)).to(tl.int64)
+    output = tl.program_id(0) // parts % tl.cdiv(outputs, OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
+    input = tl.program_id(0) % parts * INPUTS + tl.arange(0, INPUTS)[None, :]
+    delta += member * delta_member + output[:, None] * delta_column
+    below += member * below_member + input
+    gradient = tl.zeros((OUTPUTS, INPUTS), tl.float32)
+    summed = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
-        inside = (row[:, None] < rows) & (column[None, :] < width)
-        at = member * rows * width + row[:, None] * width + column[None, :]
-        value = tl.load(delta + at, mask=inside, other=0.0)
-        value = tl.where(tl.load(output + at, mask=inside, other=0.0) <= 0, 0.0, value)
-        tl.store(delta + at, value, mask=inside)
-        sums += value
-    tl.store(bias_gradient + member * width + column, tl.sum(sums, 0), mask=column < width)
+        d = tl.load(delta + row[None, :] * delta_row, mask=(output[:, None] < outputs) & (row[None, :] < rows),
+                    other=0.0)
+        b = tl.load(below + row[:, None] * below_row, mask=(row[:, None] < rows) & (input < inputs), other=0.0)
+        gradient = tl.dot(d, b, gradient, input_precision="ieee")
+        summed += d
+    inside, at = (output[:, None] < outputs) & (input < inputs), (member * outputs + output[:, None]) * inputs + input
+    _adam_at(at, inside, gradient, weight, weight_first, weight_second, learning_rate, number, beta1, beta2, eps,
+             log2_beta1, log2_beta2)
+    if tl.program_id(0) % parts == 0:
+        _adam_at(member * outputs + output, output < outputs, tl.sum(summed, 1), bias, bias_first, bias_second,
+                 learning_rate, number, beta1, beta2, eps, log2_beta1, log2_beta2)
 
 
 @triton.jit
-def _cql_gradient(gradient, bias_gradient, q_values, targets, weights, row_weights, alpha, rows, slope: tl.constexpr,
-                  actions: tl.constexpr, ACTIONS: tl.constexpr, ROWS: tl.constexpr, SUMMED: tl.constexpr):
-    """``W [slope (Q - Y) - alpha] + alpha softmax(Q) sum_a W``, all ``[M, A, R]``; program (member, some rows). SUMMED:
-    a program has all rows and writes their sum, bias_gradient ``[M, A]``."""
+def _cql_gradient(gradient, q_values, targets, weights, row_weights, alpha, rows, slope: tl.constexpr,
+                  actions: tl.constexpr, ACTIONS: tl.constexpr, ROWS: tl.constexpr):
+    """``W [slope (Q - Y) - alpha] + alpha softmax(Q) sum_a W``, all ``[M, A, R]``; program (member, some rows)."""
     member = tl.program_id(0).to(tl.int64)
     action = tl.arange(0, ACTIONS)[:, None]
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[None, :]
@@ -68,11 +139,7 @@ def _cql_gradient(gradient, bias_gradient, q_values, targets, weights, row_weigh
     row_weight = tl.load(row_weights + member * rows + row, mask=row < rows, other=0.0)
     a = tl.load(alpha + member)
     error = q - tl.load(targets + at, mask=inside, other=0.0)
-    value = weight * (slope * error - a) + a * row_weight * softmax
-    tl.store(gradient + at, value, mask=inside)
-    if SUMMED:
-        sums = tl.sum(tl.where(inside, value, 0.0), 1, keep_dims=True)
-        tl.store(bias_gradient + member * actions + action, sums, mask=action < actions)
+    tl.store(gradient + at, weight * (slope * error - a) + a * row_weight * softmax, mask=inside)
 
 
 @triton.jit
@@ -81,18 +148,9 @@ def _adam(parameters, gradient, first_moment, second_moment, learning_rate, numb
           ELEMENTS: tl.constexpr):
     """Adam's step of ``count`` parameters, in place; program (part of them)."""
     at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    inside = at < count
-    g = tl.load(gradient + at, mask=inside)
-    m, v = tl.load(first_moment + at, mask=inside), tl.load(second_moment + at, mask=inside)
-    m += (1 - beta1) * (g - m)
-    v = beta2 * v + (1 - beta2) * g * g
-    tl.store(first_moment + at, m, mask=inside)
-    tl.store(second_moment + at, v, mask=inside)
-    n = tl.load(number).to(tl.float64)  # 1 − beta^n loses digits in float32
-    step = (tl.load(learning_rate) / (1 - tl.exp2(n * log2_beta1))).to(tl.float32)
-    correction = tl.sqrt(1 - tl.exp2(n * log2_beta2)).to(tl.float32)
-    p = tl.load(parameters + at, mask=inside)
-    tl.store(parameters + at, p - step * m / (tl.sqrt(v) / correction + eps), mask=inside)
+    g = tl.load(gradient + at, mask=at < count)
+    _adam_at(at, at < count, g, parameters, first_moment, second_moment, learning_rate, number, beta1, beta2, eps,
+             log2_beta1, log2_beta2)
 
 
 @triton.jit
@@ -107,47 +165,74 @@ def _sum_by_pair(sums, values, index, batch, pairs, PAIRS: tl.constexpr):
 
 
 def hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
-    members, rows, width = above.shape
-    parts = triton.cdiv(rows * width, ELEMENTS)
-    if parts > MOST_PARTS:
-        return PYTORCH.hidden_layer(layer, below, above)
-    torch.bmm(below, layer.weight_mT, out=above)
-    _bias_relu[members, parts](above, layer.bias, rows, width, ELEMENTS)
+    _layer_of(layer, below, above, relu=True)
 
 
-def relu_backward(delta: Tensor, output: Tensor, bias_gradient: Tensor) -> None:
-    members, rows, width = delta.shape
-    at_once = min(triton.next_power_of_2(rows), LONGEST)
-    columns = min(triton.next_power_of_2(width), TILE // at_once)
-    _relu_backward[members, triton.cdiv(width, columns)](delta, output, bias_gradient, rows, width, at_once, columns)
+def last_layer(layer: Layer, below_mT: Tensor, outputs: Tensor) -> None:
+    _layer_of(layer, below_mT.mT, outputs.mT, relu=False)
 
 
-def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str,
-                 bias_gradient: Tensor | None) -> Tensor:
+def _layer_of(layer: Layer, below: Tensor, above: Tensor, relu: bool) -> None:
+    members, rows, outputs = above.shape
+    inputs = below.shape[2]
+    grid, *tile = tiles(members, rows, outputs, 64, 128, inputs)
+    _layer[grid](above, below, layer.weight, layer.bias, rows, inputs, outputs, below.stride(0), below.stride(1),
+                 *above.stride(), relu, PRECISION, *tile)
+
+
+def delta_below(layer: Layer, delta: Tensor, below: Tensor | None, delta_below: Tensor) -> None:
+    members, rows, inputs = delta_below.shape
+    outputs = delta.shape[2]
+    grid, *tile = tiles(members, rows, inputs, 64, 128, outputs)
+    _delta_below[grid](delta_below, delta, layer.weight, delta if below is None else below, rows, inputs, outputs,
+                       *delta.stride(), below is not None, PRECISION, *tile)
+
+
+def weight_step(layer: Layer, delta_mT: Tensor, below: Tensor, learning_rate: Tensor, number: Tensor) -> None:
+    members, outputs, rows = delta_mT.shape
+    inputs = below.shape[2]
+    grid, at_outputs, at_inputs, at_rows = tiles(members, outputs, inputs, 32, 64, rows)
+    _weight_step[grid](layer.weight, *layer.moments[:2], layer.bias, *layer.moments[2:], delta_mT, below, learning_rate,
+                       number, rows, inputs, outputs, *delta_mT.stride(), below.stride(0), below.stride(1),
+                       *ADAM_NUMBERS, at_rows, at_outputs, at_inputs)
+
+
+def tiles(members: int, rows: int, columns: int, most_rows: int, most_columns: int,
+          depth: int) -> tuple[tuple[int], int, int, int]:
+    """A grid of one axis for products of so many rows and columns, sums over ``depth``; the rows, columns and terms
+    that a program takes at once. A tensor core takes no fewer than 16; a program takes fewer than the most where there
+    would be too few programs for the multiprocessors."""
+    def programs() -> int:
+        return members * triton.cdiv(rows, at_rows) * triton.cdiv(columns, at_columns)
+    at_rows, at_columns = (min(max(16, triton.next_power_of_2(size)), most)
+                           for size, most in ((rows, most_rows), (columns, most_columns)))
+    while programs() < PROGRAMS and (at_rows > 16 or at_columns > 32):
+        if at_columns > max(at_rows, 32):
+            at_columns //= 2
+        else:
+            at_rows //= 2
+    terms = 64 if at_rows == 16 else 32
+    return (programs(),), at_rows, at_columns, min(max(16, triton.next_power_of_2(depth)), terms)
+
+
+def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str) -> Tensor:
     members, actions, rows = q_values.shape
-    padded, at_once = triton.next_power_of_2(actions), triton.next_power_of_2(rows)
-    whole = padded * at_once <= TILE
-    at_once = at_once if whole else max(1, ELEMENTS // padded)
+    padded = triton.next_power_of_2(actions)
+    at_once = max(1, min(triton.next_power_of_2(rows), ELEMENTS // padded))
     parts = triton.cdiv(rows, at_once)
     if parts > MOST_PARTS:
-        return PYTORCH.cql_gradient(pairs, q_values, targets, alpha, td_loss, bias_gradient)
-    summed = whole and bias_gradient is not None
+        return PYTORCH.cql_gradient(pairs, q_values, targets, alpha, td_loss)
     gradient = torch.empty_like(q_values)
-    _cql_gradient[members, parts](
-        gradient, bias_gradient if summed else gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha,
-        rows, slope(td_loss), actions, padded, at_once, summed)
-    if not summed:
-        sum_rows(gradient, bias_gradient)
+    _cql_gradient[members, parts](gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha, rows,
+                                  slope(td_loss), actions, padded, at_once)
     return gradient
 
 
 def adam(parameters: list[Tensor], gradients: list[Tensor], first_moments: list[Tensor], second_moments: list[Tensor],
          learning_rate: Tensor, number: Tensor) -> None:
-    beta1, beta2 = ADAM["beta1"], ADAM["beta2"]
     for tensors in zip(parameters, gradients, first_moments, second_moments):
         count = tensors[0].numel()
-        _adam[(triton.cdiv(count, ELEMENTS),)](*tensors, learning_rate, number, count, beta1, beta2, ADAM["eps"],
-                                               math.log2(beta1), math.log2(beta2), ELEMENTS)
+        _adam[(triton.cdiv(count, ELEMENTS),)](*tensors, learning_rate, number, count, *ADAM_NUMBERS, ELEMENTS)
 
 
 def sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -160,4 +245,10 @@ def sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor
     return sums
 
 
-FUSED = Steps(hidden_layer, relu_backward, cql_gradient, adam, sum_by_pair)
+def try_on(device: torch.device) -> None:
+    """Raises an error if the device cannot do this."""
+    one = torch.zeros(1, 1, 1, device=device)
+    delta_below(Layer(*(one,) * 6, [one] * 4), one, one, one.clone())
+
+
+FUSED = Steps(hidden_layer, last_layer, delta_below, weight_step, True, adam, cql_gradient, sum_by_pair)

@@ -4,7 +4,7 @@ Q has the layout ``[M, A, R]``, action by action: products with a few rows are s
 columns, and so is a softmax over an axis that is not the innermost.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,7 @@ from torch import Tensor
 from cql.engine.steps import PYTORCH, Layer, Steps
 from cql.network import PopulationMLP
 
-THIN = 8  # inputs: a weight gradient with so few columns is faster made as its transpose
-PIECES = 16  # about, of few parameters on a CUDA device: PyTorch's Adam gives each to a multiprocessor of its own
-ENOUGH = 2**20  # parameters; with more of them a kernel for each tensor fills the multiprocessors
+MOST = 2**31 - 1  # numbers of a member that the kernels can count
 
 
 class Buffers(NamedTuple):
@@ -34,7 +32,7 @@ def steps_on(device: torch.device) -> Steps:
         return PYTORCH
     try:
         from cql.engine import kernels
-        kernels.relu_backward(*(torch.zeros(1, 1, 1, device=device) for _ in range(3)))
+        kernels.try_on(device)
     except Exception:  # no Triton, no C compiler, a device that it does not know: everything works without, only slower
         return PYTORCH
     return kernels.FUSED
@@ -51,19 +49,17 @@ class Passes:
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], first_moment: list[Tensor],
                  second_moment: list[Tensor], rows: int, steps: Steps):
-        self.network, self.members, self.steps = network, len(parameters[0]), steps
+        widest = max(network.inputs, network.outputs, *network.hidden)
+        self.steps = steps = steps if rows * widest <= MOST else PYTORCH
+        self.network, self.members = network, len(parameters[0])
         self.gradients = [torch.zeros_like(tensor) for tensor in parameters]
-        tensors = (parameters, self.gradients, first_moment, second_moment)
-        if sum(tensor.numel() for tensor in parameters) > ENOUGH:
-            self.adam = partial(steps.adam, *tensors)
-        else:
-            self.adam = partial(PYTORCH.adam, *map(_pieces, tensors))
         first = int(network.discrete)  # after the table: weight, bias, weight, bias, …
-        weights, biases = parameters[first::2], parameters[first + 1 :: 2]
-        gradients = self.gradients[first::2], self.gradients[first + 1 :: 2]
-        self.layers = [Layer(weight, weight.mT, bias, bias.mT, of_weight, of_bias, of_bias.mT)
-                       for weight, bias, of_weight, of_bias in zip(weights, biases, *gradients)]
-        self.bias_gradient = self.layers[-1].bias_gradient_mT if self.layers else None  # [M, A, 1], of the last layer
+        tensors = list(zip(parameters, self.gradients, first_moment, second_moment))
+        self.layers = [Layer(weight, weight.mT, bias, bias.mT, of_weight, of_bias.mT, [*weight_moments, *bias_moments])
+                       for (weight, of_weight, *weight_moments), (bias, of_bias, *bias_moments)
+                       in zip(tensors[first::2], tensors[first + 1 :: 2])]
+        left = tensors[: first if steps.steps_layers else None]
+        self.left_to_adam = [[tensors[k] for tensors in left] for k in range(4)]
         self.widths = network.hidden or ((network.outputs,) if network.discrete else ())  # of deltas
         self.hidden = [parameters[0].new_empty(self.members * rows * width) for width in network.hidden]
         self.deltas = [parameters[0].new_zeros((1 + self.members * rows) * width) for width in self.widths]
@@ -86,43 +82,32 @@ class Passes:
             self.read = [inputs, *hidden]
         for layer, below, above in zip(self.layers, self.read, self.read[1:]):
             self.steps.hidden_layer(layer, below, above)
-        last = self.layers[-1]
-        torch.baddbmm(last.bias_mT, last.weight, last_mT[0] if last_mT else inputs.mT, out=q_values)
+        self.steps.last_layer(self.layers[-1], last_mT[0] if last_mT else inputs.mT, q_values)
 
     def step(self, gradient: Tensor, gradient_lines: Tensor | None, learning_rate: Tensor, number: Tensor) -> None:
-        """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q, whose
-        sum over the rows stands in ``bias_gradient``.
+        """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q.
 
         Args:
             gradient_lines: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
         """
-        self._backward(gradient, gradient_lines)
-        self.adam(learning_rate, number)
-
-    def _backward(self, gradient: Tensor, gradient_lines: Tensor | None) -> None:
-        """Writes ``self.gradients``."""
         _, _, deltas, first_deltas = self._buffers(gradient.shape[2])
-        delta, discrete = gradient.mT, self.network.discrete  # [M, R, A]
-        if self.layers:
-            last = self.layers[-1]
-            torch.bmm(gradient, self.read[-1], out=last.weight_gradient)
-            if deltas:
-                delta = torch.bmm(delta, last.weight, out=deltas[-1])  # [M, R, i]
-        else:
-            deltas[0].copy_(delta)
-        for n in range(len(self.layers) - 2, -1, -1):
+        delta_mT, discrete = gradient, self.network.discrete
+        if not self.layers:
+            deltas[0].copy_(gradient.mT)
+        for n in range(len(self.layers) - 1, -1, -1):
             layer, below = self.layers[n], self.read[n]
-            self.steps.relu_backward(delta, self.read[n + 1], layer.bias_gradient)
-            if below.shape[2] < THIN:
-                layer.weight_gradient.mT.copy_(torch.bmm(below.mT, delta))
-            else:
-                torch.bmm(delta.mT, below, out=layer.weight_gradient)
-            if n or discrete:  # without a table, nothing asks for the gradient with respect to the input
-                delta = torch.bmm(delta, layer.weight, out=deltas[n - (not discrete)])
+            delta = deltas[n - (not discrete)] if n or discrete else None  # nothing asks for that of the observations
+            if delta is not None:  # before the step changes the weight
+                self.steps.delta_below(layer, delta_mT.mT, below if n else None, delta)  # a table's rows have no ReLU
+            self.steps.weight_step(layer, delta_mT, below, learning_rate, number)
+            delta_mT = delta.mT if delta is not None else None
         if discrete and gradient_lines is not None:
             torch.index_select(first_deltas[0], 0, gradient_lines, out=self.table_gradient)
         elif discrete:
             self.table_gradient.zero_().index_add_(0, self.rows, first_deltas[0][1:])
+        parameters, gradients, first_moments, second_moments = self.left_to_adam
+        if parameters:
+            self.steps.adam(parameters, gradients, first_moments, second_moments, learning_rate, number)
 
     def _buffers(self, rows: int) -> Buffers:
         if rows not in self.buffers:
@@ -133,11 +118,3 @@ class Passes:
             deltas = [tensor[1:].view(self.members, rows, -1) for tensor in flat]
             self.buffers[rows] = Buffers(hidden, [tensor.mT for tensor in hidden[-1:]], deltas, flat[:1])
         return self.buffers[rows]
-
-
-def _pieces(tensors: list[Tensor]) -> list[Tensor]:
-    """The same memory; on a CUDA device in about ``PIECES`` pieces of equal size."""
-    if tensors[0].device.type == "cpu":
-        return tensors
-    size = max(1024, -(-sum(tensor.numel() for tensor in tensors) // PIECES))
-    return [piece for tensor in tensors for piece in tensor.view(-1).split(size)]
