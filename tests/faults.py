@@ -1,16 +1,21 @@
 """What goes wrong, for several tests: commands that are killed, damaged files, requests that no service should take."""
 
 import contextlib
-import io
+import ctypes
 import json
 import multiprocessing
 import os
 import random
+import sys
+import time
 from pathlib import Path
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed import run as torchrun
+from torch.distributed.launcher.api import elastic_launch
 
+import train
+from cql import checkpoint
 from cql.analysis.figures import plots
 
 FORKS = multiprocessing.get_context("forkserver")  # its children start at once, with all imported
@@ -21,8 +26,8 @@ class Child:
     """A command's ``main`` in a process of its own, without pictures: they take most of the time and hold no state."""
 
     def __init__(self, main, argv: list[str], folder: Path):
-        self.errors = folder / "errors.txt"
-        self.process = FORKS.Process(target=_run, args=(main, argv, self.errors))
+        self.printed, self.errors = folder / "printed.txt", folder / "errors.txt"
+        self.process = FORKS.Process(target=_run, args=(main, argv, self.printed, self.errors))
         self.process.start()
 
     def wait(self) -> tuple[int, str]:
@@ -31,12 +36,13 @@ class Child:
         return self.process.exitcode, self.errors.read_text() if self.errors.exists() else ""
 
 
-def _run(main, argv, errors: Path) -> None:
+def _run(main, argv, printed: Path, errors: Path) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, not as a child of FORKS
     torch.set_num_threads(1)
     plots.draw_all = lambda run: []
     status = 70
-    with open(errors, "w") as file, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(file):
+    with (open(printed, "w", buffering=1) as out, open(errors, "w", buffering=1) as file,  # ranks share them
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(file)):
         try:
             status = main(argv)
         except BaseException as error:  # what must never happen
@@ -44,11 +50,37 @@ def _run(main, argv, errors: Path) -> None:
     os._exit(status)
 
 
+def launched(argv: list[str]) -> int:
+    """torchrun's launcher as a command of ``Child``, with its options, a script and the arguments of train.py.
+
+    Its ranks are forked, with all imported, instead of started as the script, which need not exist.
+    """
+    config, _, (_, _, *arguments) = torchrun.config_from_args(torchrun.parse_args(["--start-method", "fork", *argv]))
+    if config.max_nodes > 1:
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see cql.ranks.joined
+    elastic_launch(config, _train_as_a_rank)(*arguments)
+    return 0
+
+
+def _train_as_a_rank(*argv: str) -> None:
+    """train.py; it waits a second after each checkpoint while there is a file ``slow`` beside the run."""
+    ctypes.CDLL(None).prctl(1, 0)  # no signal when the launcher dies: a rank that is a script gets none
+    slow, save = Path(argv[argv.index("--out") + 1]).with_name("slow"), checkpoint.save
+
+    def saved(*arguments):
+        save(*arguments)
+        time.sleep(slow.exists())
+    checkpoint.save = saved
+    if status := train.main(list(argv)):
+        sys.exit(status)
+
+
 def outcome(run: Path) -> dict[str, object]:
     """What must not differ: policies, data, config, metrics, evaluation by their bytes, TensorBoard by its scalars."""
     files = [*run.glob("policies/*"), *run.glob("datasets/*")]
     files += [run / name for name in ("metrics.csv", "evaluation.json", "config.json")]
     found = {str(path.relative_to(run)): path.read_bytes() for path in sorted(files)}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     for folder in sorted(run.glob("tensorboard/*-s*")):
         events = EventAccumulator(str(folder))
         events.Reload()

@@ -25,42 +25,21 @@ from cql.run_folder import RunFolder
 from cql.training import Interrupted
 from cql.training import train as train_run
 from cql.world import World
-from tests.faults import Child, outcome
+from tests.faults import Child, launched, outcome
 from tests.test_training import after_each_yield
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "1500", "--batch-size", "8", "--alpha",
-         "1", "6", "--num-seeds", "3", "--slice-size", "2", "--log-every", "500", "--checkpoint-every", "50",
+SWEEP = ["--episodes", "20", "--hidden", "8", "--bc-steps", "20", "--steps", "600", "--batch-size", "8", "--alpha",
+         "1", "6", "--num-seeds", "3", "--slice-size", "2", "--log-every", "200", "--checkpoint-every", "50",
          "--max-episode-steps", "30", "--device", "cpu"]
-THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun gives each rank
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory) -> str:
-    """train.py without pictures; it waits a second after each checkpoint while there is a file ``slow`` beside it."""
-    path = tmp_path_factory.mktemp("script") / "train.py"
-    path.write_text(f"""import os, sys, time, types
-sys.path[0] = {str(ROOT)!r}
-sys.modules["cql.analysis.figures.plots"] = types.SimpleNamespace(draw_all=lambda run: [])  # without matplotlib
-import train
-from cql import checkpoint
-def saved(*arguments, save=checkpoint.save):
-    save(*arguments)
-    time.sleep(os.path.exists({str(path.with_name("slow"))!r}))
-checkpoint.save = saved
-sys.exit(train.main())
-""")
-    return str(path)
 
 
 @pytest.fixture
-def slow(script):
+def slow(tmp_path):
     """Ranks train slowly until the file is removed, so that they are in the middle when something happens to them."""
-    path = Path(script).with_name("slow")
-    path.touch()
-    yield path
-    path.unlink(missing_ok=True)
+    (tmp_path / "slow").touch()
+    return tmp_path / "slow"
 
 
 @pytest.fixture(scope="module")
@@ -75,44 +54,32 @@ def one_process(run: Path, *argv) -> None:
     assert status == 0, errors
 
 
-def torchrun(*argv, **environment) -> subprocess.Popen:
-    """A job; ``argv``: torchrun's options, the script and its arguments."""
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *map(str, argv)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=THREAD | environment)
+def job_of(run: Path, *options, name: str = "job") -> Child:
+    """torchrun's launcher and its ranks, which train ``run``."""
+    folder = run.parent / name
+    folder.mkdir(exist_ok=True)
+    return Child(launched, [*map(str, options), "train.py", *SWEEP, "--out", str(run)], folder)
 
 
-def here(processes: int, *argv) -> subprocess.Popen:
-    return torchrun("--standalone", "--nproc-per-node", processes, *argv)
+def here(processes: int, run: Path, *options) -> Child:
+    return job_of(run, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", processes,
+                  *options)  # what --standalone is
 
 
-def process_of(job: subprocess.Popen, local_rank: int) -> int | None:
-    """The process id of a rank of this job, if it is there."""
+def ranks_of(job: Child) -> list[int]:
+    """The process ids of the ranks of this job that are there, in turn."""
     try:
-        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    except OSError:
-        return None
-    return next((int(child) for child in children if f"LOCAL_RANK={local_rank}" in environment_of(int(child))), None)
-
-
-def environment_of(process: int) -> list[str]:
-    """Empty if the process has ended."""
-    try:
-        return Path(f"/proc/{process}/environ").read_text().split("\0")
+        return list(map(int, Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split()))
     except OSError:
         return []
 
 
-def finished(job: subprocess.Popen) -> tuple[int, str, str]:
-    printed, errors = job.communicate(timeout=600)
-    return job.returncode, printed, errors
-
-
-def wait_for_progress(job: subprocess.Popen, run: Path) -> None:
+def wait_for_progress(job: Child, run: Path) -> None:
     """Until a checkpoint is written that was not there."""
     def seen():
         return {path: path.stat().st_mtime_ns for path in run.glob("shards/*/checkpoint.pt")}
     before = seen()
-    while seen() == before and job.poll() is None:
+    while seen() == before and job.process.is_alive():
         time.sleep(0.01)
 
 
@@ -120,27 +87,37 @@ def everything(run: Path) -> dict:
     return outcome(run) | {name: (run / name).read_bytes() for name in ("results.csv", "checkpoint.pt")}
 
 
-def test_several_processes_leave_what_one_leaves(tmp_path, script, whole):
-    status, printed, errors = finished(here(2, script, *SWEEP, "--out", tmp_path / "run"))
-    assert status == 0, errors
-    assert printed.count("run folder:") == 1 and printed.count("hazard rate") == 1
+def test_several_processes_leave_what_one_leaves(tmp_path, whole):
+    """By torchrun itself; the jobs of the other tests are forked. Its script is train.py without matplotlib."""
+    script = tmp_path / "train.py"
+    script.write_text(f"""import sys, types
+sys.path[0] = {str(ROOT)!r}
+sys.modules["cql.analysis.figures.plots"] = types.SimpleNamespace(draw_all=lambda run: [])
+import train
+sys.exit(train.main())
+""")
+    ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script,
+                          *SWEEP, "--out", tmp_path / "run"], cwd=ROOT, text=True, capture_output=True, timeout=600,
+                         env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("run folder:") == 1 and ran.stdout.count("hazard rate") == 1
     assert everything(tmp_path / "run") == whole
     assert not (tmp_path / "run/shards").exists() and verify.main([str(tmp_path / "run")]) == 0
 
 
-def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_path, script, whole, slow):
+def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_path, whole, slow):
     run = tmp_path / "cut"
-    job = here(2, script, *SWEEP, "--out", run)
+    job = here(2, run)
     wait_for_progress(job, run)
-    job.send_signal(signal.SIGINT)  # as Ctrl-C does
-    status, _, errors = finished(job)
+    os.kill(job.process.pid, signal.SIGINT)  # as Ctrl-C does
+    status, errors = job.wait()
     assert status != 0 and errors.count("stopped after update ") == errors.count("Go on with: the same command\n") == 1
 
-    job = here(3, script, *SWEEP, "--out", run)
+    job = here(3, run)
     wait_for_progress(job, run)
-    os.kill(process_of(job, 1), signal.SIGKILL)
+    os.kill(ranks_of(job)[1], signal.SIGKILL)
     slow.unlink()
-    status, _, errors = finished(job)
+    status, errors = job.wait()
     assert status != 0 and "Signal 9 (SIGKILL)" in errors and errors.count("Go on with:") == 1
     assert not (run / "metrics.csv").exists() and not (run / "evaluation.json").exists()
 
@@ -148,71 +125,72 @@ def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_pat
     assert everything(run) == whole
 
 
-def test_a_rank_killed_is_started_again(tmp_path, script, whole, times, slow):
+def test_a_rank_killed_is_started_again(tmp_path, whole, times, slow):
     """Once, after a checkpoint; with ``--times 10`` at ten random moments from the launch to the end."""
     run, chosen, kills, started = tmp_path / "run", random.Random(0), 0, time.monotonic()
     if times:
         slow.unlink()
-        assert finished(here(3, script, *SWEEP, "--out", run))[0] == 0
+        assert here(3, run).wait()[0] == 0
         shutil.rmtree(run)
     length = time.monotonic() - started
     while kills < (times or 1):
         processes, moment = chosen.choice((2, 3) if times else (2,)), chosen.uniform(0, length)
-        job = here(processes, "--max-restarts", 3, script, *SWEEP, "--out", run)
+        job = here(processes, run, "--max-restarts", 3)
         if times:
             time.sleep(moment)
         else:
             wait_for_progress(job, run)
-        if victim := process_of(job, rank := chosen.randrange(processes)):
-            os.kill(victim, signal.SIGKILL)
+        if (rank := chosen.randrange(processes)) < len(ranks := ranks_of(job)):
+            os.kill(ranks[rank], signal.SIGKILL)
             kills += 1
             stood = f"{len(list(run.glob('policies/*')))} of 9 policies done" if run.exists() else "no run folder yet"
             slow.unlink(missing_ok=True)
             print(f"rank {rank} of {processes} killed after {moment:.1f} of {length:.1f} s: {stood}")
-        status, _, errors = finished(job)
+        status, errors = job.wait()
         assert status == 0, errors
         assert everything(run) == whole and not (run / "shards").exists()
         shutil.rmtree(run)
 
 
-def test_a_machine_joins_and_is_lost(tmp_path, script, whole, slow):
+def test_a_machine_joins_and_is_lost(tmp_path, whole, slow):
     """Two launchers stand for two machines; the one that does not host the rendezvous begins late and is killed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
     run = tmp_path / "run"
 
-    def machine(host: bool) -> subprocess.Popen:
-        return torchrun("--nnodes", "1:2", "--max-restarts", 3, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint,
-                        "--rdzv-conf", f"is_host={int(host)},last_call_timeout=2,keep_alive_interval=1",
-                        script, *SWEEP, "--out", run, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    def machine(host: bool) -> Child:
+        return job_of(run, "--nnodes", "1:2", "--max-restarts", 3, "--rdzv-backend", "c10d", "--rdzv-endpoint",
+                      endpoint, "--rdzv-conf", f"is_host={int(host)},last_call_timeout=2,keep_alive_interval=1",
+                      name="host" if host else "guest")
 
     first = machine(host=True)
     wait_for_progress(first, run)
     second = machine(host=False)
-    while not (orphan := process_of(second, 0)):
+    while not (orphans := ranks_of(second)):
         time.sleep(0.1)
     wait_for_progress(second, run)
-    before, lost = process_of(first, 0), time.monotonic()
-    second.kill()  # the rank that it started stops by itself
+    before, lost = ranks_of(first), time.monotonic()
+    second.process.kill()  # the rank that it started stops by itself
     slow.unlink()
-    while any(environment_of(orphan)):
+    while any(Path(f"/proc/{orphan}/exe").exists() for orphan in orphans):
         time.sleep(0.05)
     stopped = time.monotonic() - lost
-    while process_of(first, 0) in (before, None) and first.poll() is None:
+    while ranks_of(first) in (before, []) and first.process.is_alive():
         time.sleep(0.05)
     alone = time.monotonic() - lost
-    status, _, errors = finished(first)
+    status, errors = first.wait()
     print(f"launcher killed; its rank stopped {stopped:.1f} s later, the other was started alone after {alone:.1f} s "
           f"and done after {time.monotonic() - lost:.1f} s")
     assert status == 0, errors
     assert everything(run) == whole
 
 
-def test_an_error_on_setting_up_ends_all_ranks_with_one_sentence(tmp_path, script):
+def test_an_error_on_setting_up_ends_all_ranks_with_one_sentence(tmp_path):
     (tmp_path / "mine.txt").touch()
-    status, printed, errors = finished(here(2, script, *SWEEP, "--out", tmp_path))
-    assert status != 0 and printed == "" and errors.count("error: ") == 1
+    job = here(2, tmp_path)
+    status, errors = job.wait()
+    assert status != 0 and job.printed.read_text() == "" and errors.count("error: ") == 1
     assert f"error: the folder {tmp_path} exists already" in errors and "exitcode  : 2" in errors
 
 
