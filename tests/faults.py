@@ -19,7 +19,7 @@ from cql import checkpoint
 from cql.analysis.figures import plots
 
 FORKS = multiprocessing.get_context("forkserver")  # its children start at once, with all imported
-FORKS.set_forkserver_preload(["train", "evaluate", "cql.deploy.store", "tests.faults"])
+FORKS.set_forkserver_preload(["cql.deploy.store", "tests.faults"])
 
 
 class Child:
@@ -27,7 +27,7 @@ class Child:
 
     def __init__(self, main, argv: list[str], folder: Path):
         self.printed, self.errors = folder / "printed.txt", folder / "errors.txt"
-        self.process = FORKS.Process(target=_run, args=(main, argv, self.printed, self.errors))
+        self.process = multiprocessing.get_context("fork").Process(target=_run, args=(main, argv, self.printed, self.errors))
         self.process.start()
 
     def wait(self) -> tuple[int, str]:
@@ -37,7 +37,6 @@ class Child:
 
 
 def _run(main, argv, printed: Path, errors: Path) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, not as a child of FORKS
     torch.set_num_threads(1)
     plots.draw_all = lambda run: []
     status = 70

@@ -49,7 +49,6 @@ SWEEP = ["--alpha", "0", "0.01", "0.1", "0.3", "1", "3", "6", "10", "20", "50", 
 def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(name, settings, times, tmp_path):
     if name == "sweep" and not times:
         pytest.skip("352 members take minutes: --times 3 kills their run three times")
-    Child(train.main, ["--help"], tmp_path).wait()  # from here on a child starts at once
     started = time.perf_counter()
     assert Child(train.main, [*settings, "--out", str(tmp_path / "whole")], tmp_path).wait()[0] == 0
     length, whole, run = time.perf_counter() - started, outcome(tmp_path / "whole"), tmp_path / "run"
