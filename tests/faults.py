@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -23,30 +24,45 @@ FORKS.set_forkserver_preload(["cql.deploy.store", "tests.faults"])
 
 
 class Child:
-    """A command's ``main`` in a process of its own, without pictures: they take most of the time and hold no state."""
+    """A command's ``main`` in a fork of this process, with all imported, and without pictures: they take most of the
+    time and hold no state. ``environment``: variables that it has besides."""
 
-    def __init__(self, main, argv: list[str], folder: Path):
+    def __init__(self, main, argv: list[str], folder: Path, **environment):
         self.printed, self.errors = folder / "printed.txt", folder / "errors.txt"
-        self.process = multiprocessing.get_context("fork").Process(target=_run, args=(main, argv, self.printed, self.errors))
+        self.process = multiprocessing.get_context("fork").Process(
+            target=_run, args=(main, argv, self.printed, self.errors, environment))
         self.process.start()
 
-    def wait(self) -> tuple[int, str]:
+    def wait(self, seconds: float | None = None) -> tuple[int | None, str]:
         """Its exit status, negative if it was killed by a signal, and what it wrote to stderr."""
-        self.process.join()
+        self.process.join(seconds)
         return self.process.exitcode, self.errors.read_text() if self.errors.exists() else ""
 
+    def first_line(self) -> str:
+        """The first line that it prints, as soon as it is there; nothing if it ends without one."""
+        while self.process.is_alive() and not (self.printed.exists() and "\n" in self.printed.read_text()):
+            time.sleep(0.01)
+        return self.printed.read_text().partition("\n")[0]
 
-def _run(main, argv, printed: Path, errors: Path) -> None:
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+
+def _run(main, argv, printed: Path, errors: Path, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     plots.draw_all = lambda run: []
+    os.environ.update(environment)
+    logging.root.handlers.clear()  # those of pytest
     status = 70
     with (open(printed, "w", buffering=1) as out, open(errors, "w", buffering=1) as file,  # ranks share them
           contextlib.redirect_stdout(out), contextlib.redirect_stderr(file)):
         try:
             status = main(argv)
+        except SystemExit as error:
+            status = error.code or 0
         except BaseException as error:  # what must never happen
             print(f"TRACEBACK {type(error).__name__}: {error}", file=file)
-    os._exit(status)
+    sys.exit(status)
 
 
 def launched(argv: list[str]) -> int:
@@ -55,6 +71,7 @@ def launched(argv: list[str]) -> int:
     Its ranks are forked, with all imported, instead of started as the script, which need not exist.
     """
     config, _, (_, _, *arguments) = torchrun.config_from_args(torchrun.parse_args(["--start-method", "fork", *argv]))
+    logging.disable()  # the launcher's first line would import PyTorch's compiler
     if config.max_nodes > 1:
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see cql.ranks.joined
     elastic_launch(config, _train_as_a_rank)(*arguments)

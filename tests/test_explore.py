@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from cql.exact import (
 from cql.losses import Objective
 from cql.world import World
 from tests import browser
+from tests.faults import Child
 
 pytestmark = pytest.mark.slow
 DRIVER = """
@@ -534,15 +533,14 @@ def test_names_are_text_on_the_page(islands, tmp_path):
     assert "trained Q" in words(shown, "cell") and '<b id="inserted">' not in shown
 
 
-def test_the_command_serves_the_page_on_this_machine():
-    process = subprocess.Popen([sys.executable, "-m", "cql", "explore", "--port", "0"], stdout=subprocess.PIPE,
-                               text=True)
+def test_the_command_serves_the_page_on_this_machine(tmp_path):
+    child = Child(command.main, ["--port", "0"], tmp_path)
     try:
-        address = re.search(r"http://127.0.0.1:\d+/", process.stdout.readline())[0]
+        address = re.search(r"http://127.0.0.1:\d+/", child.first_line())[0]
         with urllib.request.urlopen(address) as answer:
             assert answer.read().decode() == explorable.page()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(address + "etc/passwd")
     finally:
-        process.terminate()
-        process.wait()
+        child.process.terminate()
+        child.wait()

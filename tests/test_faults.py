@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -120,14 +119,13 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_elsewhere(tmp_path, cap
 
 def test_a_second_trainer_is_turned_away_and_a_signal_stops_the_first_cleanly(tmp_path, capsys):
     run = tmp_path / "run"
-    first = subprocess.Popen([sys.executable, "train.py", *TINY, "--steps", "1000000", "--out", str(run)], cwd=ROOT,
-                             stderr=subprocess.PIPE, text=True)
-    while not (run / "checkpoint.pt").exists() and first.poll() is None:
+    first = Child(train.main, [*TINY, "--steps", "1000000", "--out", str(run)], tmp_path)
+    while not (run / "checkpoint.pt").exists() and first.process.is_alive():
         time.sleep(0.05)
     assert train.main(["--resume", str(run)]) == 2 and "another process is writing" in capsys.readouterr().err
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == 130 and f"python train.py --resume {run}" in errors and "Traceback" not in errors
+    status, errors = first.wait(60)
+    assert status == 130 and f"python train.py --resume {run}" in errors and "Traceback" not in errors
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -88,7 +88,7 @@ def everything(run: Path) -> dict:
 
 
 def test_several_processes_leave_what_one_leaves(tmp_path, whole):
-    """By torchrun itself; the jobs of the other tests are forked. Its script is train.py without matplotlib."""
+    """By torchrun itself; the jobs of the other tests are forked. The script is train.py without matplotlib."""
     script = tmp_path / "train.py"
     script.write_text(f"""import sys, types
 sys.path[0] = {str(ROOT)!r}
@@ -96,7 +96,7 @@ sys.modules["cql.analysis.figures.plots"] = types.SimpleNamespace(draw_all=lambd
 import train
 sys.exit(train.main())
 """)
-    ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script,
+    ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script,
                           *SWEEP, "--out", tmp_path / "run"], cwd=ROOT, text=True, capture_output=True, timeout=600,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, ran.stderr
@@ -109,7 +109,7 @@ def test_interrupted_then_killed_it_goes_on_with_any_number_of_processes(tmp_pat
     run = tmp_path / "cut"
     job = here(2, run)
     wait_for_progress(job, run)
-    os.kill(job.process.pid, signal.SIGINT)  # as Ctrl-C does
+    job.send_signal(signal.SIGINT)  # as Ctrl-C does
     status, errors = job.wait()
     assert status != 0 and errors.count("stopped after update ") == errors.count("Go on with: the same command\n") == 1
 

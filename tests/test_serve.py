@@ -49,7 +49,7 @@ from cql.network import PopulationMLP
 from cql.policy import Policy
 from cql.world import World
 from tests import browser
-from tests.faults import MALFORMED, malformed
+from tests.faults import MALFORMED, Child, malformed
 
 pytestmark = pytest.mark.slow
 BC, ONE, SIX = "bc-s42-d42", "cql-a1-s42-d42", "cql-a6-s42-d42"
@@ -465,23 +465,26 @@ def test_outputs_that_are_not_finite_are_no_decision():
 
 
 @contextmanager
-def service(registry, *options):
-    """A running one: its port and its process, which is stopped at the end if it still runs."""
-    process = subprocess.Popen([sys.executable, "-m", "cql", "serve", str(registry), "--port", "0", *options],
-                               cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+def forked(registry, folder, *options):
+    """The port of a service in a fork of this process, which is stopped at the end, and the fork.
+
+    Its decisions are recorded in ``folder / "decisions"``.
+    """
+    child = Child(serve.main, [str(registry), "--port", "0", "--decisions", str(folder / "decisions"), *options],
+                  folder)
     try:
-        port = int(re.search(r"http://\S+:(\d+)", process.stdout.readline())[1])
-        # the answer comes once the service has started
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/readyz")
-        assert connection.getresponse().status == 200
-        connection.close()
-        yield port, process
+        port = int(re.search(r"http://\S+:(\d+)", child.first_line())[1])
+        waited_for(lambda: answers(port))
+        yield port, child
     finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-        process.stdout.close()
+        child.process.terminate()
+        child.wait()
+
+
+def answers(port: int) -> bool:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
 
 
 def malformed_statuses(port: int, number: int) -> Counter:
@@ -504,7 +507,7 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
     promote(registry, ids[ONE])
     actions = {ids[name]: models[name].policy.act(np.arange(12)).tolist() for name in (ONE, SIX)}
     folder = registry.path.with_name("decisions")
-    with service(registry.path, "--decisions", str(folder), "--keep", "3") as (port, process):
+    with forked(registry.path, folder.parent, "--keep", "3") as (port, child):
         found, stop = Counter(), threading.Event()
 
         def ask():
@@ -532,8 +535,8 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
         print(f"malformed bodies by the status that answers them: {dict(statuses)}")
         assert set(statuses) <= {400, 413, 422}
         with socket.create_connection(("127.0.0.1", port)):  # a connection that only waits does not hold it up
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(20)[0] == 0
     lines = (folder / "decisions.jsonl").read_bytes().splitlines()
     assert len(lines) == found["asked"]
     names = {registry.card(ids[name])["files"]["policy.pt"]: ids[name] for name in (ONE, SIX)}
@@ -541,18 +544,24 @@ def test_a_running_service_answers_across_promotions_and_stops_with_every_decisi
 
 
 def test_an_interrupt_ends_it_as_a_termination_does(copied, tmp_path):
+    """By the command line itself; the services of the other tests are forked."""
     registry, ids = copied
     promote(registry, ids[SIX])
-    with service(registry.path, "--decisions", str(tmp_path / "decisions")) as (port, process):
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+    process = subprocess.Popen([sys.executable, "-m", "cql", "serve", str(registry.path), "--port", "0", "--decisions",
+                                str(tmp_path / "decisions")], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE,
+                               text=True)
+    port = int(re.search(r"http://\S+:(\d+)", process.stdout.readline())[1])
+    waited_for(lambda: answers(port))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 def test_a_running_service_holds_its_decision_log_and_flushes_it(copied, tmp_path):
     registry, ids = copied
     promote(registry, ids[SIX])
     folder = tmp_path / "decisions"
-    with service(registry.path, "--decisions", str(folder)) as (port, _):
+    with forked(registry.path, tmp_path) as (port, _):
         with pytest.raises(RunError, match="another process is writing it"):
             DecisionLog(folder)
         shutil.rmtree(folder)
@@ -580,12 +589,12 @@ def test_every_decision_that_was_answered_is_recorded_after_a_kill(copied, tmp_p
                 json.loads(response.read())
                 answered.append(response.headers["x-request-id"])
 
-    with service(registry.path, "--decisions", str(tmp_path / "decisions")) as (port, process):
+    with forked(registry.path, tmp_path) as (port, child):
         asking = [threading.Thread(target=ask, args=(port,)) for _ in range(4)]
         for thread in asking:
             thread.start()
         waited_for(lambda: len(answered) > 200)
-        process.kill()
+        child.process.kill()
         for thread in asking:
             thread.join()
     lines = (tmp_path / "decisions" / "decisions.jsonl").read_text().split("\n")[:-1]  # the last may be cut short
@@ -598,7 +607,7 @@ def test_the_page_shows_a_browser_what_the_service_answers(copied, models, tmp_p
     registry, ids = copied
     promote(registry, ids[SIX])
     model, cell, action = models[SIX], 1, 1  # beside the hazard, and into it
-    with service(registry.path, "--decisions", str(tmp_path / "decisions")) as (port, _):
+    with forked(registry.path, tmp_path) as (port, _):
         document = browser.dumped(f"http://127.0.0.1:{port}/#cell={cell}&action={action}")
     found = Explainer(model).explain(cell, action)
     assert f"<code>{ids[SIX]}</code>" in document and found["verdict"] == "unsafe" and ">Unsafe.</p>" in document

@@ -22,7 +22,9 @@ pytest.importorskip("telegram")
 
 from cql.commands import bot as bot_command
 from cql.deploy import telegram_bot as bot
+from cql.deploy.map_picture import map_picture  # here, before pictures are blank
 from cql.deploy.telegram_bot import Field, NoAnswer, Service, understood
+from tests.faults import Child
 
 pytestmark = pytest.mark.slow
 TOKEN = "12345:STAND-IN_of-a-token"
@@ -103,7 +105,6 @@ def test_with_the_service_itself(deployable, tmp_path):
 
     from cql.deploy.app import create_app
     from cql.deploy.gate import Limits
-    from cql.deploy.map_picture import map_picture
     from cql.deploy.model import Model
     from cql.deploy.store import Registry
 
@@ -253,9 +254,9 @@ class StandInService:
 
 
 @contextmanager
-def running(service, telegram, *arguments, token=TOKEN):
-    """The bot as a process. Yields it, once it polls."""
-    environment = os.environ | {"TELEGRAM_BOT_TOKEN": token, "GLASSBOX_TOKEN": SERVICE_TOKEN, "PYTHONPATH": str(ROOT)}
+def running(service, telegram, *arguments):
+    """The bot as a process of its own, which it yields."""
+    environment = os.environ | {"TELEGRAM_BOT_TOKEN": TOKEN, "GLASSBOX_TOKEN": SERVICE_TOKEN, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "cql", "bot", service, "--api-base", f"{telegram}/bot", *arguments]
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -263,6 +264,18 @@ def running(service, telegram, *arguments, token=TOKEN):
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def forked(folder, service, telegram, token=TOKEN):
+    """The bot as a fork of this process, which it yields."""
+    child = Child(bot_command.main, [service, "--api-base", f"{telegram}/bot"], folder, TELEGRAM_BOT_TOKEN=token,
+                  GLASSBOX_TOKEN=SERVICE_TOKEN)
+    try:
+        yield child
+    finally:
+        child.process.kill()
+        child.wait()
 
 
 @pytest.fixture(scope="module")
@@ -370,24 +383,25 @@ def test_other_chats_are_refused(talking):
     assert service.asked == [] and telegram.ask("0 0", chat=-1008)[0] == "sendPhoto"
 
 
-def test_a_service_that_is_down_gets_one_sentence_and_no_chats_means_all():
+def test_a_service_that_is_down_gets_one_sentence_and_no_chats_means_all(tmp_path):
     telegram = Telegram()
-    with serving(telegram) as api, running("http://127.0.0.1:9", api) as process:
+    with serving(telegram) as api, forked(tmp_path, "http://127.0.0.1:9", api) as child:
         assert telegram.says("0 0", chat=99) == "The service cannot be reached: try again later."
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and out == "answering as @standin_bot, in every chat\n" and "Traceback" not in err
+        child.send_signal(signal.SIGINT)
+        status, err = child.wait(60)
+    assert status == 0 and child.printed.read_text() == "answering as @standin_bot, in every chat\n"
+    assert "Traceback" not in err
 
 
-def test_a_failure_of_the_bot_itself_is_told_and_logged():
+def test_a_failure_of_the_bot_itself_is_told_and_logged(tmp_path):
     telegram, service = Telegram(), StandInService()
     service.faults["/v1/map"] = (200, MAP | {"board": MAP["board"] | {"cells": [0]}})  # fewer than it has
-    with serving(telegram) as api, serving(service) as address, running(address, api) as process:
+    with serving(telegram) as api, serving(service) as address, forked(tmp_path, address, api) as child:
         assert telegram.says("0 1 down") == "Something went wrong here: ask again later."
         service.faults.clear()
         assert telegram.ask("0 0 down")[0] == "sendPhoto"
-        process.send_signal(signal.SIGTERM)
-        err = process.communicate(timeout=60)[1]
+        child.send_signal(signal.SIGTERM)
+        err = child.wait(60)[1]
     assert err.count("a message was not answered") == err.count("Traceback") == 1
     assert not (TOKEN in err or SERVICE_TOKEN in err)
 
@@ -401,14 +415,14 @@ def test_an_interrupt_before_the_bot_runs_ends_it_without_a_traceback(monkeypatc
     assert bot_command.main(["http://x"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_refused_token_is_not_shown():
+def test_a_refused_token_is_not_shown(tmp_path):
     wrong = "999:WRONG-token"
-    with serving(Telegram()) as api, running("http://127.0.0.1:9", api, token=wrong) as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    with serving(Telegram()) as api, forked(tmp_path, "http://127.0.0.1:9", api, token=wrong) as child:
+        status, err = child.wait(60)
+    assert status == 2
     last = "error: the Bot API cannot be used (The token `<token>` was rejected by the server.)."
     assert err.splitlines()[-1] == last
-    assert "WRONG" not in out + err and "Traceback" not in err
+    assert "WRONG" not in child.printed.read_text() + err and "Traceback" not in err
 
 
 def test_records_are_written_without_tokens_in_tracebacks_too():

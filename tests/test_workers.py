@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -11,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 
+import train
 from cql import engine
 from cql.algorithm import Settings, initial_state
 from cql.collect import datasets_for
@@ -21,6 +21,7 @@ from cql.errors import RunError
 from cql.losses import Objective
 from cql.network import PopulationMLP
 from cql.sampling import Transitions
+from tests.faults import Child
 
 pytestmark = pytest.mark.slow
 FORKS = pytest.mark.skipif(not workers.FORKS, reason="worker processes are forked on Linux only")
@@ -102,24 +103,28 @@ def test_workers_are_deaf_to_what_stops_the_group(number, transitions):
     assert [step for step, _, _ in updates] == [40, 60]
 
 
+def train_in_a_group(argv: list[str]) -> int:
+    os.setsid()
+    torch.set_num_threads(2)
+    return train.main(argv)
+
+
 @FORKS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint(number, tmp_path):
     """As torchrun and schedulers send it: parent and workers at once."""
-    job = subprocess.Popen([sys.executable, "train.py", "--episodes", "30", "--num-seeds", "4", "--hidden", "8",
-                            "--bc-steps", "0", "--steps", "1000000", "--out", str(tmp_path / "run")],
-                           start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    job = Child(train_in_a_group, ["--episodes", "30", "--num-seeds", "4", "--hidden", "8", "--bc-steps", "0",
+                                   "--steps", "1000000", "--out", str(tmp_path / "run")], tmp_path)
     log = tmp_path / "run/metrics.csv"
     deadline = time.monotonic() + 60
     while not (log.exists() and "losses" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(job.pid, number)
-    printed = job.communicate(timeout=60)[1]
-    assert job.returncode == 130, printed
+    os.killpg(job.process.pid, number)
+    status, printed = job.wait(60)
+    assert status == 130, printed
     assert (tmp_path / "run/checkpoint.pt").exists() and "want of memory" not in printed
     with pytest.raises(ProcessLookupError):  # nobody of the group is left
-        os.killpg(job.pid, 0)
+        os.killpg(job.process.pid, 0)
 
 
 @FORKS
