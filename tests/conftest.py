@@ -7,17 +7,17 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: the last digits of its sums depend on the threads
 
-import torch  # noqa: E402
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, for tests/test_kernels.py
-
-import train  # noqa: E402
-from cql.analysis.figures import plots, style  # noqa: E402
 from tests import browser  # noqa: E402
 
 MAP = ["S...", ".H..", "...G"]
-DRAW_ALL, PNG = plots.draw_all, style.png
+
+
+def pytest_configure(config):
+    """PyTorch is imported where tests run: the process that hands them out starts the others sooner without it."""
+    if config.option.dist == "no":
+        import torch
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, for tests/test_kernels.py
 
 
 def pytest_addoption(parser):
@@ -27,10 +27,11 @@ def pytest_addoption(parser):
 def pytest_xdist_auto_num_workers(config) -> int:
     """How many processes the whole suite uses; tests that are named run in this one, where ``-s`` works.
 
-    One more than cores: tests of torchrun, servers and browsers mostly wait.
+    One more than cores with the slow ones: tests of torchrun, servers and browsers mostly wait.
     """
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    return min(os.cpu_count() + 1, 4) if whole and config.option.capture != "no" else 0
+    waiting = config.option.markexpr != "not slow"
+    return min(os.cpu_count() + waiting, 4) if whole and config.option.capture != "no" else 0
 
 
 def pytest_sessionfinish():
@@ -45,36 +46,41 @@ def times(request) -> int | None:
 
 @contextlib.contextmanager
 def without_pictures():
+    """Within it there are none. It gives the functions that draw a run and save a picture."""
+    from cql.analysis.figures import plots, style
+    made = plots.draw_all, style.png
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw_all", lambda run: [])
         patch.setattr(style, "png", lambda figure: bytes(24))  # as long as a PNG's head
-        yield
+        yield made
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures():
     """Runs are not drawn, and the pictures of reports and audits are saved blank: they take most of a small run's time.
 
-    It gives the function that draws a run. A module that needs all pictures has a fixture of this name that does
-    nothing; a test asks for ``drawn``, where they are made and saved blank, or for ``rendered``.
+    It gives the functions that draw a run and save a picture. A module that needs all pictures has a fixture of this
+    name that does nothing; a test asks for ``drawn``, where they are made and saved blank, or for ``rendered``.
     """
-    with without_pictures():
-        yield DRAW_ALL
+    with without_pictures() as made:
+        yield made
 
 
 @pytest.fixture
 def drawn(monkeypatch, no_pictures):
-    monkeypatch.setattr(plots, "draw_all", no_pictures)
+    monkeypatch.setattr("cql.analysis.figures.plots.draw_all", no_pictures[0])
 
 
 @pytest.fixture
-def rendered(drawn, monkeypatch):
-    monkeypatch.setattr(style, "png", PNG)
+def rendered(drawn, monkeypatch, no_pictures):
+    monkeypatch.setattr("cql.analysis.figures.style.png", no_pictures[1])
 
 
 @pytest.fixture(scope="session")
 def deployable(tmp_path_factory):
     """The folder of a run in which nobody writes, on a map of 12 cells: bc-s42-d42, cql-a1-s42-d42, cql-a6-s42-d42."""
+    import train
+
     folder = tmp_path_factory.mktemp("deployable")
     (folder / "map.txt").write_text("\n".join(MAP))
     with without_pictures():

@@ -6,9 +6,9 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 import envs
 from cql.analysis.evaluation import Rollouts, Support
@@ -177,7 +177,7 @@ def test_collection_logs_the_exact_propensities(many):
     seen = expected > 0
     chi2 = ((counts[visited] - expected)[seen] ** 2 / expected[seen]).sum()
     freedom = seen.sum() - visited.sum()
-    assert stats.chi2.sf(chi2, freedom) > 1e-4
+    assert scipy.stats.chi2.sf(chi2, freedom) > 1e-4
 
 
 def test_collection_follows_the_model_and_slips_are_independent_of_actions(many):
@@ -192,7 +192,7 @@ def test_collection_follows_the_model_and_slips_are_independent_of_actions(many)
         # away from walls three of four slips show; at walls fewer do, so a band rather than a point
         assert 0.02 < slipped[chosen].mean() < 0.045
     greedy = data.behavior_probabilities > 0.3  # whether the policy took its usual move must say nothing of slips
-    p = stats.fisher_exact([[slipped[greedy].sum(), (~slipped[greedy]).sum()],
+    p = scipy.stats.fisher_exact([[slipped[greedy].sum(), (~slipped[greedy]).sum()],
                             [slipped[~greedy].sum(), (~slipped[~greedy]).sum()]]).pvalue
     assert p > 1e-3
 

@@ -5,8 +5,8 @@ import time
 import gymnasium
 import numpy as np
 import pytest
+import scipy
 from mdps import Transitions, dense, random_policies, random_table, roll
-from scipy.optimize import minimize
 
 import envs
 from cql.exact import (
@@ -166,10 +166,11 @@ def test_each_state_against_scipy(td_loss):
                     td = x ** 2 if td_loss == "mse" else np.where(x <= 1, x ** 2 / 2, x - 0.5)
                     return b @ (weights * td).sum(-1) + alpha * (q.max() + np.log(np.exp(q - q.max()).sum()) - b @ q)
 
-                scipy, ours = minimize(loss, (weights * targets).sum(-1), tol=1e-12), solution.q[n, s, logged]
-                assert loss(ours) <= scipy.fun + 1e-9 * (1 + abs(scipy.fun))
-                if td_loss == "mse" and scipy.fun <= loss(ours) + 1e-10:
-                    np.testing.assert_allclose(ours, scipy.x, atol=1e-3 * (1 + alpha))
+                theirs = scipy.optimize.minimize(loss, (weights * targets).sum(-1), tol=1e-12)
+                ours = solution.q[n, s, logged]
+                assert loss(ours) <= theirs.fun + 1e-9 * (1 + abs(theirs.fun))
+                if td_loss == "mse" and theirs.fun <= loss(ours) + 1e-10:
+                    np.testing.assert_allclose(ours, theirs.x, atol=1e-3 * (1 + alpha))
 
 
 def test_undamped_newton_would_fail_where_the_solver_does_not():

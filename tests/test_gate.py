@@ -5,8 +5,8 @@ import math
 import gymnasium
 import numpy as np
 import pytest
+import scipy
 import torch
-from scipy import stats
 
 from cql.analysis.statistics import binomial_cdf, clopper_pearson, cluster_rate, hoeffding
 from cql.collect import make_environment
@@ -176,13 +176,13 @@ def test_without_an_environment_there_is_one_reason(deployable):
 @pytest.mark.parametrize("met, n", [(0, 30), (1, 30), (7, 100), (99, 100), (100, 100), (500, 1000), (3, 20_000)])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
 def test_clopper_pearson_is_scipys(met, n, level):
-    expected = stats.binomtest(met, n).proportion_ci(level, "exact")
+    expected = scipy.stats.binomtest(met, n).proportion_ci(level, "exact")
     np.testing.assert_allclose(clopper_pearson(met, n, level), expected, atol=1e-9, rtol=1e-7)
 
 
 def test_the_binomial_tail_by_hand_and_by_scipy():
     assert binomial_cdf(1, 3, 0.5) == pytest.approx(0.5) and binomial_cdf(0, 2, 0.1) == pytest.approx(0.81)
-    assert binomial_cdf(480, 1000, 0.5) == pytest.approx(stats.binom.cdf(480, 1000, 0.5), rel=1e-9)
+    assert binomial_cdf(480, 1000, 0.5) == pytest.approx(scipy.stats.binom.cdf(480, 1000, 0.5), rel=1e-9)
 
 
 def test_hoeffdings_limits_by_hand():
@@ -214,7 +214,7 @@ def test_the_rate_of_a_cluster_is_covered():
         part = whole * (random.random(200) < np.where(long, 0.1, 0.02))
         low, high = cluster_rate(part, whole, most, level)
         outside += not low <= true <= high
-        steps = stats.binomtest(int(part.sum()), int(whole.sum())).proportion_ci(level, "exact")
+        steps = scipy.stats.binomtest(int(part.sum()), int(whole.sum())).proportion_ci(level, "exact")
         naive += not steps.low <= true <= steps.high
     assert outside <= 300 * 0.2 < naive  # what takes steps for independent promises too much
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
+import scipy
 from mdps import Transitions, dense, random_policies, random_table, roll
-from scipy.optimize import linprog
 
 import envs
 from cql.exact import (
@@ -65,7 +65,8 @@ def test_taxi_against_a_linear_program(gamma):
     reward, on = dense(P)
     num_states = len(reward)
     constraints = (gamma * on - np.eye(num_states)[:, None, :]).reshape(-1, num_states)
-    program = linprog(np.ones(num_states), A_ub=constraints, b_ub=-reward.ravel(), bounds=(None, None), method="highs")
+    program = scipy.optimize.linprog(np.ones(num_states), A_ub=constraints, b_ub=-reward.ravel(), bounds=(None, None),
+                                     method="highs")
     np.testing.assert_allclose(state_value(value_iteration(mdp, gamma)), program.x, atol=1e-7)
     if gamma == 1:
         assert start_distribution(mdp) @ program.x == pytest.approx(7.93)

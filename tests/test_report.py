@@ -48,7 +48,7 @@ def run(tmp_path_factory, no_pictures):
     (folder / HOSTILE).write_text("S..H.\n.H...\n....G\n")
     assert train.main([*TINY, "--map", str(folder / HOSTILE), "--alpha", "0", "5", "--num-seeds", "2",
                        "--num-datasets", "2", "--episodes", "20", "--out", str(folder / "run")]) == 0
-    no_pictures(RunFolder.open(folder / "run"))
+    no_pictures[0](RunFolder.open(folder / "run"))
     before = RunFolder.open(folder / "run").files()
     assert evaluate.main([str(folder / "run"), "--episodes", "3", "--report"]) == 0
     added = set(RunFolder.open(folder / "run").files()) - set(before)

@@ -1,8 +1,8 @@
 """Minibatches: uniform, paired by seed, independent of company, cut at the data's end."""
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from cql.dataset import OfflineDataset
 from cql.sampling import Transitions, _splitmix64, uniform_bits
@@ -38,7 +38,7 @@ def test_draws_are_uniform_and_uncorrelated():
     assert bits.min() >= 0 and bits.max() < 2**32
     u = bits.double() / 2**32
     for m in range(2):
-        assert stats.kstest(u[:, m].flatten().numpy(), "uniform").pvalue > 1e-3
+        assert scipy.stats.kstest(u[:, m].flatten().numpy(), "uniform").pvalue > 1e-3
     pairs = [(u[:, 0], u[:, 1]), (u[:-1, 0], u[1:, 0]), (u[:, 0, :-1], u[:, 0, 1:])]  # seeds, updates, positions
     for a, b in pairs:
         correlation = np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
-import scipy.stats
+import scipy
 
 import train
 from cql.analysis import ope, selection

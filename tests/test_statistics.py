@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
+import scipy
 
 from cql.analysis import statistics
 from cql.analysis.results import Results

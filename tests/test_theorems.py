@@ -3,8 +3,8 @@
 import gymnasium
 import numpy as np
 import pytest
+import scipy
 from mdps import Transitions, random_policies, random_table, roll
-from scipy.optimize import minimize
 
 import envs
 from cql.commands import theorems as theorems_command
@@ -261,7 +261,8 @@ def test_theorem_3_4_by_a_minimiser_that_knows_no_formula():
     found = theorem_3_4(mdp, counts, mu, values, half, GAMMA)
     for s in np.flatnonzero(counts.any(-1)):
         b, m, t = (x[s, counts[s] > 0] for x in (beta, mu, y))
-        q = minimize(lambda q, b=b, m=m, t=t: half * (m - b) @ q + b @ (q - t) ** 2 / 2, np.zeros(len(b)), tol=1e-12).x
+        q = scipy.optimize.minimize(lambda q, b=b, m=m, t=t: half * (m - b) @ q + b @ (q - t) ** 2 / 2,
+                                    np.zeros(len(b)), tol=1e-12).x
         assert (b - m) @ (q - t) == pytest.approx(found.left[s], abs=1e-5)
 
 
