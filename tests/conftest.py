@@ -34,6 +34,12 @@ def pytest_xdist_auto_num_workers(config) -> int:
     return min(os.cpu_count() + waiting, 4) if whole and config.option.capture != "no" else 0
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that no process is left with one of them at the end."""
+    longest = ["test_ranks.py", "test_export.py", "test_faults.py", "test_exercises.py", "test_training.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 def pytest_sessionfinish():
     if browser.started.cache_info().currsize:
         browser.started().close()
@@ -74,6 +80,12 @@ def drawn(monkeypatch, no_pictures):
 @pytest.fixture
 def rendered(drawn, monkeypatch, no_pictures):
     monkeypatch.setattr("cql.analysis.figures.style.png", no_pictures[1])
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Pictures of a tenth of the pixels, for tests that do not look at those."""
+    monkeypatch.setattr("cql.analysis.figures.style.DPI", 50)
 
 
 @pytest.fixture(scope="session")

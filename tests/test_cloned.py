@@ -93,7 +93,7 @@ def test_only_bc_has_its_own_transitions(batch_size):
 @pytest.mark.parametrize("batch_size, tolerance", [("full", 0.003), (64, 0.04)])
 def test_trained_bc_is_the_exact_bc_of_the_episodes_it_clones(data, batch_size, tolerance, trainer):
     """Its probabilities are the frequencies of what it clones; those of all episodes are far from them."""
-    fit = cql.fit(data, algorithm="bc", bc_top=0.2, hidden=(0,), lr=0.2, steps=2000, log_every=500,
+    fit = cql.fit(data, algorithm="bc", bc_top=0.2, hidden=(0,), lr=0.2, steps=1000, log_every=500,
                   batch_size=batch_size, trainer=trainer)
     counts = pair_counts(cloned_episodes(fit.config, data, fit.world), fit.world.inputs)
     assert fit.config.bc_name == "BC of the best 20 % of episodes" and 0 < counts.sum() < len(data) / 2

@@ -135,9 +135,9 @@ def test_a_block_never_leaves_the_device(datasets, case, name, monkeypatch):
     monkeypatch.setattr(torch, "_fused_adam_", fake_adam)
     cohort = cohort_on("meta", datasets, name, **CASES[case])
     with OnDevice() as mode:
-        for start, end in blocks(cohort.settings.target_interval):
+        for start, end in blocks(cohort.settings.target_interval, end=14):
             cohort.block_of_updates(start, end)
-    assert mode.operations > 26 * 5  # it was the device that worked
+    assert mode.operations > 14 * 5  # it was the device that worked
     assert all(tensor.is_meta for tensor in tree_leaves((cohort.state, cohort.terms)))
 
 

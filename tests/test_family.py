@@ -31,7 +31,7 @@ from cql.policy import Policy
 from cql.world import World, exact_solution
 from tests.mdps import random_policies, random_table, roll
 
-ALPHAS, GAMMA = [0.1, 1.0, 6.0, 50.0], 0.9
+ALPHAS, GAMMA, SOONER = [0.1, 1.0, 6.0, 50.0], 0.9, 0.7  # with SOONER tables are trained
 
 
 def case(seed: int):
@@ -149,8 +149,8 @@ FAMILY = [dict(penalty="logsumexp", supported=True), dict(penalty="logsumexp", t
 def test_a_trained_table_ends_at_the_exact_solution(data, settings):
     # rho = softmax Q_target follows the target network, slowly at large alpha
     alphas = ALPHAS[:3] if settings["penalty"] == "previous" else ALPHAS
-    fit = cql.fit(data, alpha=alphas, steps=1200, hidden=(0,), lr=0.3, log_every=1200, gamma=GAMMA,
-                  target_interval=10, **settings)
+    fit = cql.fit(data, alpha=alphas, steps=400, hidden=(0,), lr=1.0, log_every=400, gamma=SOONER,
+                  target_interval=3, **settings)
     mdp, counts = fit.world.empirical(data)
     exact = exact_solution(fit.config.objective, mdp, counts, alphas)
     logged = (counts > 0) & ~mdp.terminal[:, None]
@@ -168,19 +168,19 @@ def on_logged(table, counts):
 @pytest.mark.parametrize("penalty, fixed_point", [("push-down", eq1_fixed_point), ("mu", eq2_fixed_point)])
 def test_theorems_3_1_and_3_2_hold_for_trained_tables(data, tmp_path, penalty, fixed_point):
     """Eq. 1 lies below the true Q of its policy pair by pair, Eq. 2 below its true value state by state."""
-    greedy = cql.fit(data, alpha=6.0, steps=500, hidden=(0,), lr=0.1, gamma=GAMMA)
+    greedy = cql.fit(data, alpha=6.0, steps=200, hidden=(0,), lr=0.5, gamma=SOONER)
     greedy.policies[0].save(tmp_path / "greedy.pt")
     for policy in ("behavior", str(tmp_path / "greedy.pt")):
-        fit = cql.fit(data, alpha=[1.0, 6.0], steps=1200, hidden=(0,), lr=0.3, log_every=1200, gamma=GAMMA,
+        fit = cql.fit(data, alpha=[1.0, 6.0], steps=400, hidden=(0,), lr=1.0, log_every=400, gamma=SOONER,
                       target_interval=10, penalty=penalty, target_policy=policy)
         mdp, counts = fit.world.empirical(data)
         logged = (counts > 0) & ~mdp.terminal[:, None]
         seen = logged.any(-1)
         beta = empirical_policy(np.where(logged, counts, 0)).astype(np.float32)
         pi = on_logged(given_policy(fit.config, "target_policy", beta), counts)
-        true_value, true_q = policy_evaluation(mdp, pi, GAMMA)
+        true_value, true_q = policy_evaluation(mdp, pi, SOONER)
         for alpha, trained in zip((1.0, 6.0), fit.q):
-            q = fixed_point(mdp, counts, pi, pi, alpha / 2, GAMMA)
+            q = fixed_point(mdp, counts, pi, pi, alpha / 2, SOONER)
             assert np.abs(trained - q)[logged].max() < 1e-3 * np.ptp(q[logged]), (policy, alpha)
             if penalty == "push-down":
                 assert (trained <= true_q + 1e-3)[logged].all()
@@ -192,7 +192,7 @@ def test_rho_without_the_supported_max_leaves_ood_actions_where_they_start():
     """They get no gradient. Here every logged step costs 1 and action 1 is OOD in state 0, where it starts near 0."""
     data = OfflineDataset.from_arrays([0, 1] * 20, [0, 1] * 20, [-1.0] * 40, [1, 0] * 20, [False, True] * 20)
     for supported in (False, True):
-        fit = cql.fit(data, alpha=6.0, steps=1500, hidden=(0,), lr=0.02, gamma=0.5, target_interval=10, penalty="rho",
+        fit = cql.fit(data, alpha=6.0, steps=300, hidden=(0,), lr=0.1, gamma=0.5, target_interval=10, penalty="rho",
                       supported=supported, trainer="plain")
         start = fit.policies[0].network.initial([42])[0][0].numpy()
         if supported:  # Q(0, 0) = -1 + 0.5 Q(1, 1) = -1.5

@@ -170,7 +170,7 @@ def test_divergence_is_named_and_the_healthy_go_on(tmp_path, monkeypatch, capsys
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch, rendered):
+def test_every_picture_is_drawn_and_says_who_diverged(tmp_path, monkeypatch, rendered, coarse):
     """A value above what any exact solution reaches: the run goes on, the member is flagged as run away."""
     after_each_yield(monkeypatch, lambda name, step, state: state.parameters[-1].add_(1000 * (name == "cql")))
     said = []

@@ -305,6 +305,7 @@ def test_a_run_with_masks_of_vectors_never_takes_what_does_not_exist(run):
     assert evaluate.main([str(run)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_exported_masked_policy_takes_the_mask_as_its_second_input(run, tmp_path, form):
@@ -320,6 +321,7 @@ def test_an_exported_masked_policy_takes_the_mask_as_its_second_input(run, tmp_p
     assert answer(place, np.ones((2, 3), bool))[1].tolist() == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_export_that_ignores_the_mask_is_not_kept():
     policy = linear_policy(WEIGHT)

@@ -125,7 +125,7 @@ def test_means_belong_to_no_checkpoint(run):
 
 
 @pytest.mark.parametrize("vectors, expected", [(False, ["losses", "silent", "visitation"]), (True, ["losses"])])
-def test_plain_arrays_are_drawn_as_far_as_they_go(tmp_path, vectors, expected):
+def test_plain_arrays_are_drawn_as_far_as_they_go(tmp_path, coarse, vectors, expected):
     random = np.random.default_rng(0)
     states, following = random.integers(0, 6, (2, 60))
     table = random.normal(size=(6, 3)).astype(np.float32)
@@ -139,7 +139,7 @@ def test_plain_arrays_are_drawn_as_far_as_they_go(tmp_path, vectors, expected):
 @pytest.mark.parametrize("options, expected", [
     (["--observation", "coordinates", "--steps", "0"], ["losses", "outcomes", "policy_map", "visitation"]),
     (["--bc-steps", "0", "--gamma", "1"], ALL)])
-def test_one_algorithm_alone_is_drawn(tmp_path, options, expected):
+def test_one_algorithm_alone_is_drawn(tmp_path, coarse, options, expected):
     (tmp_path / "map.txt").write_text("SG\n..\n")
     assert train.main([*TINY, "--map", str(tmp_path / "map.txt"), "--episodes", "3", *options,
                        "--out", str(tmp_path / "run")]) == 0
