@@ -123,6 +123,7 @@ def test_the_audit_declines(run, capsys):
     assert printed.startswith(f"error: {DECLINES}") and printed.count("\n") == 1 and not (run / "audit.json").exists()
 
 
+@pytest.mark.slow
 def test_the_report_declines(run):
     assert evaluate.main([str(run), "--report"]) == 0
     page = (run / "report.html").read_text()

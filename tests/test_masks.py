@@ -359,6 +359,7 @@ def test_the_commands_explanation_takes_a_mask(run, capsys):
     assert explain_command.main(where) == 2 and "was trained with masks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_masked_policy_of_vectors_is_registered_judged_and_served(run, tmp_path):
     pytest.importorskip("httpx")
     pytest.importorskip("prometheus_client")
@@ -411,6 +412,7 @@ def numbered_run(folder, *settings, **changes):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_masked_policy_of_state_numbers_is_served_and_explained(tmp_path):
     pytest.importorskip("fastapi")
     pytest.importorskip("prometheus_client")
@@ -432,6 +434,7 @@ def test_a_masked_policy_of_state_numbers_is_served_and_explained(tmp_path):
     assert again.policy.act(np.arange(2)).tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_supported_policy_is_explained_with_targets_that_are_0_where_nothing_was_logged(tmp_path):
     """State 2 is entered and never acted in: its Q is a guess, and the target has 0 there."""
     last = columns()["terminations"]

@@ -88,6 +88,7 @@ def test_an_environment_without_a_model_is_not_judged():
     assert World.around(env).misfit(data) is None
 
 
+@pytest.mark.slow
 def test_the_exact_commands_say_it(tmp_path, capsys):
     frozen_lake(False).save(tmp_path / "lake.npz")
     data = ["--dataset", str(tmp_path / "lake.npz")]
