@@ -74,7 +74,7 @@ class ReportData:
         for member, q in self.q.items():
             if (exact := self.exact.get(member.data_seed)) is not None:
                 logged = (exact.counts > 0) & ~self.run_data.world.mdp.terminal[:, None]
-                weights, error = exact.counts[logged], np.abs(q - exact.q[exact.at(member.alpha)])[logged]
+                weights, error = exact.counts[logged], np.abs(q[logged] - exact.q[exact.at(member.alpha)][logged])
                 by_alpha[member.alpha][config.data_seeds.index(member.data_seed), config.seeds.index(member.seed)] = (
                     error @ weights / weights.sum())
         return by_alpha
