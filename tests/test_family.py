@@ -31,6 +31,8 @@ from cql.policy import Policy
 from cql.world import World, exact_solution
 from tests.mdps import random_policies, random_table, roll
 
+pytestmark = pytest.mark.slow
+
 ALPHAS, GAMMA, SOONER = [0.1, 1.0, 6.0, 50.0], 0.9, 0.7  # with SOONER tables are trained
 
 
@@ -144,7 +146,6 @@ FAMILY = [dict(penalty="logsumexp", supported=True), dict(penalty="logsumexp", t
           dict(penalty="rho", supported=True), dict(penalty="previous", supported=True)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", FAMILY, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_a_trained_table_ends_at_the_exact_solution(data, settings):
     # rho = softmax Q_target follows the target network, slowly at large alpha
@@ -164,7 +165,6 @@ def on_logged(table, counts):
     return np.where((counts > 0).any(-1, keepdims=True), table, 1 / counts.shape[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("penalty, fixed_point", [("push-down", eq1_fixed_point), ("mu", eq2_fixed_point)])
 def test_theorems_3_1_and_3_2_hold_for_trained_tables(data, tmp_path, penalty, fixed_point):
     """Eq. 1 lies below the true Q of its policy pair by pair, Eq. 2 below its true value state by state."""
@@ -209,7 +209,6 @@ TINY = ["--map", "random:6:1", "--episodes", "30", "--hidden", "8", "--bc-steps"
         "10", "--device", "cpu"]
 
 
-@pytest.mark.slow
 def test_a_supported_run_is_judged_and_audited_and_a_given_policy_is_kept(tmp_path, capsys):
     assert train.main([*TINY, "--supported", "--alpha", "0.01", "6", "--out", str(tmp_path / "s")]) == 0
     assert evaluate.main([str(tmp_path / "s"), "--audit", "--report"]) == 0

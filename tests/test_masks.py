@@ -36,6 +36,8 @@ from cql.sampling import Transitions
 from cql.scales import Scales, resolved
 from cql.world import World
 
+pytestmark = pytest.mark.slow
+
 EXIST = np.array([[1, 1, 0], [1, 1, 1]], bool)  # by place
 ANY = Limits(max_hazard=1.0, min_return=-1e9, max_unsupported=1.0, episodes=30)
 
@@ -305,7 +307,6 @@ def test_a_run_with_masks_of_vectors_never_takes_what_does_not_exist(run):
     assert evaluate.main([str(run)]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_exported_masked_policy_takes_the_mask_as_its_second_input(run, tmp_path, form):
@@ -321,7 +322,6 @@ def test_an_exported_masked_policy_takes_the_mask_as_its_second_input(run, tmp_p
     assert answer(place, np.ones((2, 3), bool))[1].tolist() == [2, 2]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_export_that_ignores_the_mask_is_not_kept():
     policy = linear_policy(WEIGHT)
@@ -359,7 +359,6 @@ def test_the_commands_explanation_takes_a_mask(run, capsys):
     assert explain_command.main(where) == 2 and "was trained with masks" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_masked_policy_of_vectors_is_registered_judged_and_served(run, tmp_path):
     pytest.importorskip("httpx")
     pytest.importorskip("prometheus_client")
@@ -412,7 +411,6 @@ def numbered_run(folder, *settings, **changes):
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_a_masked_policy_of_state_numbers_is_served_and_explained(tmp_path):
     pytest.importorskip("fastapi")
     pytest.importorskip("prometheus_client")
@@ -434,7 +432,6 @@ def test_a_masked_policy_of_state_numbers_is_served_and_explained(tmp_path):
     assert again.policy.act(np.arange(2)).tolist() == [1, 2]
 
 
-@pytest.mark.slow
 def test_a_supported_policy_is_explained_with_targets_that_are_0_where_nothing_was_logged(tmp_path):
     """State 2 is entered and never acted in: its Q is a guess, and the target has 0 there."""
     last = columns()["terminations"]

@@ -21,6 +21,8 @@ from cql.world import World
 from tests import browser
 from tests.test_explain import small_model
 
+pytestmark = pytest.mark.slow
+
 LAKE = {"id": "FrozenLake-v1", "arguments": {"is_slippery": False}, "max_episode_steps": 30}
 WINDS = ["west", "south", "east", "north"]
 
@@ -123,7 +125,6 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_the_exact_curve_and_the_audit_say_the_names(run, tmp_path, capsys):
     assert phase_command.main(["--dataset", str(run.parent / "d.npz"), "--alpha", "0.001", "0.01", "0.1", "--out",
                                str(tmp_path / "phase")]) == 0
@@ -142,7 +143,6 @@ def test_data_of_another_model_are_said_so_by_name(run, tmp_path, capsys):
     assert f"action {WINDS[arrays['actions'][0]]} in state 0 cannot lead to state" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @browser.needed
 def test_the_reports_page_says_the_names(run):
     assert evaluate.main([str(run), "--report"]) == 0
@@ -151,7 +151,6 @@ def test_the_reports_page_says_the_names(run):
     assert all(f">{wind}</th>" in heads for wind in WINDS) and "← left" not in heads
 
 
-@pytest.mark.slow
 def test_export_and_the_card_say_the_names(run, tmp_path, capsys):
     assert export_command.main([str(run), str(tmp_path / "out")]) == 0
     import torch
