@@ -7,8 +7,9 @@ pytest.importorskip("triton")
 
 from cql.engine import kernels  # noqa: E402
 from cql.engine.pairs import pairs_of, sum_by_pair  # noqa: E402
-from cql.engine.passes import steps_on  # noqa: E402
+from cql.engine.passes import Passes, steps_on  # noqa: E402
 from cql.engine.steps import PYTORCH, Layer  # noqa: E402
+from cql.network import PopulationMLP  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # there interpreted: tests/conftest.py
 SIZES = [(1, 70, 40, 33), (3, 16, 2, 70), (2, 70, 33, 5), (7, 5, 4, 3), (5, 1, 1, 1)]
@@ -29,7 +30,7 @@ def layer_of(members, inputs, outputs):
     weight, bias = numbers(members, outputs, inputs), numbers(members, 1, outputs)
     moments = [numbers(k, *tensor.shape)[0].abs() for tensor in (weight, bias) for k in (2, 3)]
     nothing = [torch.full_like(tensor, torch.nan) for tensor in (weight, bias)]
-    return Layer(weight, weight.mT, bias, bias.mT, nothing[0], nothing[1].mT, moments)
+    return Layer(weight, weight.mT, bias, bias.mT, *nothing, moments[:2], moments[2:])
 
 
 def by_both(shape, work):
@@ -47,7 +48,7 @@ def test_layers(members, rows, inputs, outputs):
     layer, below = layer_of(members, inputs, outputs), numbers(1, rows, inputs).expand(members, -1, -1)
     above = by_both((members, rows, outputs), lambda steps, memory: steps.hidden_layer(layer, below, memory))
     assert (above == 0).any() or rows == 1
-    outputs = by_both((members, outputs, rows), lambda steps, memory: steps.last_layer(layer, below.mT, memory))
+    outputs = by_both((members, outputs, rows), lambda steps, memory: steps.last_layer(layer, below, memory))
     torch.testing.assert_close(outputs.mT.relu(), above)
 
 
@@ -64,16 +65,36 @@ def test_deltas(members, rows, inputs, outputs, last):
 @pytest.mark.parametrize("members, rows, inputs, outputs", SIZES)
 def test_the_step_of_a_layer_is_adams_with_its_gradient(members, rows, inputs, outputs, last):
     below = numbers(1, rows, inputs).expand(members, -1, -1)
-    delta_mT = numbers(members, outputs, rows) if last else numbers(members, rows, outputs).mT
+    delta = numbers(members, outputs, rows).mT if last else numbers(members, rows, outputs)
     rate, number = torch.tensor(1e-2, device=DEVICE), torch.tensor(7.0, device=DEVICE)
     layer, expected = layer_of(members, inputs, outputs), layer_of(members, inputs, outputs)
-    kernels.weight_step(layer, delta_mT, below, rate, number)
-    PYTORCH.weight_step(expected, delta_mT, below, rate, number)
-    gradients = [expected.weight_gradient, expected.bias_gradient_mT.mT]
-    PYTORCH.adam([expected.weight, expected.bias], gradients, expected.moments[::2], expected.moments[1::2], rate,
-                 number)
-    torch.testing.assert_close([layer.weight, layer.bias, *layer.moments],
-                               [expected.weight, expected.bias, *expected.moments], rtol=1e-5, atol=1e-6)
+    kernels.weight_step(layer, delta, below, rate, number)
+    PYTORCH.weight_step(expected, delta, below, rate, number)
+    first, second = zip(expected.weight_moments, expected.bias_moments)
+    PYTORCH.adam([expected.weight, expected.bias], [expected.weight_gradient, expected.bias_gradient], list(first),
+                 list(second), rate, number)
+    torch.testing.assert_close(stepped(layer), stepped(expected), rtol=1e-5, atol=1e-6)
+
+
+def stepped(layer):
+    return [layer.weight, layer.bias, *layer.weight_moments, *layer.bias_moments]
+
+
+@pytest.mark.parametrize("network", [PopulationMLP(9, 3, (20, 6), True), PopulationMLP(2, 3, (20,), False),
+                                     PopulationMLP(9, 3, (), True)], ids=str)
+def test_updates_are_those_of_pytorchs_steps(network):
+    x = numbers(2, 5, 2) if not network.discrete else torch.tensor([[0, 3, 3, 8, 1], [2, 2, 0, 4, 7]], device=DEVICE)
+    inputs = x + 9 * torch.arange(2, device=DEVICE)[:, None] if network.discrete else x
+    found = []
+    for steps in (kernels.FUSED, PYTORCH):
+        state = [[tensor.to(DEVICE) for tensor in network.initial([1, 2])]]
+        state += [[torch.zeros_like(tensor) for tensor in state[0]] for _ in range(2)]
+        passes, q_values = Passes(network, *state, 5, steps), torch.empty(2, 3, 5, device=DEVICE)
+        for number in (1.0, 2.0, 3.0):
+            passes.forward(inputs, q_values)
+            passes.step(q_values.sin(), None, *torch.tensor([0.01, number], device=DEVICE))
+        found.append([q_values, *sum(state, [])])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
@@ -83,7 +104,7 @@ def test_products_are_as_exact_as_those_of_float32_units():
     errors = []
     for steps in (kernels.FUSED, PYTORCH):
         found = torch.empty(16, 256, 64, device=DEVICE)
-        steps.last_layer(layer, below.mT, found)
+        steps.last_layer(layer, below, found)
         errors.append(float((found - exact).abs().max() / exact.abs().max()))
     assert errors[0] <= errors[1] < 1e-6
 
@@ -137,16 +158,16 @@ def test_what_is_not_a_number_stays_so():
     assert delta.isnan().all()
     kernels.delta_below(layer, torch.ones_like(delta), nothing, delta)
     assert not delta.isnan().any()  # as PyTorch's ReLU
-    kernels.weight_step(layer, nothing.mT, torch.ones_like(nothing), *torch.ones(2, device=DEVICE))
-    assert all(tensor.isnan().all() for tensor in (layer.weight, layer.bias, *layer.moments))
+    kernels.weight_step(layer, nothing, torch.ones_like(nothing), *torch.ones(2, device=DEVICE))
+    assert all(tensor.isnan().all() for tensor in stepped(layer))
 
 
 def test_the_same_bits_again():
     found = []
     for _ in range(3):
         layer = layer_of(4, 33, 64)
-        kernels.weight_step(layer, numbers(4, 64, 500), numbers(4, 500, 33), *torch.ones(2, device=DEVICE))
-        found.append(layer.moments)
+        kernels.weight_step(layer, numbers(4, 100, 64), numbers(4, 100, 33), *torch.ones(2, device=DEVICE))
+        found.append(stepped(layer))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found))
 
 

@@ -1,12 +1,12 @@
 """The steps of ``cql.engine.steps`` as one CUDA kernel each, in Triton.
 
-The gradient of a weight is never written: the kernel that sums it makes Adam's step with it. Products in the forward
-pass and of the deltas are each made of three products of tensor cores (TF32): every number is split into two of 11
-bits, and the product of the two smaller ones is left out. Their sums are nearer to the exact ones than those of float32
-units (docs/cuda.md), which round after every term.
+The gradient of a weight is never written: the kernel that sums it makes Adam's step with it. That kernel waits for
+memory, so that its products may use the units of float32. The other products use the tensor cores, with three products
+of TF32 each: x = big + small, both with 11 significant bits, and x y = big big + big small + small big. Their results
+are no farther from the exact ones (``tests/test_kernels.py``).
 
-``tests/test_kernels.py`` compares them with PyTorch's. Every sum is made in one order, so that a step gives the same
-bits again. Comparisons are written so that NaN stays NaN.
+``program (…)`` says what one instance of a kernel computes; it finds its part from its number. Every sum is made in one
+order, so that repeating a step gives the same bits. Comparisons are written so that NaN stays NaN.
 """
 
 import math
@@ -19,10 +19,9 @@ from torch import Tensor
 from cql.engine.pairs import Pairs, slope
 from cql.engine.steps import ADAM, PYTORCH, Layer, Steps
 
-ELEMENTS = 1024  # of one program
-MOST_PARTS = 2**16 - 1  # of a grid's second axis
-PROGRAMS = 264  # at least, where there is enough to do: two for each of a large device's multiprocessors
-PRECISION = "tf32x3"  # of products, where it is faster than float32's own units; "ieee" are those
+ELEMENTS = 1024  # numbers that one program handles
+PROGRAMS = 264  # of a grid, at least, where the work allows: two for each multiprocessor of an H100
+PRECISION = "tf32x3"  # "ieee": the units of float32
 ADAM_NUMBERS = (ADAM["beta1"], ADAM["beta2"], ADAM["eps"], math.log2(ADAM["beta1"]), math.log2(ADAM["beta2"]))
 LARGEST_BATCH = 512  # of larger ones, PyTorch's sum by pairs is faster: it sorts
 
@@ -31,7 +30,7 @@ LARGEST_BATCH = 512  # of larger ones, PyTorch's sum by pairs is faster: it sort
 def _layer(above, below, weight, bias, rows, inputs, outputs, below_member, below_row, above_member, above_row,
            above_column, RELU: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
            COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
-    """above ``[M, R, o]`` = below ``[M, R, i]`` W ``[M, o, i]``^T + b ``[M, o]``, of RELU its positive part; program
+    """above ``[M, R, o]`` = below ``[M, R, i]`` W ``[M, o, i]``^T + b ``[M, o]``, with RELU its positive part; program
     (member, some rows, some columns)."""
     parts = tl.cdiv(outputs, COLUMNS)
     member = (tl.program_id(0) // (tl.cdiv(rows, ROWS) * parts)).to(tl.int64)
@@ -56,8 +55,12 @@ def _layer(above, below, weight, bias, rows, inputs, outputs, below_member, belo
 def _delta_below(delta_below, delta, weight, below, rows, inputs, outputs, delta_member, delta_row, delta_column,
                  RELU: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                  DEPTH: tl.constexpr):
-    """delta_below ``[M, R, i]`` = delta ``[M, R, o]`` W ``[M, o, i]``, of RELU 0 where below is not positive; program
-    (member, some rows, some columns), which computes the transpose: three times TF32 wants delta^T."""
+    """delta_below ``[M, R, i]`` = delta ``[M, R, o]`` W ``[M, o, i]``, with RELU 0 where below is not positive; program
+    (member, some rows, some columns).
+
+    It computes the transpose, W^T delta^T: the tensor cores read the second factor of TF32 along the axis of the sum,
+    which is contiguous in delta and not in W.
+    """
     parts = tl.cdiv(inputs, COLUMNS)
     member = (tl.program_id(0) // (tl.cdiv(rows, ROWS) * parts)).to(tl.int64)
     row = tl.program_id(0) // parts % tl.cdiv(rows, ROWS) * ROWS + tl.arange(0, ROWS)[None, :]
@@ -67,7 +70,8 @@ def _delta_below(delta_below, delta, weight, below, rows, inputs, outputs, delta
     value = tl.zeros((COLUMNS, ROWS), tl.float32)
     for first in range(0, outputs, DEPTH):
         o = first + tl.arange(0, DEPTH)
-        w = tl.load(weight + o[None, :] * inputs, mask=(column < inputs) & (o[None, :] < outputs), other=0.0)
+        w = tl.load(weight + o[None, :].to(tl.int64) * inputs, mask=(column < inputs) & (o[None, :] < outputs),
+                    other=0.0)
         d = tl.load(delta + o[:, None] * delta_column, mask=(row < rows) & (o[:, None] < outputs), other=0.0)
         value = tl.dot(w, d, value, input_precision=PRECISION)
     inside, at = (row < rows) & (column < inputs), (member * rows + row) * inputs + column
@@ -92,9 +96,9 @@ def _adam_at(at, inside, g, parameters, first_moment, second_moment, learning_ra
     tl.store(parameters + at, p - step * m / (tl.sqrt(v) / correction + eps), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["learning_rate", "number"])
 def _weight_step(weight, weight_first, weight_second, bias, bias_first, bias_second, delta, below, learning_rate,
-                 number, rows, inputs, outputs, delta_member, delta_column, delta_row, below_member, below_row,
+                 number, rows, inputs, outputs, delta_member, delta_row, delta_column, below_member, below_row,
                  beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, log2_beta1: tl.constexpr,
                  log2_beta2: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
     """Adam's step of W ``[M, o, i]`` by delta ``[M, R, o]``^T below ``[M, R, i]``, and of b ``[M, o]`` by the sum of
@@ -102,23 +106,24 @@ def _weight_step(weight, weight_first, weight_second, bias, bias_first, bias_sec
     parts = tl.cdiv(inputs, INPUTS)
     member = (tl.program_id(0) // (tl.cdiv(outputs, OUTPUTS) * parts)).to(tl.int64)
     output = tl.program_id(0) // parts % tl.cdiv(outputs, OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
-    input = tl.program_id(0) % parts * INPUTS + tl.arange(0, INPUTS)[None, :]
+    column = tl.program_id(0) % parts * INPUTS + tl.arange(0, INPUTS)[None, :]
     delta += member * delta_member + output[:, None] * delta_column
-    below += member * below_member + input
+    below += member * below_member + column
     gradient = tl.zeros((OUTPUTS, INPUTS), tl.float32)
-    summed = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    deltas = tl.zeros((OUTPUTS, ROWS), tl.float32)  # their sum over the tiles of rows
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         d = tl.load(delta + row[None, :] * delta_row, mask=(output[:, None] < outputs) & (row[None, :] < rows),
                     other=0.0)
-        b = tl.load(below + row[:, None] * below_row, mask=(row[:, None] < rows) & (input < inputs), other=0.0)
+        b = tl.load(below + row[:, None] * below_row, mask=(row[:, None] < rows) & (column < inputs), other=0.0)
         gradient = tl.dot(d, b, gradient, input_precision="ieee")
-        summed += d
-    inside, at = (output[:, None] < outputs) & (input < inputs), (member * outputs + output[:, None]) * inputs + input
+        deltas += d
+    inside = (output[:, None] < outputs) & (column < inputs)
+    at = (member * outputs + output[:, None]) * inputs + column
     _adam_at(at, inside, gradient, weight, weight_first, weight_second, learning_rate, number, beta1, beta2, eps,
              log2_beta1, log2_beta2)
     if tl.program_id(0) % parts == 0:
-        _adam_at(member * outputs + output, output < outputs, tl.sum(summed, 1), bias, bias_first, bias_second,
+        _adam_at(member * outputs + output, output < outputs, tl.sum(deltas, 1), bias, bias_first, bias_second,
                  learning_rate, number, beta1, beta2, eps, log2_beta1, log2_beta2)
 
 
@@ -126,9 +131,9 @@ def _weight_step(weight, weight_first, weight_second, bias, bias_first, bias_sec
 def _cql_gradient(gradient, q_values, targets, weights, row_weights, alpha, rows, slope: tl.constexpr,
                   actions: tl.constexpr, ACTIONS: tl.constexpr, ROWS: tl.constexpr):
     """``W [slope (Q - Y) - alpha] + alpha softmax(Q) sum_a W``, all ``[M, A, R]``; program (member, some rows)."""
-    member = tl.program_id(0).to(tl.int64)
+    member = (tl.program_id(0) // tl.cdiv(rows, ROWS)).to(tl.int64)
     action = tl.arange(0, ACTIONS)[:, None]
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[None, :]
+    row = tl.program_id(0) % tl.cdiv(rows, ROWS) * ROWS + tl.arange(0, ROWS)[None, :]
     inside = (action < actions) & (row < rows)
     at = (member * actions + action) * rows + row
     q = tl.load(q_values + at, mask=inside, other=0.0)
@@ -142,7 +147,7 @@ def _cql_gradient(gradient, q_values, targets, weights, row_weights, alpha, rows
     tl.store(gradient + at, weight * (slope * error - a) + a * row_weight * softmax, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["learning_rate", "number"])
 def _adam(parameters, gradient, first_moment, second_moment, learning_rate, number, count, beta1: tl.constexpr,
           beta2: tl.constexpr, eps: tl.constexpr, log2_beta1: tl.constexpr, log2_beta2: tl.constexpr,
           ELEMENTS: tl.constexpr):
@@ -168,8 +173,8 @@ def hidden_layer(layer: Layer, below: Tensor, above: Tensor) -> None:
     _layer_of(layer, below, above, relu=True)
 
 
-def last_layer(layer: Layer, below_mT: Tensor, outputs: Tensor) -> None:
-    _layer_of(layer, below_mT.mT, outputs.mT, relu=False)
+def last_layer(layer: Layer, below: Tensor, outputs: Tensor) -> None:
+    _layer_of(layer, below, outputs.mT, relu=False)
 
 
 def _layer_of(layer: Layer, below: Tensor, above: Tensor, relu: bool) -> None:
@@ -188,43 +193,44 @@ def delta_below(layer: Layer, delta: Tensor, below: Tensor | None, delta_below: 
                        *delta.stride(), below is not None, PRECISION, *tile)
 
 
-def weight_step(layer: Layer, delta_mT: Tensor, below: Tensor, learning_rate: Tensor, number: Tensor) -> None:
-    members, outputs, rows = delta_mT.shape
+def weight_step(layer: Layer, delta: Tensor, below: Tensor, learning_rate: Tensor, number: Tensor) -> None:
+    members, rows, outputs = delta.shape
     inputs = below.shape[2]
     grid, at_outputs, at_inputs, at_rows = tiles(members, outputs, inputs, 32, 64, rows)
-    _weight_step[grid](layer.weight, *layer.moments[:2], layer.bias, *layer.moments[2:], delta_mT, below, learning_rate,
-                       number, rows, inputs, outputs, *delta_mT.stride(), below.stride(0), below.stride(1),
-                       *ADAM_NUMBERS, at_rows, at_outputs, at_inputs)
+    _weight_step[grid](
+        layer.weight, *layer.weight_moments, layer.bias, *layer.bias_moments, delta, below, learning_rate, number, rows,
+        inputs, outputs, *delta.stride(), below.stride(0), below.stride(1), *ADAM_NUMBERS, at_rows, at_outputs,
+        at_inputs)
 
 
 def tiles(members: int, rows: int, columns: int, most_rows: int, most_columns: int,
           depth: int) -> tuple[tuple[int], int, int, int]:
     """A grid of one axis for products of so many rows and columns, sums over ``depth``; the rows, columns and terms
-    that a program takes at once. A tensor core takes no fewer than 16; a program takes fewer than the most where there
-    would be too few programs for the multiprocessors."""
-    def programs() -> int:
-        return members * triton.cdiv(rows, at_rows) * triton.cdiv(columns, at_columns)
+    that a program takes at once: no fewer than 16, which ``tl.dot`` needs, and no more than leaves ``PROGRAMS``."""
     at_rows, at_columns = (min(max(16, triton.next_power_of_2(size)), most)
                            for size, most in ((rows, most_rows), (columns, most_columns)))
+
+    def programs() -> int:
+        return members * triton.cdiv(rows, at_rows) * triton.cdiv(columns, at_columns)
+
     while programs() < PROGRAMS and (at_rows > 16 or at_columns > 32):
         if at_columns > max(at_rows, 32):
             at_columns //= 2
         else:
             at_rows //= 2
-    terms = 64 if at_rows == 16 else 32
-    return (programs(),), at_rows, at_columns, min(max(16, triton.next_power_of_2(depth)), terms)
+    most_terms = 64 if at_rows == 16 else 32
+    return (programs(),), at_rows, at_columns, min(max(16, triton.next_power_of_2(depth)), most_terms)
 
 
 def cql_gradient(pairs: Pairs, q_values: Tensor, targets: Tensor, alpha: Tensor, td_loss: str) -> Tensor:
+    """All tensors are contiguous."""
     members, actions, rows = q_values.shape
     padded = triton.next_power_of_2(actions)
     at_once = max(1, min(triton.next_power_of_2(rows), ELEMENTS // padded))
-    parts = triton.cdiv(rows, at_once)
-    if parts > MOST_PARTS:
-        return PYTORCH.cql_gradient(pairs, q_values, targets, alpha, td_loss)
     gradient = torch.empty_like(q_values)
-    _cql_gradient[members, parts](gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha, rows,
-                                  slope(td_loss), actions, padded, at_once)
+    _cql_gradient[(members * triton.cdiv(rows, at_once),)](
+        gradient, q_values, targets, pairs.weights, pairs.row_weights, alpha, rows, slope(td_loss), actions, padded,
+        at_once)
     return gradient
 
 
@@ -248,7 +254,9 @@ def sum_by_pair(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor
 def try_on(device: torch.device) -> None:
     """Raises an error if the device cannot do this."""
     one = torch.zeros(1, 1, 1, device=device)
-    delta_below(Layer(*(one,) * 6, [one] * 4), one, one, one.clone())
+    layer = Layer(one, one, one, one, None, None, [one, one], [one, one])
+    delta_below(layer, one, one, one.clone())
+    weight_step(layer, one, one, one, one)
 
 
 FUSED = Steps(hidden_layer, last_layer, delta_below, weight_step, True, adam, cql_gradient, sum_by_pair)

@@ -13,16 +13,16 @@ from torch import Tensor
 from cql.engine.steps import PYTORCH, Layer, Steps
 from cql.network import PopulationMLP
 
-MOST = 2**31 - 1  # numbers of a member that the kernels can count
+MOST_ELEMENTS = 2**31 - 1  # of a member's matrix with the kernels, which count them in 32 bits
 
 
 class Buffers(NamedTuple):
-    """Memory of one number of rows ``R``; ``hidden`` and ``deltas`` per hidden layer ``[M, R, width]``."""
+    """Memory of one number of rows ``R``."""
 
-    hidden: list[Tensor]  # the layer's output
-    last_hidden_mT: list[Tensor]  # of the last one, where there is any
-    deltas: list[Tensor]  # the loss's gradient with respect to it; of the linear network with a table, to Q
-    first_deltas: list[Tensor]  # the first of them behind a row of zeros, [1 + M * R, width]
+    hidden: list[Tensor]  # of every hidden layer its output, [M, R, width]
+    deltas: list[Tensor | None]  # of every layer that of its input, [M, R, i]; None for observations; of the linear
+    # network with a table that of Q
+    first_deltas: Tensor | None  # the first of them behind a row of zeros, [1 + M * R, width]
 
 
 @cache
@@ -44,22 +44,24 @@ class Passes:
     Args:
         parameters, first_moment, second_moment: as in ``cql.algorithm.State``.
         rows: observations of each member that the network reads at once, at most.
-        steps: what the device does beside the products.
+        steps: as the device does them.
     """
 
     def __init__(self, network: PopulationMLP, parameters: list[Tensor], first_moment: list[Tensor],
                  second_moment: list[Tensor], rows: int, steps: Steps):
-        widest = max(network.inputs, network.outputs, *network.hidden)
-        self.steps = steps = steps if rows * widest <= MOST else PYTORCH
+        widest = max(network.outputs, *network.hidden, 0 if network.discrete else network.inputs)
+        self.steps = steps = steps if rows * widest <= MOST_ELEMENTS else PYTORCH
         self.network, self.members = network, len(parameters[0])
-        self.gradients = [torch.zeros_like(tensor) for tensor in parameters]
         first = int(network.discrete)  # after the table: weight, bias, weight, bias, …
+        self.gradients = [torch.zeros_like(tensor) if n < first or not steps.adam_in_weight_step else None
+                          for n, tensor in enumerate(parameters)]
         tensors = list(zip(parameters, self.gradients, first_moment, second_moment))
-        self.layers = [Layer(weight, weight.mT, bias, bias.mT, of_weight, of_bias.mT, [*weight_moments, *bias_moments])
-                       for (weight, of_weight, *weight_moments), (bias, of_bias, *bias_moments)
-                       in zip(tensors[first::2], tensors[first + 1 :: 2])]
-        left = tensors[: first if steps.steps_layers else None]
-        self.left_to_adam = [[tensors[k] for tensors in left] for k in range(4)]
+        self.layers = [
+            Layer(weight, weight.mT, bias, bias.mT, weight_gradient, bias_gradient, weight_moments, bias_moments)
+            for (weight, weight_gradient, *weight_moments), (bias, bias_gradient, *bias_moments)
+            in zip(tensors[first::2], tensors[first + 1 :: 2])]
+        left = [group for group in tensors if group[1] is not None]  # the table, or with PyTorch's steps everything
+        self.adam_tensors = [[group[k] for group in left] for k in range(4)]
         self.widths = network.hidden or ((network.outputs,) if network.discrete else ())  # of deltas
         self.hidden = [parameters[0].new_empty(self.members * rows * width) for width in network.hidden]
         self.deltas = [parameters[0].new_zeros((1 + self.members * rows) * width) for width in self.widths]
@@ -70,7 +72,7 @@ class Passes:
 
     def forward(self, inputs: Tensor, q_values: Tensor) -> None:
         """Writes Q (or the logits) of ``network_inputs`` into ``q_values [M, A, R]``."""
-        network, (hidden, last_mT, _, _) = self.network, self._buffers(inputs.shape[1])
+        network, hidden = self.network, self._buffers(inputs.shape[1]).hidden
         if network.discrete:
             self.rows = inputs.reshape(-1)
             if not network.hidden:
@@ -82,7 +84,7 @@ class Passes:
             self.read = [inputs, *hidden]
         for layer, below, above in zip(self.layers, self.read, self.read[1:]):
             self.steps.hidden_layer(layer, below, above)
-        self.steps.last_layer(self.layers[-1], last_mT[0] if last_mT else inputs.mT, q_values)
+        self.steps.last_layer(self.layers[-1], self.read[-1], q_values)
 
     def step(self, gradient: Tensor, gradient_lines: Tensor | None, learning_rate: Tensor, number: Tensor) -> None:
         """One step of Adam down the gradient of a loss, ``[M, A, R]`` with respect to the last ``forward``'s Q.
@@ -90,22 +92,21 @@ class Passes:
         Args:
             gradient_lines: as ``Block`` has them. number: of the update, the first being 1, which Adam counts.
         """
-        _, _, deltas, first_deltas = self._buffers(gradient.shape[2])
-        delta_mT, discrete = gradient, self.network.discrete
+        _, deltas, first_deltas = self._buffers(gradient.shape[2])
+        delta = gradient.mT
         if not self.layers:
-            deltas[0].copy_(gradient.mT)
+            deltas[0].copy_(delta)
         for n in range(len(self.layers) - 1, -1, -1):
-            layer, below = self.layers[n], self.read[n]
-            delta = deltas[n - (not discrete)] if n or discrete else None  # nothing asks for that of the observations
-            if delta is not None:  # before the step changes the weight
-                self.steps.delta_below(layer, delta_mT.mT, below if n else None, delta)  # a table's rows have no ReLU
-            self.steps.weight_step(layer, delta_mT, below, learning_rate, number)
-            delta_mT = delta.mT if delta is not None else None
-        if discrete and gradient_lines is not None:
-            torch.index_select(first_deltas[0], 0, gradient_lines, out=self.table_gradient)
-        elif discrete:
-            self.table_gradient.zero_().index_add_(0, self.rows, first_deltas[0][1:])
-        parameters, gradients, first_moments, second_moments = self.left_to_adam
+            layer, below, delta_below = self.layers[n], self.read[n], deltas[n]
+            if delta_below is not None:  # it reads the weight, which the step changes; a table's rows have no ReLU
+                self.steps.delta_below(layer, delta, below if n else None, delta_below)
+            self.steps.weight_step(layer, delta, below, learning_rate, number)
+            delta = delta_below
+        if first_deltas is not None and gradient_lines is not None:
+            torch.index_select(first_deltas, 0, gradient_lines, out=self.table_gradient)
+        elif first_deltas is not None:
+            self.table_gradient.zero_().index_add_(0, self.rows, first_deltas[1:])
+        parameters, gradients, first_moments, second_moments = self.adam_tensors
         if parameters:
             self.steps.adam(parameters, gradients, first_moments, second_moments, learning_rate, number)
 
@@ -116,5 +117,6 @@ class Passes:
                       for memory, width in zip(self.hidden, self.network.hidden)]
             flat = [memory[: (1 + count) * width].view(-1, width) for memory, width in zip(self.deltas, self.widths)]
             deltas = [tensor[1:].view(self.members, rows, -1) for tensor in flat]
-            self.buffers[rows] = Buffers(hidden, [tensor.mT for tensor in hidden[-1:]], deltas, flat[:1])
+            discrete = self.network.discrete
+            self.buffers[rows] = Buffers(hidden, deltas if discrete else [None, *deltas], flat[0] if discrete else None)
         return self.buffers[rows]
