@@ -283,7 +283,7 @@ def test_the_same_files_give_the_same_page(run, data, text):
     assert run.verify() == []  # the manifest knows the page and its pictures
 
 
-def test_the_same_numbers_give_the_same_pictures(data, rendered):
+def test_the_same_numbers_give_the_same_pictures(data, rendered, coarse):
     first, second = ({name: path.read_bytes() for name, path in report_figures.draw_report(data).items()}
                      for _ in range(2))
     assert sorted(first) == PICTURES and first == second and all(len(png) > 10_000 for png in first.values())
