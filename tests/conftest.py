@@ -25,18 +25,15 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """How many processes the whole suite uses; tests that are named run in this one, where ``-s`` works.
-
-    One more than cores with the slow ones: tests of torchrun, servers and browsers mostly wait.
-    """
+    """How many processes the whole suite uses; tests that are named run in this one, where ``-s`` works."""
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    waiting = config.option.markexpr != "not slow"
-    return min(os.cpu_count() + waiting, 4) if whole and config.option.capture != "no" else 0
+    return min(os.cpu_count(), 4) if whole and config.option.capture != "no" else 0
 
 
 def pytest_collection_modifyitems(items):
     """Files that take longest come first, so that no process is left with one of them at the end."""
-    longest = ["test_ranks.py", "test_export.py", "test_faults.py", "test_exercises.py", "test_training.py"]
+    longest = ["test_ranks.py", "test_fixed_point.py", "test_export.py", "test_explore.py", "test_plots.py",
+               "test_exercises.py", "test_faults.py", "test_training.py", "test_report.py"]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

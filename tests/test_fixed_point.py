@@ -116,7 +116,7 @@ def test_a_hundred_random_mdps_with_their_invariants(block):
 @pytest.mark.slow
 def test_huber_on_random_mdps():
     """Certified by outcome; p / beta in [1 - 1/alpha, 1 + 1/alpha] whatever the rewards."""
-    for seed in range(12):
+    for seed in (0, 1, 2, 4, 6, 8):  # of every gamma one or two
         mdp, counts, gamma = random_problem(np.random.default_rng(seed))
         beta, logged = empirical_policy(counts), counts > 0
         alphas = np.array([6.0, 1000.0]) if gamma == 0.99 else ALPHAS[::2]
