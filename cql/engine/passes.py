@@ -17,12 +17,18 @@ MOST_ELEMENTS = 2**31 - 1  # of a member's matrix with the kernels, which count 
 
 
 class Buffers(NamedTuple):
-    """Memory of one number of rows ``R``."""
+    """Memory of one number of rows ``R``.
 
-    hidden: list[Tensor]  # of every hidden layer its output, [M, R, width]
-    deltas: list[Tensor | None]  # of every layer that of its input, [M, R, i]; None for observations; of the linear
-    # network with a table that of Q
-    first_deltas: Tensor | None  # the first of them behind a row of zeros, [1 + M * R, width]
+    Attributes:
+        hidden: the output of every hidden layer, ``[M, R, width]``.
+        deltas: for every layer the loss's gradient with respect to its input, ``[M, R, i]``, None for observations;
+            without a layer, that with respect to Q.
+        first_deltas: of a network with a table, the first of them behind a row of zeros, ``[1 + M * R, width]``.
+    """
+
+    hidden: list[Tensor]
+    deltas: list[Tensor | None]
+    first_deltas: Tensor | None
 
 
 @cache
